@@ -1,0 +1,196 @@
+"""The packed batch: jets back to back, no padding and no mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+PER_PARTICLE = ("particles", "pid", "tracks")
+PER_JET = ("label", "condition", "index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jets:
+    """B jets with T particles in all.
+
+    Attributes:
+        particles: (T, 4) float, columns delta eta, delta phi (relative to the jet axis),
+            ln pT and ln E with pT and E in GeV. Each jet's particles in descending pT.
+        offsets: (B + 1,) int64; jet b owns rows ``offsets[b]:offsets[b + 1]``. A jet may be empty.
+        pid: (T,) int64 particle identity, 0 (unknown) to 8, or None.
+        tracks: (T, 4) float tanh d0, d0 error, tanh dz, dz error (mm before the tanh), or None.
+        label: (B,) int64 class of the jet, or None.
+        condition: (B, C) float quantities that condition generation, or None.
+        index: (B,) int64 position of the jet in the training order, or None. It keys the random
+            numbers of a training step, so that they do not depend on how a batch is split.
+    """
+
+    particles: Tensor
+    offsets: Tensor
+    pid: Tensor | None = None
+    tracks: Tensor | None = None
+    label: Tensor | None = None
+    condition: Tensor | None = None
+    index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.particles.ndim != 2 or self.particles.shape[1] != 4:
+            raise ValueError(f"particles must be (T, 4), got {tuple(self.particles.shape)}")
+        if self.offsets.ndim != 1 or self.offsets.dtype != torch.int64 or not len(self.offsets):
+            raise ValueError(
+                f"offsets must be (B + 1,) int64, got {tuple(self.offsets.shape)} "
+                f"{self.offsets.dtype}"
+            )
+        for name, rows in [(n, len(self.particles)) for n in PER_PARTICLE] + [
+            (n, len(self)) for n in PER_JET
+        ]:
+            value = getattr(self, name)
+            if value is not None and len(value) != rows:
+                raise ValueError(f"{name} has {len(value)} rows, expected {rows}")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,) number of particles of each jet."""
+        return self.offsets.diff()
+
+    @property
+    def jet_of_particle(self) -> Tensor:
+        """(T,) index of the jet that each particle belongs to."""
+        return segment_index(self.offsets, len(self.particles))
+
+    @property
+    def rank_in_jet(self) -> Tensor:
+        """(T,) position of each particle in its jet, 0 for the first."""
+        rows = torch.arange(len(self.particles), device=self.particles.device)
+        return rows - self.offsets[self.jet_of_particle]
+
+    def _map(self, function) -> Jets:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Jets(**{k: None if v is None else function(v) for k, v in values.items()})
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Jets:
+        """The same jets on ``device``."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Jets:
+        """The same jets in page-locked memory, for copies to a GPU that overlap its work."""
+        return self._map(lambda t: t.pin_memory())
+
+    def replace(self, **changes) -> Jets:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def select(self, jets: Tensor | slice) -> Jets:
+        """The chosen jets, in the given order.
+
+        Args:
+            jets: (M,) int64 indices or (B,) bool mask, or a slice.
+        """
+        everything = torch.arange(len(self), device=self.offsets.device)
+        chosen = everything[jets]
+        counts = self.counts[chosen]
+        offsets = offsets_from_counts(counts)
+        owner = segment_index(offsets)
+        rows = torch.arange(len(owner), device=owner.device) - offsets[owner]
+        rows += self.offsets[chosen][owner]
+        return self._take(rows, chosen, offsets)
+
+    def keep_particles(self, keep: Tensor) -> Jets:
+        """The same jets without the particles where ``keep`` (T,) bool is false."""
+        kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
+        return self._take(keep.nonzero().squeeze(1), slice(None), kept_before[self.offsets])
+
+    def _take(self, rows: Tensor, jets: Tensor | slice, offsets: Tensor) -> Jets:
+        values = {n: getattr(self, n) for n in PER_PARTICLE + PER_JET}
+        return Jets(
+            offsets=offsets,
+            **{
+                n: None if v is None else v[rows if n in PER_PARTICLE else jets]
+                for n, v in values.items()
+            },
+        )
+
+    @classmethod
+    def concat(cls, batches: Sequence[Jets]) -> Jets:
+        """One batch of all jets, in order. Optional fields must be present in all or in none."""
+        if not batches:
+            raise ValueError("concat needs at least one batch")
+        merged: dict[str, Tensor | None] = {}
+        for name in PER_PARTICLE + PER_JET:
+            values = [getattr(b, name) for b in batches]
+            present = [v for v in values if v is not None]
+            if present and len(present) < len(values):
+                raise ValueError(f"{name} is present in some of the batches only")
+            merged[name] = torch.cat(present) if present else None
+        counts = torch.cat([b.counts for b in batches])
+        return cls(offsets=offsets_from_counts(counts), **merged)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_padded(
+        cls,
+        particles: Tensor,
+        mask: Tensor,
+        *,
+        pid: Tensor | None = None,
+        tracks: Tensor | None = None,
+        label: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Jets:
+        """Packs padded arrays.
+
+        Args:
+            particles: (B, N, 4).
+            mask: (B, N) bool, true where a particle is real. Real particles need not come first.
+            pid: (B, N); tracks: (B, N, 4); label: (B,); condition: (B, C); all optional.
+        """
+        if mask.dtype != torch.bool or mask.shape != particles.shape[:2]:
+            raise ValueError(
+                f"mask must be bool {tuple(particles.shape[:2])}, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
+        return cls(
+            particles=particles[mask],
+            offsets=offsets_from_counts(mask.sum(1)),
+            pid=None if pid is None else pid[mask],
+            tracks=None if tracks is None else tracks[mask],
+            label=label,
+            condition=condition,
+        )
+
+    def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """(particles (B, N, 4) padded with zeros, mask (B, N)), N the longest jet or ``length``."""
+        return pad(self.particles, self.offsets, length)
+
+
+def offsets_from_counts(counts: Tensor) -> Tensor:
+    """(B + 1,) int64 offsets of segments with the given (B,) lengths."""
+    return torch.nn.functional.pad(counts.to(torch.int64).cumsum(0), (1, 0))
+
+
+def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
+    """(T,) index of the segment that owns each row; giving T avoids a host synchronisation."""
+    segments = torch.arange(len(offsets) - 1, device=offsets.device)
+    return segments.repeat_interleave(offsets.diff(), output_size=total)
+
+
+def pad(rows: Tensor, offsets: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Padded (B, N, ...) copy of packed (T, ...) rows, zeros elsewhere, and the (B, N) mask.
+
+    Raises:
+        ValueError: if a segment is longer than ``length``.
+    """
+    counts = offsets.diff()
+    longest = int(counts.max()) if len(counts) else 0
+    if length is not None and longest > length:
+        raise ValueError(f"a jet has {longest} particles, more than the padded length {length}")
+    length = longest if length is None else length
+    mask = torch.arange(length, device=rows.device) < counts[:, None]
+    padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
+    padded[mask] = rows
+    return padded, mask
