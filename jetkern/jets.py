@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,8 @@ class Jets:
         rows = torch.arange(len(self.particles), device=self.particles.device)
         return rows - self.offsets[self.jet_of_particle]
 
-    def _map(self, function) -> Jets:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return Jets(**{k: None if v is None else function(v) for k, v in values.items()})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Jets:
@@ -82,9 +83,9 @@ class Jets:
         """The same jets in page-locked memory, for copies to a GPU that overlap its work."""
         return self._map(lambda t: t.pin_memory())
 
-    def replace(self, **changes) -> Jets:
+    def replace(self, **changes: Tensor | None) -> Jets:
         """A copy with some fields replaced."""
-        return replace(self, **changes)
+        return replace(self, **changes)  # type: ignore[arg-type]
 
     def select(self, jets: Tensor | slice) -> Jets:
         """The chosen jets, in the given order.
@@ -107,7 +108,7 @@ class Jets:
         return self._take(keep.nonzero().squeeze(1), slice(None), kept_before[self.offsets])
 
     def _take(self, rows: Tensor, jets: Tensor | slice, offsets: Tensor) -> Jets:
-        values = {n: getattr(self, n) for n in PER_PARTICLE + PER_JET}
+        values: dict[str, Any] = {n: getattr(self, n) for n in PER_PARTICLE + PER_JET}
         return Jets(
             offsets=offsets,
             **{

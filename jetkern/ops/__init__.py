@@ -1,0 +1,25 @@
+"""Importable ops on packed jets. One folder per op; `reference.py` there is its specification."""
+
+from jetkern.ops.attention import attention
+from jetkern.ops.attention_block import attention_block
+from jetkern.ops.knn import knn
+from jetkern.ops.local_block import local_block
+from jetkern.ops.mlp import dynamic_tanh, mlp
+from jetkern.ops.pair_bias import pair_bias
+from jetkern.ops.pair_features import pair_features, pair_index, pair_offsets
+from jetkern.ops.parameters import BlockParameters, MLPParameters
+
+__all__ = [
+    "BlockParameters",
+    "MLPParameters",
+    "attention",
+    "attention_block",
+    "dynamic_tanh",
+    "knn",
+    "local_block",
+    "mlp",
+    "pair_bias",
+    "pair_features",
+    "pair_index",
+    "pair_offsets",
+]

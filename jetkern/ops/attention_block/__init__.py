@@ -1,0 +1,45 @@
+"""One pre-norm transformer block over packed sets."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from jetkern.ops.checks import check_float, check_offsets, check_shape
+from jetkern.ops.dispatch import implementation
+from jetkern.ops.parameters import BlockParameters
+
+
+def attention_block(
+    x: Tensor,
+    offsets: Tensor,
+    parameters: BlockParameters,
+    heads: int,
+    bias: Tensor | None = None,
+    particle_offsets: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """x + MHA(DynamicTanh(x)), then x + MLP(DynamicTanh(x)), attention within each jet.
+
+    Args:
+        x: (T, D); offsets: (B + 1,) int64 rows of each jet.
+        parameters: weights, see ``BlockParameters``; heads: number of heads, divides D.
+        bias, particle_offsets: as for ``attention``.
+
+    Returns:
+        (T, D).
+
+    Raises:
+        ValueError: for wrong shapes or dtypes.
+    """
+    check_float("x", x)
+    check_shape("x", x, None, parameters.qkv_weight.shape[1])
+    check_offsets("offsets", offsets, x.device)
+    if x.shape[1] % heads:
+        raise ValueError(f"{heads} heads do not divide the width {x.shape[1]}")
+    if bias is not None:
+        check_shape("bias", bias, heads, None)
+        if particle_offsets is None:
+            raise ValueError("a bias needs particle_offsets")
+    run = implementation("attention_block", backend, x)
+    return run(x, offsets, parameters, heads, bias, particle_offsets)

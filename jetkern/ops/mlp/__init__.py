@@ -1,0 +1,36 @@
+"""DynamicTanh and the two-layer perceptron of the Point-Edge Transformer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from jetkern.ops.checks import check_float, check_shape
+from jetkern.ops.dispatch import implementation
+from jetkern.ops.parameters import MLPParameters
+
+
+def dynamic_tanh(x: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
+    """gamma tanh(alpha x), the model's norm (arXiv 2503.10622, without its shift).
+
+    Args:
+        x: (..., D); alpha: (1,); gamma: (D,).
+    """
+    return gamma * (alpha * x).tanh()
+
+
+def mlp(x: Tensor, parameters: MLPParameters, *, backend: str = "auto") -> Tensor:
+    """fc2(DynamicTanh(gelu(fc1(x)))), with the exact (erf) GELU; the norm is optional.
+
+    Args:
+        x: (T, D_in) float.
+        parameters: weights, see ``MLPParameters``.
+
+    Returns:
+        (T, D_out).
+
+    Raises:
+        ValueError: for wrong shapes or dtypes.
+    """
+    check_float("x", x)
+    check_shape("x", x, None, parameters.fc1_weight.shape[1])
+    return implementation("mlp", backend, x)(x, parameters)

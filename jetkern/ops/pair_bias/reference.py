@@ -1,0 +1,13 @@
+"""The interaction bias, written plainly. This file is the specification."""
+
+from torch import Tensor
+
+from jetkern.ops.mlp.reference import mlp
+from jetkern.ops.pair_features import pair_index
+from jetkern.ops.pair_features.reference import pair_features
+from jetkern.ops.parameters import MLPParameters
+
+
+def pair_bias(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> Tensor:
+    i, j = pair_index(offsets)
+    return mlp(pair_features(particles[i], particles[j]), parameters).t()

@@ -1,0 +1,43 @@
+"""Weights of the composite ops, as plain tuples of tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class MLPParameters(NamedTuple):
+    """Weights of ``fc2(norm(gelu(fc1(x))))``, x of width D_in, hidden width C.
+
+    Attributes:
+        fc1_weight: (C, D_in); fc1_bias: (C,) or None.
+        alpha: (1,) and gamma: (C,) of the DynamicTanh after the GELU, or None for no norm.
+        fc2_weight: (D_out, C); fc2_bias: (D_out,) or None.
+    """
+
+    fc1_weight: Tensor
+    fc1_bias: Tensor | None
+    alpha: Tensor | None
+    gamma: Tensor | None
+    fc2_weight: Tensor
+    fc2_bias: Tensor | None
+
+
+class BlockParameters(NamedTuple):
+    """Weights of one pre-norm attention block of width D.
+
+    Attributes:
+        alpha1: (1,) and gamma1: (D,) of the DynamicTanh before the attention.
+        qkv_weight: (3 D, D), rows in the order query, key, value. out_weight: (D, D).
+        alpha2: (1,) and gamma2: (D,) of the DynamicTanh before the MLP.
+        mlp: the MLP's weights.
+    """
+
+    alpha1: Tensor
+    gamma1: Tensor
+    qkv_weight: Tensor
+    out_weight: Tensor
+    alpha2: Tensor
+    gamma2: Tensor
+    mlp: MLPParameters
