@@ -1,0 +1,228 @@
+"""Optimisers of the study, Lion and Ranger, with every update in a few multi-tensor calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+NO_DECAY = ("norm", "token", "scale")
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (Chen et al., arXiv 2302.06675, algorithm 2) with decoupled weight decay.
+
+    ``p <- (1 - lr wd) p - lr sign(b1 m + (1 - b1) g)``, then ``m <- b2 m + (1 - b2) g``.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: b1, the weight of the momentum in the update, and b2, its decay.
+        weight_decay: decoupled weight decay.
+
+    Raises:
+        ValueError: for a negative learning rate or decay, or a beta outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.95, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        if lr < 0 or weight_decay < 0:
+            raise ValueError(f"lr and weight_decay must not be negative, got {lr}, {weight_decay}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), got {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates the parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+            momenta = [self.state[p]["exp_avg"] for p in params]
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
+            torch._foreach_sign_(updates)
+            torch._foreach_add_(params, updates, alpha=-lr)
+            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+        return loss
+
+
+class Lookahead:
+    """Lookahead (Zhang et al., arXiv 1907.08610, algorithm 1) around any optimiser.
+
+    Every ``interval`` steps of the inner optimiser the slow weights move towards the fast ones,
+    ``slow <- slow + alpha (fast - slow)``, and the fast weights restart from there.
+
+    Args:
+        optimizer: the inner optimiser.
+        interval: inner steps per slow step, k in the paper.
+        alpha: size of the slow step.
+
+    Raises:
+        ValueError: for an interval below 1 or an alpha outside (0, 1].
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, interval: int = 6, alpha: float = 0.5
+    ) -> None:
+        if interval < 1 or not 0 < alpha <= 1:
+            raise ValueError(
+                f"lookahead needs interval >= 1 and 0 < alpha <= 1, got {interval}, {alpha}"
+            )
+        self.optimizer = optimizer
+        self.interval = interval
+        self.alpha = alpha
+        self._steps = 0
+        self._slow: list[Tensor] = []
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the inner optimiser."""
+        return self.optimizer.param_groups
+
+    def _fast(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One inner step, and a slow step where one is due."""
+        fast = self._fast()
+        if not self._slow:
+            self._slow = [p.detach().clone() for p in fast]
+        loss = self.optimizer.step(closure)
+        self._steps += 1
+        if self._steps % self.interval == 0:
+            torch._foreach_mul_(fast, self.alpha)
+            torch._foreach_add_(fast, self._slow, alpha=1 - self.alpha)
+            torch._foreach_copy_(self._slow, fast)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner state, the slow weights in parameter order and the step count."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "slow": list(self._slow),
+            "steps": self._steps,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned.
+
+        Raises:
+            ValueError: if the slow weights do not fit the parameters.
+        """
+        fast, slow = self._fast(), state["slow"]
+        if slow and [p.shape for p in slow] != [p.shape for p in fast]:
+            raise ValueError("the slow weights do not have the shapes of the parameters")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._slow = [s.detach().to(p, copy=True) for s, p in zip(slow, fast, strict=bool(slow))]
+        self._steps = state["steps"]
+
+
+def ranger(
+    params: Any,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.95, 0.999),
+    weight_decay: float = 0.0,
+    *,
+    eps: float = 1e-5,
+) -> Lookahead:
+    """Ranger as the study uses it: RAdam with decoupled weight decay inside Lookahead."""
+    radam = torch.optim.RAdam(
+        params,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=True,
+        foreach=True,
+    )
+    return Lookahead(radam)
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    *,
+    new: Collection[str] = (),
+    lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups with and without weight decay, at the base and at the raised learning rate.
+
+    Parameters whose name contains ``norm``, ``token`` or ``scale`` do not decay; biases and
+    embeddings do, as in the reference implementation of arXiv 2606.14870.
+
+    Args:
+        named_parameters: as from ``model.named_parameters()``.
+        weight_decay: of the decaying groups.
+        new: names of parameters that did not come from a checkpoint.
+        lr_factor: learning rate of the new parameters over that of the others.
+
+    Returns:
+        Groups for an optimiser, each with the entry ``lr_factor`` that ``set_lr`` reads.
+
+    Raises:
+        ValueError: if a name in ``new`` is not a parameter.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    missing = set(new)
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        missing.discard(name)
+        decays = not any(word in name.lower() for word in NO_DECAY)
+        groups.setdefault((decays, name in new), []).append(parameter)
+    if missing:
+        raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
+    return [
+        {
+            "params": members,
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_factor": lr_factor if is_new else 1.0,
+        }
+        for (decays, is_new), members in groups.items()
+    ]
+
+
+def set_lr(optimizer: torch.optim.Optimizer | Lookahead, lr: float) -> None:
+    """Sets the learning rate of every group, times the group's ``lr_factor`` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
+def build_optimizer(
+    name: Literal["lion", "ranger"],
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+) -> Lion | Lookahead:
+    """The optimiser called ``name`` on groups from ``parameter_groups``."""
+    if name == "lion":
+        return Lion(groups, lr=lr, betas=betas)
+    if name == "ranger":
+        return ranger(groups, lr=lr, betas=betas)
+    raise ValueError(f"unknown optimizer {name!r}; choose lion or ranger")
