@@ -73,7 +73,8 @@ class Jets:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Jets(**{k: None if v is None else function(v) for k, v in values.items()})
+        moved: dict[str, Any] = {k: v if v is None else function(v) for k, v in values.items()}
+        return Jets(**moved)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Jets:
         """The same jets on ``device``."""
@@ -108,14 +109,11 @@ class Jets:
         return self._take(keep.nonzero().squeeze(1), slice(None), kept_before[self.offsets])
 
     def _take(self, rows: Tensor, jets: Tensor | slice, offsets: Tensor) -> Jets:
-        values: dict[str, Any] = {n: getattr(self, n) for n in PER_PARTICLE + PER_JET}
-        return Jets(
-            offsets=offsets,
-            **{
-                n: None if v is None else v[rows if n in PER_PARTICLE else jets]
-                for n, v in values.items()
-            },
-        )
+        taken: dict[str, Any] = {"offsets": offsets}
+        for name in PER_PARTICLE + PER_JET:
+            value = getattr(self, name)
+            taken[name] = value if value is None else value[rows if name in PER_PARTICLE else jets]
+        return Jets(**taken)
 
     @classmethod
     def concat(cls, batches: Sequence[Jets]) -> Jets:
@@ -195,3 +193,28 @@ def pad(rows: Tensor, offsets: Tensor, length: int | None = None) -> tuple[Tenso
     padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
     padded[mask] = rows
     return padded, mask
+
+
+def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Packed rows in which each segment is the concatenation of the sources' segments.
+
+    Args:
+        sources: pairs of rows (T_s, ...) and offsets (B + 1,), all with the same B.
+
+    Returns:
+        rows (sum T_s, ...) and offsets (B + 1,).
+    """
+    offsets = torch.stack([o for _, o in sources]).sum(0)
+    start = offsets[:-1]
+    joined = sources[0][0].new_empty(sum(len(r) for r, _ in sources), *sources[0][0].shape[1:])
+    for rows, own in sources:
+        shift = (start - own[:-1])[segment_index(own, len(rows))]
+        joined = joined.index_copy(0, torch.arange(len(rows), device=rows.device) + shift, rows)
+        start = start + own.diff()
+    return joined, offsets
+
+
+def last_rows(offsets: Tensor, own: Tensor, total: int) -> Tensor:
+    """(total,) rows of the last ``own.diff()`` entries of each segment of ``offsets``."""
+    shift = (offsets - own)[1:][segment_index(own, total)]
+    return torch.arange(total, device=offsets.device) + shift

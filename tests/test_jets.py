@@ -1,0 +1,102 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jetkern import Jets
+from jetkern.jets import join_segments, last_rows, offsets_from_counts, pad
+
+COUNTS = st.lists(st.integers(0, 9), max_size=8)
+
+
+def make(counts, seed=0, **extra):
+    generator = torch.Generator().manual_seed(seed)
+    total, jets = sum(counts), len(counts)
+    return Jets(
+        particles=torch.randn(total, 4, generator=generator),
+        offsets=offsets_from_counts(torch.tensor(counts, dtype=torch.int64)),
+        pid=torch.randint(0, 9, (total,), generator=generator),
+        label=torch.randint(0, 10, (jets,), generator=generator),
+        index=torch.arange(jets),
+        **extra,
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(COUNTS)
+def test_padded_and_back(counts):
+    jets = make(counts)
+    particles, mask = jets.to_padded(12)
+    pid, _ = pad(jets.pid, jets.offsets, 12)
+    back = Jets.from_padded(particles, mask, pid=pid, label=jets.label)
+    assert torch.equal(back.particles, jets.particles)
+    assert torch.equal(back.offsets, jets.offsets)
+    assert torch.equal(back.pid, jets.pid)
+
+
+@settings(deadline=None, max_examples=50)
+@given(COUNTS, st.randoms())
+def test_select_is_concat_of_single_jets(counts, random):
+    jets = make(counts)
+    order = list(range(len(counts))) * 2
+    random.shuffle(order)
+    chosen = jets.select(torch.tensor(order, dtype=torch.int64))
+    assert chosen.index.tolist() == order
+    for position, jet in enumerate(order):
+        a, b = chosen.offsets[position], chosen.offsets[position + 1]
+        c, d = jets.offsets[jet], jets.offsets[jet + 1]
+        assert torch.equal(chosen.particles[a:b], jets.particles[c:d])
+    if order:
+        again = Jets.concat([jets.select(slice(j, j + 1)) for j in order])
+        assert torch.equal(again.particles, chosen.particles)
+        assert torch.equal(again.offsets, chosen.offsets)
+
+
+@settings(deadline=None, max_examples=50)
+@given(COUNTS)
+def test_keep_particles(counts):
+    jets = make(counts)
+    keep = jets.pid % 2 == 0
+    kept = jets.keep_particles(keep)
+    for jet in range(len(jets)):
+        own = slice(int(jets.offsets[jet]), int(jets.offsets[jet + 1]))
+        rows = kept.particles[kept.offsets[jet] : kept.offsets[jet + 1]]
+        assert torch.equal(rows, jets.particles[own][keep[own]])
+
+
+def test_ranks_and_owners():
+    jets = make([2, 0, 3])
+    assert jets.jet_of_particle.tolist() == [0, 0, 2, 2, 2]
+    assert jets.rank_in_jet.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_join_segments_and_last_rows():
+    a = torch.arange(3.0)[:, None], torch.tensor([0, 1, 1, 3])
+    b = torch.arange(10.0, 14.0)[:, None], torch.tensor([0, 0, 2, 4])
+    rows, offsets = join_segments([a, b])
+    assert rows.flatten().tolist() == [0, 10, 11, 1, 2, 12, 13]
+    assert offsets.tolist() == [0, 1, 3, 7]
+    assert rows[last_rows(offsets, b[1], 4)].flatten().tolist() == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"particles": torch.zeros(5, 3)}, r"particles must be \(T, 4\)"),
+        ({"offsets": torch.zeros(4)}, "offsets must be .* int64"),
+        ({"pid": torch.zeros(4)}, "pid has 4 rows, expected 5"),
+        ({"label": torch.zeros(2)}, "label has 2 rows, expected 3"),
+    ],
+)
+def test_rejects_wrong_shapes(change, message):
+    with pytest.raises(ValueError, match=message):
+        make([2, 0, 3]).replace(**change)
+
+
+def test_refuses_to_pad_too_short_or_to_mix_fields():
+    with pytest.raises(ValueError, match="a jet has 3 particles, more than the padded length 2"):
+        make([3]).to_padded(2)
+    with pytest.raises(ValueError, match="pid is present in some of the batches only"):
+        Jets.concat([make([1]), make([1]).replace(pid=None)])
+    with pytest.raises(ValueError, match="mask must be bool"):
+        Jets.from_padded(torch.zeros(1, 2, 4), torch.ones(1, 2))
