@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         rest = x[last_rows(offsets, rest_offsets, len(x) - len(tokens))]
         for block in self.blocks:
             tokens = block(tokens, token_offsets, rest, rest_offsets)
-        return self.out(self.fc(tokens.reshape(len(offsets) - 1, -1)))
+        return self.out(self.fc(tokens.reshape(len(offsets) - 1, self.tokens * x.shape[1])))
 
 
 class Generator(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ class LocalBlock(nn.Module):
         self.blocks = nn.ModuleList(AttentionBlock(dim, heads, expansion) for _ in range(layers))
 
     def forward(self, particles: Tensor, neighbours: Tensor) -> Tensor:
-        weights = [block.weights for block in self.blocks]  # type: ignore[union-attr]
+        weights = [cast(AttentionBlock, block).weights for block in self.blocks]
         return ops.local_block(particles, neighbours, self.embed.weights, weights, self.heads)
 
 
