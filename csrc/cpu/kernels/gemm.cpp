@@ -1,0 +1,96 @@
+#include "../gemm.h"
+
+namespace jetkern::JETKERN_ISA {
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int ROWS = 12;  // 24 accumulators of 32 registers
+#else
+constexpr int ROWS = 6;  // 12 of 16
+#endif
+constexpr int64_t DEPTH = 256;  // a panel of this many rows stays in the first-level cache
+
+// R rows of C and V vectors of columns, the last of which has `last` columns.
+template <int R, int V, bool PARTIAL>
+void tile(int64_t K, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
+          float* c, int64_t c_row, int64_t last, bool accumulate) {
+  vfloat sum[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) {
+      const float* from = c + r * c_row + v * W;
+      if (!accumulate)
+        sum[r][v] = vfloat{};
+      else
+        sum[r][v] = PARTIAL && v == V - 1 ? load_first(from, last) : load(from);
+    }
+  for (int64_t k = 0; k < K; k++) {
+    vfloat right[V];
+    for (int v = 0; v < V; v++)
+      right[v] = PARTIAL && v == V - 1 ? load_first(b + v * W, last) : load(b + v * W);
+    for (int r = 0; r < R; r++) {
+      vfloat left = splat(a[r * a_row]);
+      for (int v = 0; v < V; v++) sum[r][v] += left * right[v];
+    }
+    a += a_column;
+    b += b_row;
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) {
+      float* to = c + r * c_row + v * W;
+      if (PARTIAL && v == V - 1)
+        store_first(to, sum[r][v], last);
+      else
+        store(to, sum[r][v]);
+    }
+}
+
+template <int R, int V, bool PARTIAL>
+void tile_of(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_column,
+             const float* b, int64_t b_row, float* c, int64_t c_row, int64_t last,
+             bool accumulate) {
+  if constexpr (R > 1)
+    if (rows < R)
+      return tile_of<R - 1, V, PARTIAL>(rows, K, a, a_row, a_column, b, b_row, c, c_row, last,
+                                        accumulate);
+  tile<R, V, PARTIAL>(K, a, a_row, a_column, b, b_row, c, c_row, last, accumulate);
+}
+
+}  // namespace
+
+void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, float* to) {
+  for (int64_t n = 0; n < N; n += PANEL) {
+    int64_t columns = N - n < PANEL ? N - n : PANEL;
+    for (int64_t k = 0; k < K; k++, to += PANEL)
+      for (int64_t i = 0; i < PANEL; i++)
+        to[i] = i < columns ? b[k * row + (n + i) * column] : 0.0f;
+  }
+}
+
+void gemm(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_column, Right b,
+          float* c, int64_t c_row, bool accumulate) {
+  if (M <= 0 || N <= 0) return;
+  int64_t k = 0;
+  do {
+    int64_t depth = K - k < DEPTH ? K - k : DEPTH;
+    for (int64_t n = 0; n < N; n += PANEL) {
+      int64_t columns = N - n < PANEL ? N - n : PANEL;
+      int64_t last = columns > W ? columns - W : columns;
+      const float* right = b.data + n / PANEL * b.panel + k * b.row;
+      for (int64_t m = 0, blocks = (M + ROWS - 1) / ROWS; blocks; blocks--) {
+        int64_t rows = (M - m + blocks - 1) / blocks;  // blocks of about equal height
+        auto* run = columns == PANEL ? tile_of<ROWS, 2, false>
+                    : columns > W    ? tile_of<ROWS, 2, true>
+                    : columns == W   ? tile_of<ROWS, 1, false>
+                                     : tile_of<ROWS, 1, true>;
+        run(rows, depth, a + m * a_row + k * a_column, a_row, a_column, right, b.row,
+            c + m * c_row + n, c_row, last, accumulate);
+        m += rows;
+      }
+    }
+    k += depth;
+    accumulate = true;
+  } while (k < K);
+}
+
+}  // namespace jetkern::JETKERN_ISA

@@ -1,0 +1,55 @@
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "select.h"
+#include "torch.h"
+
+namespace jetkern {
+
+namespace {
+
+Isa best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2"))
+    return Isa::avx2;
+#endif
+  return Isa::portable;
+}
+
+Isa choose() {
+  const char* wish = std::getenv("JETKERN_CPU_ISA");
+  if (!wish || !*wish) return best();
+  const char* names[] = {"portable", "avx2", "avx512"};
+  for (int64_t i = 0; i < 3; i++)
+    if (names[i] == std::string(wish)) {
+      if (static_cast<Isa>(i) > best())
+        throw std::runtime_error(std::string("JETKERN_CPU_ISA=") + wish + ": this CPU has no such");
+      return static_cast<Isa>(i);
+    }
+  throw std::runtime_error(std::string("JETKERN_CPU_ISA=") + wish +
+                           ": choose one of portable, avx2, avx512");
+}
+
+int64_t cpu_isa() { return static_cast<int64_t>(isa()); }
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+}  // namespace jetkern
+
+STABLE_TORCH_LIBRARY_FRAGMENT(jetkern, m) { m.def("cpu_isa() -> int"); }
+
+STABLE_TORCH_LIBRARY_IMPL(jetkern, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&jetkern::cpu_isa));
+}

@@ -1,0 +1,96 @@
+// Vectors of float of the width that this compilation targets. Kernels (csrc/cpu/kernels/*.cpp) are
+// compiled once per instruction set, each time into its own namespace JETKERN_ISA, so nothing
+// compiled for a newer instruction set can be picked by the linker for an older machine.
+// Kernel files must therefore not use templates or inline functions of the standard library.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define JETKERN_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define JETKERN_VECTOR_BYTES 32
+#else
+#define JETKERN_VECTOR_BYTES 16
+#endif
+
+#define JETKERN_INLINE static inline __attribute__((always_inline))
+
+namespace jetkern::JETKERN_ISA {
+
+constexpr int64_t W = JETKERN_VECTOR_BYTES / sizeof(float);  // lanes of a vector
+
+typedef float vfloat __attribute__((vector_size(JETKERN_VECTOR_BYTES)));
+typedef int32_t vint __attribute__((vector_size(JETKERN_VECTOR_BYTES)));
+typedef float vfloat_unaligned
+    __attribute__((vector_size(JETKERN_VECTOR_BYTES), aligned(4), may_alias));
+
+JETKERN_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
+JETKERN_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
+JETKERN_INLINE vfloat splat(float x) { return vfloat{} + x; }
+JETKERN_INLINE vint bits(vfloat v) { return reinterpret_cast<vint&>(v); }
+JETKERN_INLINE vfloat from_bits(vint v) { return reinterpret_cast<vfloat&>(v); }
+JETKERN_INLINE vfloat to_float(vint v) { return __builtin_convertvector(v, vfloat); }
+
+// The first n lanes (0 <= n <= W) of p, zeros in the rest. Never touches memory past p + n.
+JETKERN_INLINE vfloat load_first(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
+#else
+  if (n == W) return load(p);
+  vfloat v{};
+  for (int64_t i = 0; i < n; i++) v[i] = p[i];
+  return v;
+#endif
+}
+
+JETKERN_INLINE void store_first(float* p, vfloat v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
+#else
+  if (n == W) return store(p, v);
+  for (int64_t i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
+JETKERN_INLINE vfloat select(vint mask, vfloat a, vfloat b) { return mask ? a : b; }
+JETKERN_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
+JETKERN_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+JETKERN_INLINE vfloat abs(vfloat a) { return from_bits(bits(a) & 0x7fffffff); }
+
+// v, rounded: keeps the compiler from fusing a product with the sum that follows.
+JETKERN_INLINE vfloat rounded(vfloat v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+// Sum and largest of the lanes, always in the same order.
+JETKERN_INLINE float sum(vfloat v) {
+  float part[W];
+  store(part, v);
+  for (int64_t half = W / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; i++) part[i] += part[i + half];
+  return part[0];
+}
+JETKERN_INLINE float largest(vfloat v) {
+  float part[W];
+  store(part, v);
+  for (int64_t half = W / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; i++) part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
+  return part[0];
+}
+
+JETKERN_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace jetkern::JETKERN_ISA
