@@ -234,19 +234,25 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: naming the file that is missing, damaged or of another format.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version, expected = manifest["format"], manifest["sha256"][STATE]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"checkpoint {folder} has no readable {MANIFEST} ({error})") from error
-    if version != FORMAT:
-        raise RunError(f"checkpoint {folder} has format {version}; this version reads {FORMAT}")
+    expected = _read_manifest(folder)["sha256"][STATE]
     path = folder / STATE
     if not path.is_file():
         raise RunError(f"checkpoint {folder} has no {STATE}")
     if _sha256(path) != expected:
         raise RunError(f"{path} does not have the checksum in its {MANIFEST}: it is damaged")
     return read_tensors(path)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version = manifest["format"]
+        manifest["sha256"][STATE], manifest["facts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"checkpoint {folder} has no readable {MANIFEST} ({error})") from error
+    if version != FORMAT:
+        raise RunError(f"checkpoint {folder} has format {version}; this version reads {FORMAT}")
+    return manifest
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -283,25 +289,32 @@ def load_weights(source: Path | str) -> Weights:
     Raises:
         RunError: if there is none, or it is damaged.
     """
-    source = Path(source)
-    if (source / MANIFEST).exists():
-        candidates = [source]
-    else:
-        candidates = [*checkpoint_folders(source, "step"), *checkpoint_folders(source, "best")]
-    if not candidates:
-        raise RunError(f"{source} is neither a run with checkpoints nor a checkpoint")
-    folder = candidates[-1]
+    folder = _find_checkpoint(Path(source))
     state = read_checkpoint(folder)
     try:
         average = state.get("average")
-        return Weights(
-            dict(state["model_config"]),
-            state["model"] if average is None else average,
-            state["step"],
-            folder,
-        )
+        weights = state["model"] if average is None else average
+        return Weights(dict(state["model_config"]), weights, state["step"], folder)
     except KeyError as error:
         raise RunError(f"checkpoint {folder} has no {error.args[0]!r}") from error
+
+
+def checkpoint_facts(source: Path | str) -> dict[str, Any]:
+    """What the manifest of the checkpoint that ``load_weights`` would read says about it.
+
+    Raises:
+        RunError: if there is no checkpoint or its manifest is damaged.
+    """
+    return _read_manifest(_find_checkpoint(Path(source)))["facts"]
+
+
+def _find_checkpoint(source: Path) -> Path:
+    if (source / MANIFEST).exists():
+        return source
+    candidates = [*checkpoint_folders(source, "step"), *checkpoint_folders(source, "best")]
+    if not candidates:
+        raise RunError(f"{source} is neither a run with checkpoints nor a checkpoint")
+    return candidates[-1]
 
 
 @dataclass(frozen=True)
