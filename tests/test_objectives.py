@@ -13,7 +13,7 @@ from jetkern.pet import PARTS, PET
 from jetkern.presets import SIZES, model_preset
 from jetkern.random import uniform
 
-# Reference counts: 10 classes, tracks, regression MPM, unconditional (measured on the study's code).
+# The reference code: 10 classes, tracks, MPM by regression, unconditional.
 PARAMETERS = {
     "classifier": (134_795, 2_748_222, 52_040_786, 375_836_828),
     "generator": (80_391, 1_891_642, 38_390_862, 321_276_058),

@@ -1,0 +1,43 @@
+# Every target does the set-up it needs. `make help` lists them.
+PYTHON ?= python3
+PY := .venv/bin/python
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup kernels demo test test-sanitize lint format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# torch comes first and by exact version: an open range would fetch gigabytes of CUDA libraries.
+# Without build isolation the C++ kernels compile against that same torch.
+.venv/.installed: pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --disable-pip-version-check $(TORCH) "setuptools>=77" wheel numpy
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*)
+	$(PY) -m jetkern build
+	@touch $@
+
+setup: .venv/.kernels  ## virtual environment in .venv with everything
+kernels: setup  ## compile the C++ kernels if they changed
+
+demo: setup  ## simulate jets, pre-train, fine-tune, compare (about 15 minutes on 2 cores)
+	$(PY) train/demo.py
+
+test: setup  ## the test suite (no network, no GPU)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+lint: setup  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup  ## let ruff rewrite
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove what the build and the demo left
+	rm -rf build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
