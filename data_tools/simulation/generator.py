@@ -1,0 +1,165 @@
+"""Pythia events as flat numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import hypot
+
+import awkward as ak
+import numpy as np
+import pythia8mc
+from numpy.typing import NDArray
+
+NEUTRINOS = (12, 14, 16)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Particles of N events, back to back.
+
+    Attributes:
+        offsets: (N + 1,) int64; event i owns rows ``offsets[i]:offsets[i + 1]``.
+        id, status: (T,) PDG code and Pythia status, positive in the final state.
+        daughter1, daughter2: (T,) rows of the first and last daughter, counted over all events;
+            the row of the event's first entry where there is none.
+        p: (T, 4) px, py, pz, E in GeV.
+        mass: (T,) GeV.
+        vertex: (T, 3) x, y, z of production in mm.
+        charge: (T,) in units of the proton's.
+    """
+
+    offsets: NDArray[np.int64]
+    id: NDArray[np.int64]
+    status: NDArray[np.int64]
+    daughter1: NDArray[np.int64]
+    daughter2: NDArray[np.int64]
+    p: NDArray[np.floating]
+    mass: NDArray[np.floating]
+    vertex: NDArray[np.floating]
+    charge: NDArray[np.floating]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def event(self) -> NDArray[np.int64]:
+        """(T,) event of each particle."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+
+class HardProcessVeto(pythia8mc.UserHooks):
+    """Drops an event before the shower if no target's visible products could make one jet.
+
+    That is, unless they sum to pT > ``min_pt`` and abs(eta) < ``max_eta`` and lie within ``spread``
+    of the sum. Shower and hadronisation take nearly all the time, so a dropped event is free.
+    """
+
+    def __init__(
+        self, targets: tuple[int, ...], min_pt: float, max_eta: float, spread: float
+    ) -> None:
+        super().__init__()
+        self.targets = targets
+        self.min_pt = min_pt
+        self.max_eta = max_eta
+        self.spread = spread
+
+    def canVetoProcessLevel(self) -> bool:
+        return True
+
+    def doVetoProcessLevel(self, process: pythia8mc.Event) -> bool:
+        for i in range(process.size()):
+            target = process[i]
+            if target.idAbs() in self.targets and target.status() < 0:
+                visible = list(self._visible(process, i))
+                if not visible:
+                    continue
+                total = visible[0].p()
+                for product in visible[1:]:
+                    total += product.p()
+                if (
+                    total.pT() > self.min_pt
+                    and abs(total.eta()) < self.max_eta
+                    and all(self._distance(total, v.p()) < self.spread for v in visible)
+                ):
+                    return False
+        return True
+
+    def _visible(self, process: pythia8mc.Event, i: int) -> Iterator[pythia8mc.Particle]:
+        for daughter in process[i].daughterList():
+            if process[daughter].status() < 0:
+                yield from self._visible(process, daughter)
+            elif process[daughter].idAbs() not in NEUTRINOS:
+                yield process[daughter]
+
+    @staticmethod
+    def _distance(a: pythia8mc.Vec4, b: pythia8mc.Vec4) -> float:
+        dphi = abs(a.phi() - b.phi())
+        return hypot(a.eta() - b.eta(), min(dphi, 2 * np.pi - dphi))
+
+
+class Generator:
+    """A Pythia instance that gives events in batches.
+
+    Args:
+        settings: ``name=value`` strings.
+        seed: 1 to 900,000,000.
+        veto: a hook on the hard process, or None.
+
+    Raises:
+        ValueError: if Pythia rejects a setting or does not start.
+    """
+
+    def __init__(
+        self, settings: tuple[str, ...], seed: int, veto: HardProcessVeto | None = None
+    ) -> None:
+        self.pythia = pythia8mc.Pythia("", False)
+        self.veto = veto
+        for setting in ("Print:quiet=on", "Random:setSeed=on", f"Random:seed={seed}", *settings):
+            if not self.pythia.readString(setting):
+                raise ValueError(f"Pythia does not know the setting {setting!r}")
+        if veto is not None:
+            self.pythia.setUserHooksPtr(veto)
+        if not self.pythia.init():
+            raise ValueError(f"Pythia did not start with the settings {', '.join(settings)}")
+        self._charges: dict[int, float] = {}
+        self.generated = 0
+
+    def next(self, size: int) -> Events:
+        """About ``size`` events: Pythia leaves out the ones that fail, so there may be fewer."""
+        batch = self.pythia.nextBatch(size)
+        self.generated += len(batch)
+        layout = batch.prt.layout
+        offsets = np.asarray(layout.offsets).astype(np.int64)
+        rows = layout.content[offsets[0] : offsets[-1]]
+        offsets -= offsets[0]
+        first = np.repeat(offsets[:-1], np.diff(offsets))
+        ids = _column(rows, "id").astype(np.int64)
+        return Events(
+            offsets=offsets,
+            id=ids,
+            status=_column(rows, "status").astype(np.int64),
+            daughter1=first + _column(rows, "daughter1"),
+            daughter2=first + _column(rows, "daughter2"),
+            p=np.stack([_column(rows["p"], c) for c in ("px", "py", "pz", "e")], axis=1),
+            mass=_column(rows, "m"),
+            vertex=np.stack([_column(rows["vProd"], c) for c in ("px", "py", "pz")], axis=1),
+            charge=self._charge(ids),
+        )
+
+    def _charge(self, ids: NDArray[np.int64]) -> NDArray[np.floating]:
+        codes, where = np.unique(ids, return_inverse=True)
+        for code in codes.tolist():
+            if code not in self._charges:
+                self._charges[code] = self.pythia.particleData.chargeType(code) / 3
+        return np.array([self._charges[code] for code in codes.tolist()])[where]
+
+    def cross_section(self) -> tuple[float, float]:
+        """Estimated cross-section and its uncertainty in pb, of the events that are not vetoed."""
+        info = self.pythia.infoPython()
+        return info.sigmaGen() * 1e9, info.sigmaErr() * 1e9
+
+
+def _column(rows: ak.contents.Content, name: str) -> NDArray:
+    """A field as numpy; particles without a production vertex come from the origin."""
+    return ak.to_numpy(ak.fill_none(ak.Array(rows[name]), 0.0))
