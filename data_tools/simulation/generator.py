@@ -134,16 +134,23 @@ class Generator:
         rows = layout.content[offsets[0] : offsets[-1]]
         offsets -= offsets[0]
         first = np.repeat(offsets[:-1], np.diff(offsets))
-        ids = _column(rows, "id").astype(np.int64)
+        ids, status, daughter1, daughter2, mass = (
+            np.asarray(rows[name].data) for name in ("id", "status", "daughter1", "daughter2", "m")
+        )
+        # Particles without a production vertex come from the origin.
+        vertices = rows["vProd"].to_IndexedOptionArray64()
+        which = np.asarray(vertices.index)
+        vertex = np.zeros((len(ids), 3))
+        vertex[which >= 0] = _columns(vertices.content, "px", "py", "pz")[which[which >= 0]]
         return Events(
             offsets=offsets,
-            id=ids,
-            status=_column(rows, "status").astype(np.int64),
-            daughter1=first + _column(rows, "daughter1"),
-            daughter2=first + _column(rows, "daughter2"),
-            p=np.stack([_column(rows["p"], c) for c in ("px", "py", "pz", "e")], axis=1),
-            mass=_column(rows, "m"),
-            vertex=np.stack([_column(rows["vProd"], c) for c in ("px", "py", "pz")], axis=1),
+            id=ids.astype(np.int64),
+            status=status.astype(np.int64),
+            daughter1=first + daughter1,
+            daughter2=first + daughter2,
+            p=_columns(rows["p"], "px", "py", "pz", "e"),
+            mass=mass,
+            vertex=vertex,
             charge=self._charge(ids),
         )
 
@@ -160,6 +167,5 @@ class Generator:
         return info.sigmaGen() * 1e9, info.sigmaErr() * 1e9
 
 
-def _column(rows: ak.contents.Content, name: str) -> NDArray:
-    """A field as numpy; particles without a production vertex come from the origin."""
-    return ak.to_numpy(ak.fill_none(ak.Array(rows[name]), 0.0))
+def _columns(record: ak.contents.RecordArray, *names: str) -> NDArray[np.float64]:
+    return np.stack([np.asarray(record[name].data) for name in names], axis=1)

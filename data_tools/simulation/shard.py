@@ -159,7 +159,8 @@ def jets_of(events: Events, data_set: DataSet, kind: Kind, rng: np.random.Genera
         keep &= leading(jets)
     if kind.targets:
         targets = find_targets(events, kind.targets, data_set.matching)
-        keep &= matched(targets, jets.event, eta, phi, data_set.radius)
+        rows = np.flatnonzero(keep)
+        keep[rows] = matched(targets, jets.event[rows], eta[rows], phi[rows], data_set.radius)
     return padded(jets.select(keep), candidates, data_set.padding)
 
 
