@@ -1,0 +1,371 @@
+"""Shards on disk: what the files are, how they are written, and the manifest that opens them.
+
+A folder of shards holds
+
+- ``shard-00000.tar`` ...: WebDataset tars. A sample is a *block* of about 1024 jets with one
+  ``.npy`` member per field: ``offsets`` (B + 1,) and the fields of the packed batch.
+- ``index.npy``: one row per block: shard, numbers of jets and particles, and for each member the
+  offset of its array in the tar and the CRC-32 of the array's bytes.
+- ``multiplicity.npy``: (N,) uint8, particles of each jet in file order.
+- ``manifest.json``: classes and counts, fields, shards with size and SHA-256, source, report.
+
+The index and the multiplicities are small binary files, so a hundred million jets open at once and
+any block is one seek away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jetkern.jets import PER_PARTICLE
+
+FORMAT = "jetkern-shards"
+VERSION = 1
+MANIFEST, INDEX, MULTIPLICITY = "manifest.json", "index.npy", "multiplicity.npy"
+MAX_PARTICLES = 150  # of a jet; the multiplicities are stored in one byte
+
+Block = Mapping[str, NDArray[Any]]
+
+
+class ShardError(ValueError):
+    """Shards that are damaged, incomplete, or not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a block.
+
+    Attributes:
+        name: the member's name and, but for ``offsets``, that of the field of ``Jets``.
+        dtype: little-endian numpy type, such as ``<f4``.
+        columns: names of the columns of a 2-d array; empty for a 1-d one.
+    """
+
+    name: str
+    dtype: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def per_particle(self) -> bool:
+        """Whether it has a row per particle; otherwise per jet, or is the offsets."""
+        return self.name in PER_PARTICLE
+
+    def shape(self, jets: int, particles: int) -> tuple[int, ...]:
+        """Shape in a block with so many jets and particles."""
+        if self.name == "offsets":
+            return (jets + 1,)
+        rows = particles if self.per_particle else jets
+        return (rows, len(self.columns)) if self.columns else (rows,)
+
+    def nbytes(self, jets: int, particles: int) -> int:
+        """Size of the array, without its header."""
+        return int(np.prod(self.shape(jets, particles))) * np.dtype(self.dtype).itemsize
+
+
+_KNOWN = {
+    "offsets": ("<i4",),
+    "particles": ("<f4", "<f2"),
+    "pid": ("|u1",),
+    "tracks": ("<f4", "<f2"),
+    "label": ("<i2",),
+    "condition": ("<f4",),
+}
+KINEMATICS = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
+TRACKS = ("tanh_d0", "d0_error", "tanh_dz", "dz_error")
+
+
+def make_fields(
+    *,
+    pid: bool = False,
+    tracks: bool = False,
+    label: bool = True,
+    condition: Iterable[str] = (),
+    dtype: str = "float32",
+) -> tuple[Field, ...]:
+    """The fields of a set of shards, in the order of their members."""
+    real = np.dtype(dtype).newbyteorder("<").str
+    condition = tuple(condition)
+    chosen = [Field("offsets", "<i4"), Field("particles", real, KINEMATICS)]
+    chosen += [Field("pid", "|u1")] if pid else []
+    chosen += [Field("tracks", real, TRACKS)] if tracks else []
+    chosen += [Field("label", "<i2")] if label else []
+    chosen += [Field("condition", "<f4", condition)] if condition else []
+    return tuple(chosen)
+
+
+def index_dtype(fields: tuple[Field, ...]) -> np.dtype:
+    """One row of ``index.npy``."""
+    return np.dtype(
+        [
+            ("shard", "<i4"),
+            ("jets", "<i4"),
+            ("particles", "<i8"),
+            ("offset", "<i8", (len(fields),)),
+            ("crc", "<u4", (len(fields),)),
+        ]
+    )
+
+
+def write_shard(
+    path: Path, shard: int, first_block: int, blocks: Iterable[Block], fields: tuple[Field, ...]
+) -> tuple[NDArray[Any], str]:
+    """Writes one tar, all of it or nothing.
+
+    Args:
+        path: where it goes; the bytes are written beside it first.
+        shard: its number, for the index.
+        first_block: number of its first block; numbers name the members.
+        blocks: arrays of each block by field name.
+
+    Returns:
+        the rows of the index and the SHA-256 of the file.
+    """
+    rows = []
+    with AtomicFile(path) as file:
+        for number, block in enumerate(blocks, first_block):
+            row = np.zeros((), index_dtype(fields))
+            row["shard"], row["jets"] = shard, len(block["offsets"]) - 1
+            row["particles"] = block["offsets"][-1]
+            for i, field in enumerate(fields):
+                array = np.ascontiguousarray(block[field.name], dtype=field.dtype)
+                expected = field.shape(int(row["jets"]), int(row["particles"]))
+                if array.shape != expected:
+                    raise ValueError(f"{field.name} has shape {array.shape}, expected {expected}")
+                header = npy_header(array)
+                size = len(header) + array.nbytes
+                info = tarfile.TarInfo(f"{number:08d}.{field.name}.npy")
+                info.size = size
+                file.write(info.tobuf(tarfile.USTAR_FORMAT) + header)
+                row["offset"][i] = file.tell()
+                row["crc"][i] = zlib.crc32(array.data)
+                file.write(array.data)
+                file.write(bytes(-size % 512))
+            rows.append(row)
+        file.write(bytes(1024))  # the end of a tar
+        digest = file.sha256()
+    return np.array(rows, dtype=index_dtype(fields)), digest
+
+
+def npy_header(array: NDArray[Any]) -> bytes:
+    """The bytes that come before an array's in an ``.npy`` file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    return buffer.getvalue()
+
+
+class AtomicFile:
+    """A file that appears under its name only when it is complete and on the disk.
+
+    Bytes go to ``<name>.part``; leaving the context flushes, syncs and renames, an error removes
+    them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._part = path, path.with_name(path.name + ".part")
+
+    def __enter__(self) -> AtomicFile:
+        self._file = open(self._part, "wb")
+        self._digest = hashlib.sha256()
+        return self
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def sha256(self) -> str:
+        """Of what has been written so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                os.replace(self._part, self.path)
+                sync_folder(self.path.parent)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as an ``.npy`` file."""
+    return npy_header(array) + array.tobytes()
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    index: NDArray[Any],
+    multiplicity: NDArray[np.uint8],
+    fields: tuple[Field, ...],
+    classes: Iterable[str],
+    counts: Iterable[int],
+    shards: list[dict[str, Any]],
+    extra: Mapping[str, Any],
+) -> None:
+    """Writes the index, the multiplicities and, last, the manifest that makes the folder valid."""
+    digests = {}
+    for name, array in ((INDEX, index), (MULTIPLICITY, multiplicity)):
+        with AtomicFile(folder / name) as file:
+            file.write(npy_bytes(array))
+            digests[name] = file.sha256()
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "jets": len(multiplicity),
+        "particles": int(index["particles"].sum()),
+        "blocks": len(index),
+        "classes": list(classes),
+        "counts": [int(c) for c in counts],
+        "fields": [{"name": f.name, "dtype": f.dtype, "columns": list(f.columns)} for f in fields],
+        "files": digests,
+        "shards": shards,
+        **extra,
+    }
+    with AtomicFile(folder / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=1) + "\n").encode())
+
+
+class Shards:
+    """A folder of shards, opened by its manifest.
+
+    Attributes:
+        folder: where it is.
+        manifest: all of ``manifest.json``.
+        num_jets, num_particles: in all.
+        classes: names in the order of the labels; empty without labels.
+        counts: (classes,) number of jets of each.
+        fields: the arrays of a block.
+        condition: names of the condition's columns; empty if there are none.
+        index: one row per block, see ``index_dtype``.
+        fingerprint: SHA-256 of the manifest, which holds the digests of all other files.
+
+    Raises:
+        ShardError: if the manifest, the index or a shard is missing or does not fit the others. A
+            shard's contents are checked when they are read, and all at once by
+            ``data_tools/verify.py``.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        if "://" in str(folder) or str(folder).startswith("pipe:"):
+            raise ShardError(f"{folder} is not a folder: shards are opened from local paths only")
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        try:
+            raw = path.read_bytes()
+            self.manifest: dict[str, Any] = json.loads(raw)
+        except FileNotFoundError:
+            splits = sorted(p.parent.name for p in self.folder.glob(f"*/{MANIFEST}"))
+            hint = f"; did you mean one of its folders: {', '.join(splits)}?" if splits else ""
+            raise ShardError(f"{self.folder} has no {MANIFEST}{hint}") from None
+        except NotADirectoryError:
+            raise ShardError(f"{self.folder} is not a folder of shards") from None
+        except ValueError as error:
+            raise ShardError(f"{path} is damaged: {error}") from None
+        self.fingerprint = hashlib.sha256(raw).hexdigest()
+        try:
+            self._read(path)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{path} is damaged: {error!r}") from None
+
+    def _read(self, path: Path) -> None:
+        manifest = self.manifest
+        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+            raise ShardError(
+                f"{path} is {manifest['format']} version {manifest['version']}, "
+                f"this reads {FORMAT} version {VERSION}"
+            )
+        self.num_jets: int = manifest["jets"]
+        self.num_particles: int = manifest["particles"]
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.counts: tuple[int, ...] = tuple(manifest["counts"])
+        self.fields = tuple(
+            Field(f["name"], f["dtype"], tuple(f["columns"])) for f in manifest["fields"]
+        )
+        for field in self.fields:
+            if field.dtype not in _KNOWN.get(field.name, ()):
+                raise ShardError(f"{path}: unknown field {field.name} of type {field.dtype}")
+        names = {f.name: f for f in self.fields}
+        self.condition = names["condition"].columns if "condition" in names else ()
+        self.paths = [self.folder / shard_name(s["name"], path) for s in manifest["shards"]]
+        self.bytes: list[int] = [s["bytes"] for s in manifest["shards"]]
+        present = set(os.listdir(self.folder))
+        missing = [p.name for p in self.paths if p.name not in present]
+        if missing:
+            raise ShardError(
+                f"{self.folder} lacks {len(missing)} of its {len(self.paths)} shards: "
+                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            )
+        self.index = self._array(INDEX, index_dtype(self.fields))
+        if (
+            len(self.index) != manifest["blocks"]
+            or int(self.index["jets"].sum()) != self.num_jets
+            or int(self.index["particles"].sum()) != self.num_particles
+            or sum(self.counts) != (self.num_jets if self.classes else 0)
+        ):
+            raise ShardError(f"{path} and {INDEX} do not belong together: their counts differ")
+
+    def _array(self, name: str, dtype: np.dtype) -> NDArray[Any]:
+        path = self.folder / name
+        digest = hashlib.sha256()
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+            if digest.hexdigest() != self.manifest["files"][name]:
+                raise ShardError(f"{path} is damaged: its SHA-256 is not the manifest's")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ShardError):
+                raise
+            raise ShardError(f"{path} cannot be read: {error}") from None
+        if array.dtype != dtype or array.ndim != 1:
+            raise ShardError(f"{path} holds {array.dtype}, expected {dtype}")
+        return array
+
+    def multiplicity(self) -> NDArray[np.uint8]:
+        """(num_jets,) particles of each jet in file order, mapped from the disk."""
+        array = self._array(MULTIPLICITY, np.dtype("|u1"))
+        if len(array) != self.num_jets:
+            raise ShardError(f"{self.folder / MULTIPLICITY} has {len(array)} jets")
+        return array
+
+    def __len__(self) -> int:
+        return self.num_jets
+
+    def field(self, name: str) -> Field | None:
+        """The field of that name, or None."""
+        return next((f for f in self.fields if f.name == name), None)
+
+
+def shard_name(name: str, manifest: Path) -> str:
+    """A plain file name, or an error: a manifest may not point outside its folder."""
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".tar"):
+        raise ShardError(f"{manifest}: {name!r} is not the name of a shard")
+    return name
