@@ -175,6 +175,40 @@ class FinetuneSettings(TrainSettings):
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Evaluation of classifiers on labelled jets."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """runs or checkpoints; of a run, the best checkpoint"""
+    data: Path
+    """folder with the shard folders of the splits"""
+    out: Path
+    """folder for report.json, table.md, roc.png and training.png"""
+    split: str = "test"
+    """which shard folder in data"""
+    num_jets: int | None = None
+    """evaluate on so many jets, a random subset; None for all"""
+    batch_size: int = 1024
+    """jets per pass"""
+    bootstrap: int = 200
+    """resamplings for the uncertainties"""
+    seed: int = 0
+    """of the resamplings and the subset"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1"""
+    threads: int | None = None
+    """CPU threads of torch; None for its default"""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_jets", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.bootstrap < 2:
+            raise ValueError(f"bootstrap must be at least 2, got {self.bootstrap}")
+
+
 # Pre-training of arXiv 2606.14870: Lion as in its launch scripts. Its Ranger learning rates are not
 # public but for one trace at small (1e-4, decay 0.01); those below are ours. The study has no large
 # model: Lion at the rate of OmniLearn's large model.
@@ -256,6 +290,11 @@ def finetune_defaults(
         ),
         validation=ValidationSettings(val_every=1171, patience=5),
     )
+
+
+def evaluate_defaults() -> EvaluateSettings:
+    """Evaluation with the default settings."""
+    return EvaluateSettings(runs=tyro.MISSING, data=tyro.MISSING, out=tyro.MISSING)
 
 
 def size_of(model_config: Mapping[str, Any]) -> str | None:

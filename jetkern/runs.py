@@ -273,12 +273,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Weights:
-    """Model weights from a checkpoint; ``config`` holds the fields of its ``PETConfig``."""
+    """Model weights from a checkpoint.
+
+    Attributes:
+        config: fields of the model's ``PETConfig``.
+        state: tensors by name.
+        step: updates that made them.
+        path: the checkpoint folder.
+        sha256: digest of its state, which identifies it wherever it lies.
+    """
 
     config: dict[str, Any]
     state: dict[str, Tensor]
     step: int
     path: Path
+    sha256: str
 
 
 def load_weights(source: Path | str) -> Weights:
@@ -294,7 +303,8 @@ def load_weights(source: Path | str) -> Weights:
     try:
         average = state.get("average")
         weights = state["model"] if average is None else average
-        return Weights(dict(state["model_config"]), weights, state["step"], folder)
+        digest = _read_manifest(folder)["sha256"][STATE]
+        return Weights(dict(state["model_config"]), weights, state["step"], folder, digest)
     except KeyError as error:
         raise RunError(f"checkpoint {folder} has no {error.args[0]!r}") from error
 
@@ -376,7 +386,7 @@ def load_matching(
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGUSR1, so that a training can end with a checkpoint.
+    """Remembers SIGTERM, SIGUSR1 and SIGINT (Ctrl-C), so that a training can end with a checkpoint.
 
     A second signal ends the process at once. Use as a context manager in the main thread.
     """
@@ -386,7 +396,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._remember)
         return self
 

@@ -221,7 +221,7 @@ def test_load_matching_refuses_another_model_without_changing_it():
         load_matching(target, {"x": torch.ones(1)})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_first_signal_is_remembered(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
