@@ -13,6 +13,7 @@ the kinds in the public data sets, not those data sets.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +44,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--jets-per-class", type=int, default=2000, help="over all splits (default %(default)s)")
     add("--splits", type=parse_splits, help="default train=0.8,val=0.1,test=0.1; none for jetnet")
-    add("--jobs", type=int, default=1, help="processes (default %(default)s)")
+    add("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     add("--seed", type=int, default=0, help="default %(default)s")
     add("--jets-per-shard", type=int, default=2000, help="most in one file (default %(default)s)")
     add(
@@ -68,15 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'", file=sys.stderr)
         return 2
-    from simulation.plots import sanity_sheet
+    from simulation import SimulationError
     from simulation.run import Request, simulate
 
     names = ("data_set", "jets_per_class", "jets_per_shard", "splits", "seed", "mpi", "out")
     try:
         simulate(Request(**{name: getattr(options, name) for name in names}), options.jobs)
         if options.plots:
+            from simulation.plots import sanity_sheet
+
             print(sanity_sheet(options.out, options.data_set))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (SimulationError, OSError) as error:
         print(f"simulate.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

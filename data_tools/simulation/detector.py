@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.truth import delta_phi, direction
+from simulation.events import NEUTRINOS, delta_phi, direction
 
 Array = NDArray[np.floating]
 
 CURVATURE = 0.299792458  # pT [GeV] = CURVATURE * B [T] * radius [m]
-NEUTRINO_CODES = (12, 14, 16)
 PHOTON, ELECTRON, MUON = 22, 11, 13
 LONG_LIVED = (310, 3122)  # K0S and Lambda reach the calorimeters
 ECAL_FRACTION_LONG_LIVED = 0.3
@@ -155,7 +154,7 @@ def detect(particles: Particles, card: Card, rng: np.random.Generator) -> Candid
     inside = (radius < card.solenoid_radius * 1e3) & (
         np.abs(particles.vertex[:, 2]) < card.half_length * 1e3
     )
-    invisible = np.isin(np.abs(particles.id), NEUTRINO_CODES) | ~particles.p[:, :2].any(1)
+    invisible = np.isin(np.abs(particles.id), NEUTRINOS) | ~particles.p[:, :2].any(1)
     particles = particles.select(inside & ~invisible)
     eta, phi = calorimeter_position(particles, card)
     code = np.abs(particles.id)

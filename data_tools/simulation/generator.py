@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import hypot
 
 import awkward as ak
@@ -11,41 +10,8 @@ import numpy as np
 import pythia8mc
 from numpy.typing import NDArray
 
-NEUTRINOS = (12, 14, 16)
-
-
-@dataclass(frozen=True)
-class Events:
-    """Particles of N events, back to back.
-
-    Attributes:
-        offsets: (N + 1,) int64; event i owns rows ``offsets[i]:offsets[i + 1]``.
-        id, status: (T,) PDG code and Pythia status, positive in the final state.
-        daughter1, daughter2: (T,) rows of the first and last daughter, counted over all events;
-            the row of the event's first entry where there is none.
-        p: (T, 4) px, py, pz, E in GeV.
-        mass: (T,) GeV.
-        vertex: (T, 3) x, y, z of production in mm.
-        charge: (T,) in units of the proton's.
-    """
-
-    offsets: NDArray[np.int64]
-    id: NDArray[np.int64]
-    status: NDArray[np.int64]
-    daughter1: NDArray[np.int64]
-    daughter2: NDArray[np.int64]
-    p: NDArray[np.floating]
-    mass: NDArray[np.floating]
-    vertex: NDArray[np.floating]
-    charge: NDArray[np.floating]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def event(self) -> NDArray[np.int64]:
-        """(T,) event of each particle."""
-        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+from simulation import SimulationError
+from simulation.events import NEUTRINOS, Events
 
 
 class HardProcessVeto(pythia8mc.UserHooks):
@@ -107,7 +73,7 @@ class Generator:
         veto: a hook on the hard process, or None.
 
     Raises:
-        ValueError: if Pythia rejects a setting or does not start.
+        SimulationError: if Pythia rejects a setting or does not start.
     """
 
     def __init__(
@@ -117,11 +83,11 @@ class Generator:
         self.veto = veto
         for setting in ("Print:quiet=on", "Random:setSeed=on", f"Random:seed={seed}", *settings):
             if not self.pythia.readString(setting):
-                raise ValueError(f"Pythia does not know the setting {setting!r}")
+                raise SimulationError(f"Pythia does not know the setting {setting!r}")
         if veto is not None:
             self.pythia.setUserHooksPtr(veto)
         if not self.pythia.init():
-            raise ValueError(f"Pythia did not start with the settings {', '.join(settings)}")
+            raise SimulationError(f"Pythia did not start with the settings {', '.join(settings)}")
         self._charges: dict[int, float] = {}
         self.generated = 0
 

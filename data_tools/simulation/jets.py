@@ -11,7 +11,7 @@ import vector
 from numpy.typing import NDArray
 
 from simulation.detector import Candidates
-from simulation.truth import delta_phi, direction
+from simulation.events import delta_phi, direction
 
 vector.register_awkward()
 fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)

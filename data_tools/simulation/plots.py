@@ -7,17 +7,17 @@ from pathlib import Path
 
 import awkward as ak
 import fastjet
-import h5py
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from simulation import SimulationError
 from simulation.detector import PID
+from simulation.files import reading, replacing
 from simulation.jets import fastjet_input
 from simulation.processes import DATA_SETS, DataSet
 from simulation.run import jetnet_path
-from simulation.shard import replacing
 
 MAX_JETS = 2000
 PEAKS = {"W": 80.4, "Z": 91.2, "H": 125.0, "t": 172.8}
@@ -48,7 +48,7 @@ def sanity_sheet(out: Path, name: str) -> str:
     """Writes ``out``/sanity.png and returns the table, from at most 2000 jets of each class.
 
     Raises:
-        ValueError: if a class has no file in ``out``.
+        SimulationError: if a class has no file in ``out``.
     """
     data_set = DATA_SETS[name]
     classes = {kind: summarise(out, data_set, kind) for kind in data_set.class_names}
@@ -70,7 +70,7 @@ def summarise(out: Path, data_set: DataSet, kind: str) -> Summary:
             parts.append(_read(path, data_set, missing))
             missing -= len(parts[-1][0])
     if not parts:
-        raise ValueError(f"{out} has no jets of class {kind}")
+        raise SimulationError(f"{out} has no jets of class {kind}")
     momenta, mask, mass, others = (np.concatenate(p) for p in zip(*parts, strict=True))
     soft_drop_mass, tau = substructure(momenta, mask, data_set.radius)
     third = lepton = None
@@ -88,7 +88,7 @@ def summarise(out: Path, data_set: DataSet, kind: str) -> Summary:
 
 def _read(path: Path, data_set: DataSet, jets: int) -> tuple[NDArray, ...]:
     """Momenta (M, P, 4) px, py, pz, E; mask (M, P); jet mass (M,); other columns (M, P, 0 or 5)."""
-    with h5py.File(path) as file:
+    with reading(path) as file:
         if data_set.name == "jetnet":
             data = file["particle_features"][:jets].astype(float)
             summary = file["jet_features"][:jets].astype(float)

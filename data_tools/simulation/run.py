@@ -13,16 +13,20 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 import h5py
+import numpy as np
 from tqdm import tqdm
 
+from simulation import SimulationError
+from simulation.files import TEMPORARY, reading, replacing
 from simulation.processes import DATA_SETS
-from simulation.shard import REVISION, Unit, make_shard, replacing, versions
+from simulation.shard import REVISION, Unit, make_shard, versions
 
 CONFIGURATION = "simulation.json"
 POLL_SECONDS = 0.2
@@ -54,16 +58,20 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("jets_per_class", "jets_per_shard"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise SimulationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
-            raise ValueError(f"the seed must not be negative, got {self.seed}")
+            raise SimulationError(f"the seed must not be negative, got {self.seed}")
         if self.splits:
             if min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
-                raise ValueError(f"the fractions of the splits must sum to 1: {dict(self.splits)}")
+                raise SimulationError(
+                    f"the fractions of the splits must sum to 1: {dict(self.splits)}"
+                )
             if self.data_set == "jetnet":
-                raise ValueError("jetnet is one file per type; it is split when it is converted")
+                raise SimulationError(
+                    "jetnet is one file per type; it is split when it is converted"
+                )
         elif self.data_set != "jetnet":
-            raise ValueError(f"{self.data_set} needs splits")
+            raise SimulationError(f"{self.data_set} needs splits")
 
     @property
     def configuration(self) -> dict:
@@ -114,14 +122,14 @@ def simulate(request: Request, jobs: int) -> None:
     """Makes what is missing of the request.
 
     Raises:
-        ValueError: if the directory holds jets of another request.
-        RuntimeError: if another process writes to it, or if a worker dies.
+        SimulationError: if the directory holds jets of another request or is being written to, if
+            Pythia does not start, or if a worker dies.
         OSError: if a file cannot be written.
     """
     request.out.mkdir(parents=True, exist_ok=True)
     with _locked(request.out):
         _check_configuration(request)
-        for leftover in request.out.rglob(".*.tmp"):
+        for leftover in request.out.rglob(TEMPORARY):
             leftover.unlink()
         units = request.units()
         missing = [unit for unit in units if not _finished(unit, request.out)]
@@ -147,6 +155,9 @@ def _run(units: list[Unit], total: int, jobs: int) -> None:
                 progress.add(queue.get())
             for future in done:
                 future.result()
+    except BrokenProcessPool:
+        message = "a process ended early (out of memory?); the same command continues"
+        raise SimulationError(message) from None
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in mp.active_children():
@@ -226,7 +237,7 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RuntimeError(f"{out}: another simulation is writing there") from None
+            raise SimulationError(f"{out}: another simulation is writing there") from None
         yield
 
 
@@ -237,12 +248,12 @@ def _check_configuration(request: Request) -> None:
             temporary.write_text(json.dumps(asked, indent=1) + "\n")
         return
     try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not the configuration of a simulation ({error})") from None
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise SimulationError(f"{path}: not the configuration of a simulation ({error})") from None
     for name in asked:
         if found.get(name) != asked[name]:
-            raise ValueError(
+            raise SimulationError(
                 f"{request.out} holds jets with {name} = {found.get(name)}, not {asked[name]}; "
                 "choose another --out"
             )
@@ -263,22 +274,33 @@ def _merge_jetnet(units: list[Unit], path: Path) -> None:
     """One file from the parts of a type, which then go."""
     if not path.exists():
         with replacing(path) as temporary, h5py.File(temporary, "w") as merged:
-            total = sum(unit.jets for unit in units)
-            provenance: list[dict] = []
-            start = 0
+            total, start = sum(unit.jets for unit in units), 0
+            provenances = []
             for unit in units:
-                with h5py.File(unit.path) as part:
-                    if not provenance:
-                        for name in part:
-                            merged.create_dataset(name, (total, *part[name].shape[1:]), "f4")
-                        for name in ("title", "classes"):
-                            merged.attrs[name] = part.attrs[name]
-                    for name in part:
-                        merged[name][start : start + unit.jets] = part[name][:]
-                    provenance.append(json.loads(part.attrs["provenance"]))
+                with reading(unit.path) as part:
+                    arrays = {name: dataset[:] for name, dataset in part.items()}
+                    attributes = dict(part.attrs)
+                provenances.append(json.loads(attributes.pop("provenance")))
+                for name, array in arrays.items():
+                    merged.require_dataset(name, (total, *array.shape[1:]), array.dtype)
+                    merged[name][start : start + unit.jets] = array
+                merged.attrs.update(attributes)
                 start += unit.jets
-            merged.attrs["provenance"] = json.dumps(provenance)
+            merged.attrs["provenance"] = json.dumps(_combined(provenances))
     for unit in units:
         unit.path.unlink(missing_ok=True)
-    if units and units[0].path.parent.exists() and not any(units[0].path.parent.iterdir()):
+    with suppress(OSError):
         units[0].path.parent.rmdir()
+
+
+def _combined(provenances: list[dict]) -> dict:
+    """The provenance of shards of one type, with sums of what was counted."""
+    result = dict(provenances[0], shards=len(provenances))
+    for name in ("shard", "pythia_seeds"):
+        del result[name]
+    for name in ("events", "jets_selected", "constituents_beyond_padding"):
+        result[name] = sum(provenance[name] for provenance in provenances)
+    sections = np.array([provenance["cross_section_pb"] for provenance in provenances])
+    errors = np.sqrt((sections[..., 1] ** 2).sum(0)) / len(sections)
+    result["cross_section_pb"] = np.stack([sections[..., 0].mean(0), errors], axis=1).tolist()
+    return result

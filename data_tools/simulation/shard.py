@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,16 +12,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from simulation import SimulationError
 from simulation.detector import CARDS, Particles, detect
-from simulation.generator import Events, Generator, HardProcessVeto
+from simulation.events import Events, direction
+from simulation.files import replacing
+from simulation.generator import Generator, HardProcessVeto
 from simulation.jets import PaddedJets, cluster, leading, padded
 from simulation.processes import DATA_SETS, DataSet, Kind
-from simulation.truth import direction, find_targets, matched
+from simulation.truth import find_targets, matched
 
 REVISION = 1  # raised when the same seed gives other jets
 LIBRARIES = ("pythia8mc", "fastjet", "numpy")
 BATCH = 200  # events at a time: larger costs memory, smaller costs overhead
 MIN_BATCH = 20
+EVENTS_PER_JET = 3  # until it is known
 MAX_FRUITLESS_EVENTS = 50_000
 
 # Slack of the veto on the hard process: showers and the detector move a jet this far.
@@ -78,8 +80,7 @@ def make_shard(unit: Unit, report: Callable[[int], None]) -> None:
         report: called with the number of jets after every batch of events.
 
     Raises:
-        ValueError: if Pythia rejects the settings.
-        RuntimeError: if no event gives a jet.
+        SimulationError: if Pythia does not start or no event gives a jet.
         OSError: if the file cannot be written.
     """
     data_set, kind = unit.definition
@@ -98,8 +99,8 @@ def make_shard(unit: Unit, report: Callable[[int], None]) -> None:
     while found < unit.jets:
         generated = sum(g.generated for g in generators)
         if not found and generated >= MAX_FRUITLESS_EVENTS:
-            raise RuntimeError(f"{unit.data_set} {unit.kind}: no jet in {generated} events")
-        wanted = (unit.jets - found) * generated / found if found else BATCH
+            raise SimulationError(f"{unit.data_set} {unit.kind}: no jet in {generated} events")
+        wanted = (unit.jets - found) * (generated / found if found else EVENTS_PER_JET)
         generator = generators[turn % len(generators)]
         jets = jets_of(generator.next(int(np.clip(wanted, MIN_BATCH, BATCH))), data_set, kind, rng)
         batches.append(jets)
@@ -203,25 +204,3 @@ def write_jetnet(file: h5py.File, jets: PaddedJets, data_set: DataSet, kind: Kin
     file["particle_features"] = features.astype(np.float32)
     summary = np.column_stack([jets.jets[:, [0, 1, 3]], jets.count])
     file["jet_features"] = summary.astype(np.float32)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` on success, synced to disk, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

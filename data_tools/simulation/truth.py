@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.generator import NEUTRINOS, Events
+from simulation.events import NEUTRINOS, Events, delta_phi, direction
 
 INTERMEDIATE = (23, 24)
 HARD_OUTGOING = (22, 23)
@@ -93,13 +93,3 @@ def matched(
     )
     starts = np.flatnonzero(np.diff(targets.group, prepend=-1))
     return np.any(np.logical_and.reduceat(near, starts, axis=1), axis=1)
-
-
-def direction(p: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Pseudorapidity and azimuth of (T, 3 or more) momenta."""
-    return np.arcsinh(p[:, 2] / np.hypot(p[:, 0], p[:, 1])), np.arctan2(p[:, 1], p[:, 0])
-
-
-def delta_phi(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
-    """a - b, from -pi to pi."""
-    return (a - b + np.pi) % (2 * np.pi) - np.pi
