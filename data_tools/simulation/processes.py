@@ -22,7 +22,7 @@ class Kind:
         label: 0-based class index.
         settings: Pythia settings of each generator; several take turns, batch by batch.
         targets: absolute PDG codes of the particles that a jet is matched to; none for no matching.
-        speed: jets per second of one core, for scheduling the slowest first. Only the order counts.
+        speed: rough jets per second of one core, to schedule the slowest first.
     """
 
     name: str
@@ -119,12 +119,12 @@ JETCLASS = DataSet(
                 ),
             ),
             (),
-            60,
+            205,
         ),
-        Kind("Hbb", 1, (_higgs("5 -5"),), (H,), 60),
-        Kind("Hcc", 2, (_higgs("4 -4"),), (H,), 60),
-        Kind("Hgg", 3, (_higgs("21 21"),), (H,), 60),
-        Kind("H4q", 4, (_higgs("24 -24", *W_TO_QUARKS),), (H,), 60),
+        Kind("Hbb", 1, (_higgs("5 -5"),), (H,), 485),
+        Kind("Hcc", 2, (_higgs("4 -4"),), (H,), 515),
+        Kind("Hgg", 3, (_higgs("21 21"),), (H,), 460),
+        Kind("H4q", 4, (_higgs("24 -24", *W_TO_QUARKS),), (H,), 340),
         Kind(
             "Hqql",
             5,
@@ -136,12 +136,14 @@ JETCLASS = DataSet(
                 for quarks, leptons in (("Pos", "Neg"), ("Neg", "Pos"))
             ),
             (H,),
-            60,
+            355,
         ),
-        Kind("Zqq", 6, (("WeakDoubleBoson:ffbar2gmZgmZ=on", PURE_Z, *Z_TO_QUARKS),), (Z,), 60),
-        Kind("Wqq", 7, (("WeakDoubleBoson:ffbar2ZW=on", *Z_TO_NEUTRINOS, *W_TO_QUARKS),), (W,), 60),
-        Kind("Tbqq", 8, ((*TOPS, *W_TO_QUARKS),), (TOP,), 60),
-        Kind("Tbl", 9, ((*TOPS, *W_TO_LEPTONS),), (TOP,), 60),
+        Kind("Zqq", 6, (("WeakDoubleBoson:ffbar2gmZgmZ=on", PURE_Z, *Z_TO_QUARKS),), (Z,), 510),
+        Kind(
+            "Wqq", 7, (("WeakDoubleBoson:ffbar2ZW=on", *Z_TO_NEUTRINOS, *W_TO_QUARKS),), (W,), 405
+        ),
+        Kind("Tbqq", 8, ((*TOPS, *W_TO_QUARKS),), (TOP,), 230),
+        Kind("Tbl", 9, ((*TOPS, *W_TO_LEPTONS),), (TOP,), 235),
     ),
     matching="decay",
     energy=13000,
@@ -162,8 +164,8 @@ TOPTAG = DataSet(
     name="toptag",
     title="Top-tagging-like, simulated with jetkern",
     kinds=(
-        Kind("QCD", 0, (("HardQCD:all=on",),), (), 60),
-        Kind("top", 1, ((*TOPS, *W_TO_QUARKS),), (TOP,), 60),
+        Kind("QCD", 0, (("HardQCD:all=on",),), (), 155),
+        Kind("top", 1, ((*TOPS, *W_TO_QUARKS),), (TOP,), 120),
     ),
     matching="decay+self",
     energy=14000,
@@ -184,17 +186,17 @@ JETNET = DataSet(
     name="jetnet",
     title="JetNet-like, simulated with jetkern",
     kinds=(
-        Kind("g", 0, (("HardQCD:gg2gg=on", "HardQCD:qqbar2gg=on"),), (21,), 60),
+        Kind("g", 0, (("HardQCD:gg2gg=on", "HardQCD:qqbar2gg=on"),), (21,), 110),
         Kind(
             "q",
             1,
             (("HardQCD:qq2qq=on", "HardQCD:gg2qqbar=on", "HardQCD:qqbar2qqbarNew=on"),),
             QUARKS,
-            60,
+            170,
         ),
-        Kind("t", 2, ((*TOPS, *W_TO_QUARKS),), (TOP,), 60),
-        Kind("w", 3, (("WeakDoubleBoson:ffbar2WW=on", *W_TO_QUARKS),), (W,), 60),
-        Kind("z", 4, (("WeakDoubleBoson:ffbar2gmZgmZ=on", PURE_Z, *Z_TO_QUARKS),), (Z,), 60),
+        Kind("t", 2, ((*TOPS, *W_TO_QUARKS),), (TOP,), 175),
+        Kind("w", 3, (("WeakDoubleBoson:ffbar2WW=on", *W_TO_QUARKS),), (W,), 205),
+        Kind("z", 4, (("WeakDoubleBoson:ffbar2gmZgmZ=on", PURE_Z, *Z_TO_QUARKS),), (Z,), 225),
     ),
     matching="hard",
     energy=13000,
