@@ -1,4 +1,4 @@
-"""Builds jetkern/_cpu.so, if it can: without a compiler the package installs and runs without it."""
+"""Builds jetkern/_cpu.so if it can; without a compiler the package installs without it."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ JETKERN_INLINE vfloat sinh(vfloat x) {
   p = p * s + 8.333350061e-3f;
   p = p * s + 1.666666650e-1f;
   p = p * s * a + a;
-  vfloat e = exp(a);
+  vfloat e = exp(min(a, splat(88.0f)));
   p = select(a > 1.0f, 0.5f * e - 0.5f / e, p);
   return select(x < 0.0f, -p, p);
 }

@@ -31,8 +31,8 @@ typedef float vfloat_unaligned
 JETKERN_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
 JETKERN_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
 JETKERN_INLINE vfloat splat(float x) { return vfloat{} + x; }
-JETKERN_INLINE vint bits(vfloat v) { return reinterpret_cast<vint&>(v); }
-JETKERN_INLINE vfloat from_bits(vint v) { return reinterpret_cast<vfloat&>(v); }
+JETKERN_INLINE vint bits(vfloat v) { return (vint)v; }
+JETKERN_INLINE vfloat from_bits(vint v) { return (vfloat)v; }
 JETKERN_INLINE vfloat to_float(vint v) { return __builtin_convertvector(v, vfloat); }
 
 // The first n lanes (0 <= n <= W) of p, zeros in the rest. Never touches memory past p + n.
@@ -56,6 +56,27 @@ JETKERN_INLINE void store_first(float* p, vfloat v, int64_t n) {
 #endif
 }
 
+// Lanes first to last - 1 of p (0 <= first, last <= W), zeros in the rest; touches no others.
+JETKERN_INLINE vfloat load_between(const float* p, int64_t first, int64_t last) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_maskz_loadu_ps((__mmask16)(((1u << last) - 1u) & ~((1u << first) - 1u)), p);
+#else
+  if (first == 0 && last == W) return load(p);
+  vfloat v{};
+  for (int64_t i = first; i < last; i++) v[i] = p[i];
+  return v;
+#endif
+}
+
+JETKERN_INLINE void store_between(float* p, vfloat v, int64_t first, int64_t last) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)(((1u << last) - 1u) & ~((1u << first) - 1u)), (__m512)v);
+#else
+  if (first == 0 && last == W) return store(p, v);
+  for (int64_t i = first; i < last; i++) p[i] = v[i];
+#endif
+}
+
 JETKERN_INLINE vfloat select(vint mask, vfloat a, vfloat b) { return mask ? a : b; }
 JETKERN_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 JETKERN_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
@@ -73,20 +94,36 @@ JETKERN_INLINE vfloat rounded(vfloat v) {
   return v;
 }
 
-// Sum and largest of the lanes, always in the same order.
+// The lanes of v shifted down by n (a power of two), around the end.
+template <int n>
+JETKERN_INLINE vfloat rotate(vfloat v) {
+#if JETKERN_VECTOR_BYTES == 64
+  return __builtin_shufflevector(v, v, n % 16, (1 + n) % 16, (2 + n) % 16, (3 + n) % 16,
+                                 (4 + n) % 16, (5 + n) % 16, (6 + n) % 16, (7 + n) % 16,
+                                 (8 + n) % 16, (9 + n) % 16, (10 + n) % 16, (11 + n) % 16,
+                                 (12 + n) % 16, (13 + n) % 16, (14 + n) % 16, (15 + n) % 16);
+#elif JETKERN_VECTOR_BYTES == 32
+  return __builtin_shufflevector(v, v, n % 8, (1 + n) % 8, (2 + n) % 8, (3 + n) % 8, (4 + n) % 8,
+                                 (5 + n) % 8, (6 + n) % 8, (7 + n) % 8);
+#else
+  return __builtin_shufflevector(v, v, n % 4, (1 + n) % 4, (2 + n) % 4, (3 + n) % 4);
+#endif
+}
+
+// Sum and largest of the lanes, folded in halves: always in the same order.
 JETKERN_INLINE float sum(vfloat v) {
-  float part[W];
-  store(part, v);
-  for (int64_t half = W / 2; half; half /= 2)
-    for (int64_t i = 0; i < half; i++) part[i] += part[i + half];
-  return part[0];
+  if constexpr (W >= 16) v += rotate<8>(v);
+  if constexpr (W >= 8) v += rotate<4>(v);
+  v += rotate<2>(v);
+  v += rotate<1>(v);
+  return v[0];
 }
 JETKERN_INLINE float largest(vfloat v) {
-  float part[W];
-  store(part, v);
-  for (int64_t half = W / 2; half; half /= 2)
-    for (int64_t i = 0; i < half; i++) part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
-  return part[0];
+  if constexpr (W >= 16) v = max(v, rotate<8>(v));
+  if constexpr (W >= 8) v = max(v, rotate<4>(v));
+  v = max(v, rotate<2>(v));
+  v = max(v, rotate<1>(v));
+  return v[0];
 }
 
 JETKERN_INLINE int64_t round_up(int64_t n, int64_t multiple) {

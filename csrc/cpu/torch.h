@@ -7,7 +7,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #ifndef TORCH_BOX  // PyTorch 2.9 has the stable library but not yet this wrapper
@@ -79,6 +82,18 @@ template <class T>
 T* data(const Tensor& t, const char* name) {
   if (!t.is_contiguous() || t.element_size() != sizeof(T))
     throw std::runtime_error(std::string(name) + " must be contiguous and of the op's dtype");
+  return static_cast<T*>(t.data_ptr());
+}
+
+// The same for a (T, H, d) tensor whose rows may lie apart, each of them dense.
+template <class T>
+T* rows(const Tensor& t, const char* name, int64_t& row) {
+  const bool dense = t.size(0) == 0 || t.size(1) == 0 || t.size(2) == 0 ||
+                     ((t.size(2) == 1 || t.stride(2) == 1) &&
+                      (t.size(1) == 1 || t.stride(1) == t.size(2)));
+  if (!dense || t.element_size() != sizeof(T))
+    throw std::runtime_error(std::string(name) + " must have dense rows of the op's dtype");
+  row = t.stride(0);
   return static_cast<T*>(t.data_ptr());
 }
 

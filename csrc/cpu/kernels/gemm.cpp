@@ -11,19 +11,12 @@ constexpr int ROWS = 6;  // 12 of 16
 #endif
 constexpr int64_t DEPTH = 256;  // a panel of this many rows stays in the first-level cache
 
-// R rows of C and V vectors of columns, the last of which has `last` columns.
+// R rows of C and V vectors of columns, the last of which has `last` columns. What C held is added
+// last: sums over many calls, or a great depth, are sums of partial sums, which is more accurate.
 template <int R, int V, bool PARTIAL>
 void tile(int64_t K, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
           float* c, int64_t c_row, int64_t last, bool accumulate) {
-  vfloat sum[R][V];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) {
-      const float* from = c + r * c_row + v * W;
-      if (!accumulate)
-        sum[r][v] = vfloat{};
-      else
-        sum[r][v] = PARTIAL && v == V - 1 ? load_first(from, last) : load(from);
-    }
+  vfloat sum[R][V] = {};
   for (int64_t k = 0; k < K; k++) {
     vfloat right[V];
     for (int v = 0; v < V; v++)
@@ -39,9 +32,9 @@ void tile(int64_t K, const float* a, int64_t a_row, int64_t a_column, const floa
     for (int v = 0; v < V; v++) {
       float* to = c + r * c_row + v * W;
       if (PARTIAL && v == V - 1)
-        store_first(to, sum[r][v], last);
+        store_first(to, accumulate ? load_first(to, last) + sum[r][v] : sum[r][v], last);
       else
-        store(to, sum[r][v]);
+        store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
     }
 }
 
@@ -56,14 +49,47 @@ void tile_of(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_c
   tile<R, V, PARTIAL>(K, a, a_row, a_column, b, b_row, c, c_row, last, accumulate);
 }
 
+typedef float quad __attribute__((vector_size(16)));
+typedef float quad_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+
+// to[k * PANEL + i] = b[k + i * column] for k < K and i < columns.
+void turn(const float* b, int64_t column, int64_t K, int64_t columns, float* to) {
+  const int64_t whole_k = K / 4 * 4, whole_i = columns / 4 * 4;
+  for (int64_t i = 0; i < whole_i; i += 4)
+    for (int64_t k = 0; k < whole_k; k += 4) {
+      quad r[4];
+      for (int64_t l = 0; l < 4; l++)
+        r[l] = *reinterpret_cast<const quad_unaligned*>(b + k + (i + l) * column);
+      quad low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+      quad high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+      quad low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+      quad high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+      quad turned[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                        __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                        __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                        __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      for (int64_t l = 0; l < 4; l++)
+        *reinterpret_cast<quad_unaligned*>(to + (k + l) * PANEL + i) = turned[l];
+    }
+  for (int64_t k = 0; k < K; k++)
+    for (int64_t i = k < whole_k ? whole_i : 0; i < columns; i++)
+      to[k * PANEL + i] = b[k + i * column];
+}
+
 }  // namespace
 
 void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, float* to) {
-  for (int64_t n = 0; n < N; n += PANEL) {
-    int64_t columns = N - n < PANEL ? N - n : PANEL;
-    for (int64_t k = 0; k < K; k++, to += PANEL)
-      for (int64_t i = 0; i < PANEL; i++)
-        to[i] = i < columns ? b[k * row + (n + i) * column] : 0.0f;
+  for (int64_t n = 0; n < N; n += PANEL, to += K * PANEL) {
+    const int64_t columns = N - n < PANEL ? N - n : PANEL;
+    const float* from = b + n * column;
+    if (row == 1)
+      turn(from, column, K, columns, to);
+    else
+      for (int64_t k = 0; k < K; k++)
+        for (int64_t i = 0; i < columns; i++) to[k * PANEL + i] = from[k * row + i * column];
+    if (columns < PANEL)
+      for (int64_t k = 0; k < K; k++)
+        for (int64_t i = columns; i < PANEL; i++) to[k * PANEL + i] = 0.0f;
   }
 }
 
