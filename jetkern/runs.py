@@ -196,7 +196,7 @@ class Run:
         partial.mkdir()
         try:
             with open(partial / STATE, "wb") as file:
-                torch.save(dict(state), file)
+                torch.save(_canonical(state), file)
                 _sync(file)
             manifest = {
                 "format": FORMAT,
@@ -473,6 +473,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _canonical(value: Any) -> Any:
+    """The same value such that equal states become equal files.
+
+    Pickles depend on which equal strings and tuples are the same object, which differs between a
+    state that was computed and one that was read.
+
+    Raises:
+        TypeError: for what ``weights_only=True`` could not read back.
+    """
+    if isinstance(value, Mapping):
+        return {_canonical(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_canonical(v) for v in value])
+    if type(value) is str:
+        return sys.intern(value)
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__}")
 
 
 def _step_of(folder: Path) -> int:

@@ -29,6 +29,7 @@ from jetkern.data import Shards, Stream
 from jetkern.distributed import World
 from jetkern.jets import Jets
 from jetkern.log import TrainingLog
+from jetkern.masking import masked_counts
 from jetkern.objectives import Objective, masked_per_jet
 from jetkern.optim import build_optimizer, parameter_groups, set_lr
 from jetkern.pet import PET
@@ -188,24 +189,30 @@ class Trainer:
             prefetch=self.run_settings.prefetch,
         )
         sums: dict[str, Tensor] = {}
-        jets_seen = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        per_jet = torch.ones((), device=self.world.device)
         objective.eval()
         with torch.no_grad():
             for host_jets in stream:
-                jets = host_jets.to(self.world.device)
-                mean = masked_per_jet(jets) if self.model.mpm is not None else None
-                if not len(jets):
+                if not len(host_jets):
                     continue
-                jets_seen += len(jets)
-                for name, loss in objective(jets, mean).items():
+                jets = host_jets.to(self.world.device)
+                counts += torch.stack(
+                    [jets.counts.new_tensor(len(jets)), masked_counts(jets.counts).sum()]
+                )
+                for name, loss in objective(jets, per_jet).items():
                     sums[name] = sums.get(name, 0) + loss.double() * len(jets)
         objective.train()
-        names = self.world.share(list(sums))
-        totals = self.world.sum(
-            torch.stack([jets_seen, *(sums.get(n, torch.zeros_like(jets_seen)) for n in names)])
-        )
-        means = (totals[1:] / totals[0]).tolist()
-        return dict(zip(names, means, strict=True))
+        names = [name for name in self.world.share(list(sums)) if name != "loss"]
+        absent = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        totals = self.world.sum(torch.stack([*counts, *(sums.get(n, absent) for n in names)]))
+        seen, masked, *terms = totals.tolist()
+        # The masked term is a mean over masked particles, the others are means over jets.
+        losses = {
+            name: term / (max(masked, 1.0) if name == "mpm" else seen)
+            for name, term in zip(names, terms, strict=True)
+        }
+        return {**losses, "loss": sum(losses.values())}
 
     def _open(
         self, stack: ExitStack

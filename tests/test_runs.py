@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,6 +131,22 @@ def test_averaged_weights_are_preferred(run):
     assert load_weights(run.path).state["w"][0] == 0.5
 
 
+def test_equal_states_are_equal_files(run):
+    def save(step, value):
+        return (run.save(step, value, {}) / "state.pt").read_bytes()
+
+    shared = (0.9, 0.99)
+    fresh = {"groups": [{"betas": shared}, {"betas": shared}], "name": "lr", "other": "lr"}
+    first = save(1, fresh)
+    assert save(2, read_checkpoint(run.checkpoints / "step-00000001")) == first
+
+
+def test_what_could_not_be_read_back_is_not_saved(run):
+    with pytest.raises(TypeError, match="not float64"):
+        run.save(1, {"loss": np.float64(1.0)}, {})
+    assert not list(run.checkpoints.iterdir())
+
+
 def test_nothing_to_load(tmp_path):
     with pytest.raises(RunError, match="neither a run with checkpoints nor a checkpoint"):
         load_weights(tmp_path / "absent")
@@ -140,9 +157,9 @@ def test_code_in_a_checkpoint_is_not_run(run, tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    folder = run.save(1, {"w": Attack()}, {})
+    torch.save({"w": Attack()}, tmp_path / "attack.pt")
     with pytest.raises(RunError, match="read safely"):
-        read_checkpoint(folder)
+        runs.read_tensors(tmp_path / "attack.pt")
     assert not (tmp_path / "owned").exists()
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(RunError, match="holds a list"):

@@ -55,7 +55,7 @@ def main() -> None:
         "pre-train",
         *("train/pretrain.py", "--preset", "micro", "--objective", "pretrain"),
         *("--data", out / "shards" / "jetclass", "--out", pretrained),
-        *("--batch-size", 256, "--steps", options.steps, "--warmup-steps", 100, "--lr", 2e-3),
+        *("--batch-size", 256, "--steps", options.steps, "--warmup-steps", options.steps // 15, "--lr", 2e-3),
         *("--val-every", max(1, options.steps // 4)),
     )
     runs = []
