@@ -16,14 +16,21 @@ TEMPORARY = ".*.tmp"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` on success, synced to disk, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path that becomes ``path`` on success, synced to disk, and vanishes otherwise.
+
+    Raises:
+        SimulationError: naming ``path`` if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise SimulationError(f"{path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

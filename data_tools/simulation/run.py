@@ -123,8 +123,8 @@ def simulate(request: Request, jobs: int) -> None:
 
     Raises:
         SimulationError: if the directory holds jets of another request or is being written to, if
-            Pythia does not start, or if a worker dies.
-        OSError: if a file cannot be written.
+            Pythia does not start, if a worker dies, or if a file cannot be written.
+        OSError: if the directory cannot be made.
     """
     request.out.mkdir(parents=True, exist_ok=True)
     with _locked(request.out):

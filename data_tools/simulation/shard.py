@@ -80,8 +80,8 @@ def make_shard(unit: Unit, report: Callable[[int], None]) -> None:
         report: called with the number of jets after every batch of events.
 
     Raises:
-        SimulationError: if Pythia does not start or no event gives a jet.
-        OSError: if the file cannot be written.
+        SimulationError: if Pythia does not start, no event gives a jet, or the file cannot be
+            written.
     """
     data_set, kind = unit.definition
     seeds = np.random.SeedSequence(
@@ -133,11 +133,16 @@ def make_shard(unit: Unit, report: Callable[[int], None]) -> None:
         "versions": versions(),
     }
     write = write_jetnet if unit.data_set == "jetnet" else write_omnilearned
-    with replacing(unit.path) as temporary, h5py.File(temporary, "w") as file:
+    # In memory first: HDF5 prints several tracebacks when a disk is full.
+    with h5py.File(unit.path.name, "w", driver="core", backing_store=False) as file:
         file.attrs["title"] = data_set.title
         file.attrs["classes"] = data_set.class_names
         file.attrs["provenance"] = json.dumps(provenance)
         write(file, jets[: unit.jets], data_set, kind)
+        file.flush()
+        image = file.id.get_file_image()
+    with replacing(unit.path) as temporary:
+        temporary.write_bytes(image)
 
 
 def jets_of(events: Events, data_set: DataSet, kind: Kind, rng: np.random.Generator) -> PaddedJets:
