@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,22 @@ class BlockParameters(NamedTuple):
     alpha2: Tensor
     gamma2: Tensor
     mlp: MLPParameters
+
+
+def flat(*groups: MLPParameters | BlockParameters) -> Tensor:
+    """All weights in one row, in the order of their fields, as the compiled ops take them."""
+    rows: list[Tensor] = []
+    for group in groups:
+        for weight in group:
+            if isinstance(weight, MLPParameters):
+                rows += [w.reshape(-1) for w in weight if w is not None]
+            elif weight is not None:
+                rows.append(weight.reshape(-1))
+    return torch.cat(rows)
+
+
+def optional_parts(parameters: MLPParameters) -> int:
+    """Which optional weights there are: 1 for fc1_bias, 2 for the norm, 4 for fc2_bias."""
+    p = parameters
+    norm = p.alpha is not None and p.gamma is not None
+    return (p.fc1_bias is not None) + 2 * norm + 4 * (p.fc2_bias is not None)

@@ -1,0 +1,69 @@
+// Tokens in the lanes of vectors. A slot holds W tokens: vector f of a slot is feature f of all W.
+// A tile is a run of slots, `row` vectors apart, so element (slot s, feature f) is the vector at
+// data + (s * row + f) * W. Products, pointwise functions and softmax then never work across lanes,
+// and need no padding of widths, heads or neighbours.
+#pragma once
+
+#include "simd.h"
+
+namespace jetkern::JETKERN_ISA {
+
+// Vectors from one slot to the next for n features: odd, lest the slots share few cache sets.
+JETKERN_INLINE int64_t slot_row(int64_t n) { return n | 1; }
+JETKERN_INLINE int64_t tile_size(int64_t slots, int64_t n) { return slots * slot_row(n) * W; }
+
+// Slots that the products take at a time; chains of them stay in the first-level cache.
+constexpr int64_t SLOTS = 3;
+
+// A matrix of weights (outputs, inputs), rearranged for `product`.
+struct Panels {
+  const float* data;
+  int64_t outputs, inputs;
+};
+int64_t panels_size(int64_t outputs, int64_t inputs);
+
+// Panels of w(o, i) = w[o * row + i * column] * by_output[o] * by_input[i]; either factor may be
+// null. `to` has panels_size(outputs, inputs) floats.
+Panels pack_panels(const float* w, int64_t row, int64_t column, const float* by_output,
+                   const float* by_input, int64_t outputs, int64_t inputs, float* to);
+
+// y[s][o] = sum_i w(o, i) x[s][i] + bias[o] + add[s][o]; bias and add may be null, add may be y and
+// has its row length.
+void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row, int64_t slots,
+             const float* bias, const float* add);
+
+// to[o * inputs + i] += sum over slots and lanes of y[s][o] x[s][i]: a weight's gradient.
+void outer_product(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
+                   int64_t inputs, int64_t slots, float* to);
+
+// to[o] += sum over slots and lanes of y[s][o]: a bias's gradient.
+void lane_sums(const float* y, int64_t y_row, int64_t outputs, int64_t slots, float* to);
+
+// An operand of `lanewise`: element (i, k) is the vector at data + i * row + k * column (in floats).
+struct Strided {
+  const float* data;
+  int64_t row, column;
+};
+
+// c(i, j) = sum_k a(i, k) b(j, k), each lane for itself.
+void lanewise(int64_t rows, int64_t columns, int64_t depth, Strided a, Strided b, float* c,
+              int64_t c_row, int64_t c_column);
+
+// Attention within one segment, whose tokens fill slots from lane 0 on. In both, x and y of tokens
+// against slots are (tokens, slots) vectors without gaps.
+// y(j, s) = sum_d tokens(j, d) x[s][d], token j in lane j % W of slot j / W.
+void by_token(const float* tokens, int64_t row, int64_t count, int64_t depth, const float* x,
+              int64_t x_row, int64_t slots, float* y);
+// y[s][f] = sum_j tokens(j, f) x(j, s). Reads up to OVERREAD features past the last.
+void over_tokens(const float* tokens, int64_t row, int64_t count, int64_t features,
+                 const float* x, int64_t slots, float* y, int64_t y_row);
+constexpr int64_t OVERREAD = 7;
+
+// Packed rows (row-major, n features) to one slot and back; lanes from `count` on become zero.
+void rows_to_slot(const float* rows, int64_t row, int64_t n, int64_t count, float* slot);
+void slot_to_rows(const float* slot, int64_t n, int64_t count, float* rows, int64_t row);
+
+// Transposes W vectors in place: lane l of vector i goes to lane i of vector l.
+void transpose(vfloat (&v)[W]);
+
+}  // namespace jetkern::JETKERN_ISA

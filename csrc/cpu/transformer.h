@@ -1,0 +1,115 @@
+// The perceptron and the transformer block on tiles of tokens in lanes (lanes.h). Attention itself
+// lies between `before_attention` and `after_attention`: what its tokens are is up to the caller.
+//
+// The gamma of a DynamicTanh is folded into the columns of the weight that follows. Backward then
+// gives the gradient G of the folded weight, and `unfold` turns it into G diag(gamma) for the weight
+// and sum_o G(o, i) w(o, i) for gamma.
+#pragma once
+
+#include "lanes.h"
+#include "shapes.h"
+
+namespace jetkern::JETKERN_ISA {
+
+// Hands out parts of one buffer; without one it only counts.
+struct Arena {
+  float* base;
+  int64_t used = 0;
+
+  float* take(int64_t floats) {
+    const int64_t at = used;
+    used += round_up(floats, 16);
+    return base ? base + at : nullptr;
+  }
+};
+
+// Where a weight lies in the flat array, and its panels.
+struct Weight {
+  int64_t at, at_gamma;  // at_gamma: the folded gamma, or -1
+  Panels forward, backward;
+};
+
+struct Mlp {
+  MlpShape shape;
+  int64_t at_bias1, at_alpha, at_bias2;  // -1 where there is none
+  const float *bias1, *bias2;
+  float alpha;
+  Weight fc1, fc2;
+};
+
+struct Block {
+  BlockShape shape;
+  int64_t at_alpha1, at_alpha2;
+  float alpha1, alpha2;
+  Weight qkv, out;
+  Mlp mlp;
+};
+
+// Lays out one perceptron or block whose weights begin at weights[at], and moves `at` past it. The
+// panels go to `panels`: written if `pack`, else taken to be there. at_gamma as in Weight, for fc1.
+Mlp make_mlp(const MlpShape& shape, const float* weights, int64_t& at, int64_t at_gamma,
+             Arena& panels, bool pack);
+Block make_block(const BlockShape& shape, const float* weights, int64_t& at, Arena& panels,
+                 bool pack);
+
+// Turns the gradients of folded weights into those of weights and gammas, in place.
+void unfold(const Mlp& mlp, const float* weights, float* gradient);
+void unfold(const Block& block, const float* weights, float* gradient);
+
+// What the backward of a perceptron needs, (slots, hidden) each: the hidden vector before and after
+// the norm, and the slope of the GELU. Without a norm `normed` is `gelu`.
+struct MlpTile {
+  float *normed, *gelu, *slope;
+};
+MlpTile take_mlp_tile(const MlpShape& shape, int64_t slots, Arena& arena);
+
+// A block's insides for a tile of slots: (slots, width) each, qkv (slots, 3 width).
+struct BlockTile {
+  float *in, *normed1, *qkv, *mixed, *middle, *normed2;
+  MlpTile mlp;
+};
+BlockTile take_block_tile(const BlockShape& shape, int64_t slots, Arena& arena);
+
+// to = tanh(alpha x), (slots, n) both.
+void norm(const float* x, float alpha, int64_t n, int64_t slots, float* to);
+// dx += dy (1 - y^2) alpha for y = tanh(alpha x), and *d_alpha gets the sum of dy (1 - y^2) x.
+void norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
+                   int64_t slots, float* dx, float* d_alpha);
+
+// The hidden vectors of x; `keep` for backward also stores gelu and slope.
+void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& tile, bool keep);
+// y = fc2(hidden) + add, add null or (slots, out), possibly y.
+void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const float* add);
+
+// From d_normed, the gradient of tile.normed with slots d_row vectors apart (0: one for all), times
+// weight[slot] where given: d_slope replaces tile.slope by the gradient before the GELU, dx (may be
+// null) is the gradient of x, *d_alpha is added to.
+void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
+                         const float* weight, int64_t slots, float* dx, float* d_alpha);
+// All of the backward from dy: gradient (flat, folded) is added to, dx may be null. `scratch` holds
+// tile_size(SLOTS, hidden) floats.
+void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const float* dy,
+                  int64_t slots, float* dx, float* gradient, float* scratch);
+// The part of it that belongs to fc1, after mlp_hidden_backward.
+void fc1_backward(const Mlp& mlp, const MlpTile& tile, const float* x, int64_t slots,
+                  float* gradient);
+
+// tile.in -> normed1, qkv.
+void before_attention(const Block& block, const BlockTile& tile, int64_t slots);
+// tile.mixed, tile.in -> middle, normed2 and the hidden vectors; y = the block's result unless null.
+void after_attention(const Block& block, const BlockTile& tile, int64_t slots, bool keep, float* y);
+
+// dx: gradient of the block's result on entry, of tile.middle on return.
+void after_attention_backward(const Block& block, const BlockTile& tile, int64_t slots, float* dx,
+                              float* gradient, float* scratch);
+// d_mixed = the gradient of tile.mixed from dx, that of tile.middle.
+void out_backward(const Block& block, const BlockTile& tile, int64_t slots, const float* dx,
+                  float* d_mixed, float* gradient);
+// dx: gradient of tile.middle on entry, of tile.in on return, given d_qkv. `scratch` holds
+// tile_size(SLOTS, width) floats.
+void before_attention_backward(const Block& block, const BlockTile& tile, int64_t slots,
+                               const float* d_qkv, float* dx, float* gradient, float* scratch);
+// Floats of scratch that the backward functions need.
+int64_t backward_scratch(const MlpShape& shape);
+
+}  // namespace jetkern::JETKERN_ISA

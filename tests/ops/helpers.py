@@ -1,0 +1,144 @@
+"""What the tests of the ops share: random weights, jets that hurt, comparison with float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetkern.jets import offsets_from_counts
+from jetkern.ops.parameters import BlockParameters, MLPParameters
+
+# Numbers of particles: empty jets, one particle, around K = 5 and around vectors, the longest.
+HURTING = {
+    "no jets": [],
+    "empty": [0, 0],
+    "one": [1],
+    "mixed": [0, 1, 2, 5, 0, 6, 15, 16, 17, 3, 33],
+    "longest": [150, 1],
+    "last empty": [7, 0],
+}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """PyTorch on n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def random_particles(counts: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(T, 4) particles of jets with the given numbers of them, and the offsets."""
+    offsets = offsets_from_counts(torch.tensor(counts, dtype=torch.int64))
+    rows = torch.randn(int(offsets[-1]), 4, generator=generator(seed))
+    return rows * torch.tensor([0.2, 0.2, 1.0, 1.0]) + torch.tensor([0.0, 0.0, 2.0, 3.0]), offsets
+
+
+def random_mlp(
+    inputs: int,
+    hidden: int,
+    outputs: int,
+    *,
+    bias1: bool = True,
+    norm: bool = True,
+    bias2: bool = True,
+    seed: int = 0,
+) -> MLPParameters:
+    g = generator(seed)
+    return MLPParameters(
+        torch.randn(hidden, inputs, generator=g) * inputs**-0.5,
+        0.1 * torch.randn(hidden, generator=g) if bias1 else None,
+        0.5 + 0.1 * torch.randn(1, generator=g) if norm else None,
+        1.0 + 0.2 * torch.randn(hidden, generator=g) if norm else None,
+        torch.randn(outputs, hidden, generator=g) * hidden**-0.5,
+        0.1 * torch.randn(outputs, generator=g) if bias2 else None,
+    )
+
+
+def random_block(width: int, hidden: int, *, seed: int = 0, **parts: bool) -> BlockParameters:
+    g = generator(seed + 1000)
+    return BlockParameters(
+        0.5 + 0.1 * torch.randn(1, generator=g),
+        1.0 + 0.2 * torch.randn(width, generator=g),
+        1.5 * torch.randn(3 * width, width, generator=g) * width**-0.5,
+        torch.randn(width, width, generator=g) * width**-0.5,
+        0.5 + 0.1 * torch.randn(1, generator=g),
+        1.0 + 0.2 * torch.randn(width, generator=g),
+        random_mlp(width, hidden, width, seed=seed, **parts),
+    )
+
+
+def convert(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``function`` applied to every float tensor in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        return function(value) if value.is_floating_point() else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(convert(v, function) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(convert(v, function) for v in value)
+    return value
+
+
+def result_and_gradients(
+    op: Callable[..., Tensor],
+    inputs: tuple[Any, ...],
+    dtype: torch.dtype,
+    backend: str,
+    fixed: tuple[int, ...] = (),
+) -> list[Tensor]:
+    """The op's result, then the gradient of each float tensor of ``inputs`` in order.
+
+    Inputs whose positions are in ``fixed`` get no gradient.
+    """
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        leaves.append(tensor.detach().to(dtype).requires_grad_())
+        return leaves[-1]
+
+    values = [
+        convert(v, (lambda t: t.to(dtype)) if i in fixed else leaf) for i, v in enumerate(inputs)
+    ]
+    out = op(*values, backend=backend)
+    upstream = torch.randn(out.shape, generator=generator(7), dtype=torch.float32).to(dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def check_accuracy(
+    op: Callable[..., Tensor],
+    *inputs: Any,
+    fixed: tuple[int, ...] = (),
+    backend: str = "cpu",
+    tiny: float = 1e-6,
+) -> list[Tensor]:
+    """Asserts that result and gradients err at most twice as much as eager float32.
+
+    ``tiny``, relative to the largest element, is what may be added to that: where eager PyTorch
+    happens to round luckily. The gradient of a norm's alpha is a sum over features that largely
+    cancels; its scale is that of the gamma's gradient, which follows it. Returns what ``backend``
+    computed.
+    """
+    exact = result_and_gradients(op, inputs, torch.float64, "reference", fixed)
+    eager = result_and_gradients(op, inputs, torch.float32, "reference", fixed)
+    ours = result_and_gradients(op, inputs, torch.float32, backend, fixed)
+    for i, (want, plain, have) in enumerate(zip(exact, eager, ours, strict=True)):
+        assert have.shape == want.shape
+        if not want.numel():
+            continue
+        is_alpha = want.shape == (1,) and 0 < i < len(exact) - 1 and exact[i + 1].ndim == 1
+        scale = (exact[i + 1].abs().sum() if is_alpha else want.abs().max()).item()
+        error = (have - want).abs().max().item()
+        allowed = 2 * (plain - want).abs().max().item() + tiny * scale
+        assert error <= allowed, f"output {i} {tuple(want.shape)}: {error} > {allowed} of {scale}"
+    return ours

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jetkern.ops import mlp
+from jetkern.ops.parameters import flat, optional_parts
+from tests.ops.helpers import check_accuracy, generator, random_mlp, threads
+
+PARTS = [
+    {},
+    {"bias1": False, "bias2": False},
+    {"norm": False},
+    {"bias1": False, "norm": False, "bias2": False},
+]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 100, 333])
+@pytest.mark.parametrize(("inputs", "hidden", "outputs"), [(4, 64, 32), (7, 9, 5), (130, 33, 1)])
+def test_accuracy(
+    rows: int, inputs: int, hidden: int, outputs: int, parts: dict[str, bool]
+) -> None:
+    x = 2 * torch.randn(rows, inputs, generator=generator(3))
+    check_accuracy(mlp, x, random_mlp(inputs, hidden, outputs, **parts))
+
+
+def test_accuracy_far_from_zero() -> None:
+    x = torch.linspace(-12, 12, 203)[:, None].expand(203, 3)
+    check_accuracy(mlp, x, random_mlp(3, 20, 6))
+
+
+def test_the_same_bits_with_any_number_of_threads() -> None:
+    x = torch.randn(5000, 8, generator=generator(3))
+    weights = random_mlp(8, 16, 4)
+    leaves = [x.requires_grad_(), weights.fc1_weight.requires_grad_()]
+    results = []
+    for n in (1, 2, 3, 4):
+        with threads(n):
+            out = mlp(x, weights, backend="cpu")
+            results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    for result in results[1:]:
+        assert all(a.equal(b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_inputs_need_not_be_contiguous() -> None:
+    x = torch.randn(8, 50, generator=generator(3)).t()
+    weights = random_mlp(8, 16, 4)
+    assert mlp(x, weights, backend="cpu").equal(mlp(x.contiguous(), weights, backend="cpu"))
+
+
+def test_opcheck_and_compile() -> None:
+    weights = random_mlp(3, 16, 4, bias2=False)
+    x = torch.randn(20, 3, generator=generator(3))
+    row = flat(weights).requires_grad_()
+    arguments = (x.clone().requires_grad_(), row, 16, 4, optional_parts(weights))
+    torch.library.opcheck(torch.ops.jetkern.mlp, arguments)
+    compiled = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+    assert compiled(x, weights, backend="cpu").equal(mlp(x, weights, backend="cpu"))
