@@ -201,6 +201,8 @@ class EvaluateSettings:
     """CPU threads of torch; None for its default"""
 
     def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("name at least one run or checkpoint")
         for name in ("batch_size", "num_jets", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -306,7 +308,11 @@ def size_of(model_config: Mapping[str, Any]) -> str | None:
 
 
 def parse(
-    defaults: Callable[..., S], argv: Sequence[str] | None = None, *, description: str = ""
+    defaults: Callable[..., S],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str | None = "",
+    prog: str | None = None,
 ) -> S:
     """Settings from flags, over those of ``--config FILE``, over presets.
 
@@ -315,6 +321,7 @@ def parse(
             are looked up in the flags and the file first.
         argv: flags, by default those of this process.
         description: first lines of ``--help``.
+        prog: the command, for ``--help``; by default the name of the script.
 
     Raises:
         SystemExit: with code 2 and a message for wrong flags, with code 0 after ``--help``.
@@ -335,6 +342,7 @@ def parse(
     chosen = {name: v for name, v in vars(known).items() if v not in (None, "None")}
     return tyro.cli(
         type(base),
+        prog=prog or Path(sys.argv[0]).name,
         default=defaults(**chosen),
         args=flags,
         description=f"{description}\n\nSettings can also come from --config FILE (TOML or JSON).",

@@ -1,7 +1,9 @@
 """Fine-tunes a pre-trained model on labelled jets, or trains the same model from scratch.
 
-python train/finetune.py top --from runs/pretrained --data shards/toptag --num-jets 10000 --out run
-python train/finetune.py top --preset micro         --data shards/toptag --num-jets 10000 --out run
+python train/finetune.py top --from runs/pretrained --data shards/toptag --out runs/top
+
+python train/finetune.py top --preset micro --num-jets 1000 --data shards/toptag --out runs/scratch
+
 The same command again continues a run that was stopped or killed.
 """
 
@@ -32,7 +34,8 @@ def main() -> None:
         flags = ["--help"]
     elif task != "top":
         raise SettingsError(f"unknown task {task!r}: say finetune.py top ...")
-    fine_tune_top(parse(finetune_defaults, flags, description=__doc__))
+    prog = "finetune.py top"
+    fine_tune_top(parse(finetune_defaults, flags, description=__doc__, prog=prog))
 
 
 def fine_tune_top(settings: FinetuneSettings) -> None:

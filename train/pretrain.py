@@ -1,7 +1,9 @@
 """Pre-trains a jet foundation model on shards: any of classification, flow matching, masking.
 
 python train/pretrain.py --preset micro --objective classifier+mpm --data shards/jetclass --out run
-torchrun --nproc-per-node=4 train/pretrain.py ...      the same on four GPUs
+
+torchrun --nproc-per-node=4 train/pretrain.py ... does the same on four GPUs.
+
 The same command again continues a run that was stopped or killed.
 """
 
