@@ -20,6 +20,7 @@ from conversion.clean import Policy
 from conversion.plan import make_plan
 from conversion.report import text
 from conversion.run import ConversionError, convert
+from readers import schema
 
 
 def fractions(value: str) -> dict[str, float]:
@@ -137,7 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan = make_plan(
             args.sources,
             reader="schema" if args.schema and args.reader == "auto" else args.reader,
-            options=readers.Options(args.label_shift, args.classes, args.schema),
+            options=readers.Options(
+                args.label_shift, args.classes, schema.load(args.schema) if args.schema else None
+            ),
             policy=Policy(args.bad_jets, args.bad_tracks, args.max_particles),
             fractions=args.splits,
             use_splits=not args.one_set,

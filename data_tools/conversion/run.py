@@ -152,6 +152,8 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "files": [
             {"name": i.name, "bytes": i.size, "jets": i.num_jets, **i.notes} for i in plan.inputs
         ],
+        "label_shift": plan.options.label_shift,
+        "schema": plan.options.schema,
         "splits": plan.fractions or "as in the source",
         "buckets": plan.splits,
         "jets_per_read": max(u.stop - u.start for u in plan.units),

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-MODULES = ("omnilearned",)
+MODULES = ("omnilearned", "toptagging", "jetnet", "jetclass", "parquet", "schema")
 JETCLASS = ("QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl")
 TOP = ("QCD", "top")
 JETNET = ("g", "q", "t", "w", "z")
@@ -29,11 +29,12 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about the input, over what the files say themselves."""
+    """What the user says about the input, over what the files say themselves; ``schema`` is a
+    description that ``readers.schema.load`` has checked."""
 
     label_shift: int | None = None
     classes: tuple[str, ...] = ()
-    schema: Path | None = None
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

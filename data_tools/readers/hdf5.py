@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from readers import InputError
+
+with suppress(ImportError):  # registers blosc and other filters of published files
+    import hdf5plugin  # noqa: F401
 
 
 def open_file(path: Path) -> h5py.File:

@@ -38,7 +38,7 @@ _COLUMNS = {4: (None, None), 5: (4, None), 8: (None, 4), 9: (4, 5)}
 def recognises(path: Path) -> bool:
     """Whether the file has this layout's datasets."""
     with hdf5.open_file(path) as file:
-        return "data" in file and "pid" in file
+        return "data" in file or "pid" in file
 
 
 def open_source(path: Path, options: Options) -> OmniLearned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jetkern.data.order import Order
 from jetkern.data.shards import Field, ShardError, Shards
 from jetkern.jets import Jets
 
@@ -75,6 +76,15 @@ class BlockReader:
         self.read(block, field, array)
         return array
 
+    def offsets(self, block: int) -> NDArray[np.int64]:
+        """The offsets of a block, checked against the index."""
+        offsets = self.array(block, "offsets").astype(np.int64)
+        row = self.index[block]
+        if offsets[0] != 0 or offsets[-1] != row["particles"] or (np.diff(offsets) < 0).any():
+            path = self.shards.paths[int(row["shard"])]
+            raise ShardError(f"{path} is damaged: block {block}: the offsets are not increasing")
+        return offsets
+
     def close(self) -> None:
         """Closes all files."""
         while self._files:
@@ -82,6 +92,90 @@ class BlockReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+class Slots:
+    """Which key (a block) is in which slot of a pool; the slots longest unused are given anew."""
+
+    def __init__(self, keys: int, slots: int) -> None:
+        self.of = np.full(keys, -1, np.int64)
+        self._key = np.full(max(1, min(slots, keys)), -1, np.int64)
+        self._used = np.zeros(len(self._key), np.int64)
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._key)
+
+    def tick(self) -> None:
+        """From now on, slots that are used again stay until the next tick."""
+        self._clock += 1
+
+    def find(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Marks the slots of the keys as used and gives new ones to those that have none.
+
+        Returns:
+            the keys that had no slot, and their slots. The pool may have grown.
+        """
+        slots = self.of[keys]
+        absent = slots < 0
+        self._used[slots[~absent]] = self._clock
+        new = np.unique(keys[absent])
+        if not len(new):
+            return new, new
+        idle = np.flatnonzero(self._used < self._clock)
+        if len(idle) < len(new):
+            old = len(self)
+            size = min(max(2 * old, old + len(new) - len(idle)), len(self.of))
+            self._key = np.append(self._key, np.full(size - old, -1))
+            self._used = np.append(self._used, np.zeros(size - old, np.int64))
+            idle = np.flatnonzero(self._used < self._clock)
+        chosen = idle[np.argsort(self._used[idle], kind="stable")[: len(new)]]
+        self.forget(chosen)
+        self._key[chosen], self._used[chosen] = new, self._clock
+        self.of[new] = chosen
+        return new, chosen
+
+    def forget(self, slots: NDArray[np.int64]) -> None:
+        """Empties slots."""
+        keys = self._key[slots]
+        self.of[keys[keys >= 0]] = -1
+        self._key[slots] = -1
+
+
+class Rows:
+    """Finds the block and the row of training positions, remembering each block's permutation."""
+
+    def __init__(self, order: Order, slots: int) -> None:
+        self.order = order
+        self._slots = Slots(len(order.block_jets), slots)
+        self._width = int(order.block_jets.max())
+        self._table = np.empty((len(self._slots), self._width), np.int32)
+        self._epoch: int | None = None
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(B,) blocks and rows in them of positions that increase through the epochs."""
+        epochs, within = np.divmod(positions, self.order.num_jets)
+        blocks, rows = np.empty_like(positions), np.empty_like(positions)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if len(positions) else ():
+            part = slice(*np.searchsorted(epochs, [epoch, epoch + 1]))
+            blocks[part], ranks = self.order.locate(epoch, within[part])
+            rows[part] = self._rows(epoch, blocks[part], ranks)
+        return blocks, rows
+
+    def _rows(
+        self, epoch: int, blocks: NDArray[np.int64], ranks: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._slots.forget(np.arange(len(self._slots)))
+            self._epoch = epoch
+        self._slots.tick()
+        for block, slot in zip(*self._slots.find(blocks), strict=True):
+            if slot >= len(self._table):
+                more = len(self._slots) - len(self._table)
+                self._table = np.concatenate([self._table, np.empty((more, self._width), np.int32)])
+            rows = self.order.rows(epoch, int(block))
+            self._table[slot, : len(rows)] = rows
+        return self._table[self._slots.of[blocks], ranks].astype(np.int64)
 
 
 class BlockCache:
@@ -93,43 +187,31 @@ class BlockCache:
     Args:
         fields: which of the shards' fields to read.
         slots: blocks to hold at first.
-        rows: the rows of a block in the order in which an epoch uses them, see ``Order.rows``.
+        threads: that read blocks at the same time.
     """
 
     def __init__(
-        self,
-        shards: Shards,
-        fields: Iterable[Field],
-        slots: int,
-        rows: Callable[[int, int], NDArray[np.int64]],
-        threads: int = 1,
+        self, shards: Shards, fields: Iterable[Field], slots: int, threads: int = 1
     ) -> None:
         self.reader = BlockReader(shards)
         self.fields = tuple(fields)
-        self._rows = rows
         self._jets = int(shards.index["jets"].max())
         self._particles = int(shards.index["particles"].max())
-        self._sizes = shards.index["jets"].astype(np.int64)
-        self._slot_of = np.full(len(shards.index), -1, np.int64)
+        self._slots = Slots(len(shards.index), slots)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._data: dict[str, NDArray[Any]] = {
             f.name: np.empty((0, len(f.columns)) if f.columns else 0, f.dtype) for f in self.fields
         }
-        self._per_jet = {name: np.zeros(0, np.int64) for name in ("start", "count", "row")}
-        self._block = np.zeros(0, np.int64)
-        self._epoch = np.zeros(0, np.int64)
-        self._used = np.zeros(0, np.int64)
-        self._clock = 0
-        self._grow(max(1, min(slots, len(shards.index))))
+        self._per_jet = {name: np.empty(0, np.int64) for name in ("start", "count")}
+        self._size = 0
+        self._grow()
 
-    def _grow(self, slots: int) -> None:
-        old = len(self._block)
+    def _grow(self) -> None:
+        old, self._size = self._size, len(self._slots)
 
-        def larger(array: NDArray[Any], rows: int, fill: int = 0) -> NDArray[Any]:
-            new = np.empty((slots * rows, *array.shape[1:]), array.dtype)
+        def larger(array: NDArray[Any], rows: int) -> NDArray[Any]:
+            new = np.empty((self._size * rows, *array.shape[1:]), array.dtype)
             new[: old * rows] = array
-            if fill:
-                new[old * rows :] = fill
             return new
 
         for field in self.fields:
@@ -137,103 +219,123 @@ class BlockCache:
             self._data[field.name] = larger(self._data[field.name], rows)
         for name, array in self._per_jet.items():
             self._per_jet[name] = larger(array, self._jets)
-        self._block = larger(self._block, 1, fill=-1)
-        self._epoch = larger(self._epoch, 1, fill=-1)
-        used = larger(self._used, 1)
-        used[old:] = 0
-        self._used = used
 
-    def start_batch(self) -> None:
-        """Marks that blocks used from now on must stay until the next batch starts."""
-        self._clock += 1
-
-    def place(
-        self, epoch: int, blocks: NDArray[np.int64], ranks: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Where in the pool the jets are, reading the blocks that are not there yet.
-
-        Args:
-            blocks, ranks: (B,) the block of each jet and its place in the block's ``rows``.
-        """
-        slots = self._slot_of[blocks]
-        absent = slots < 0
-        self._used[slots[~absent]] = self._clock
-        if absent.any():
-            wanted = np.unique(blocks[absent])
-            self._load(wanted)
-            slots = self._slot_of[blocks]
-            self._used[slots] = self._clock
-        stale = self._epoch[slots] != epoch
-        if stale.any():
-            for slot in np.unique(slots[stale]):
-                rows = self._rows(epoch, int(self._block[slot]))
-                self._per_jet["row"][slot * self._jets :][: len(rows)] = rows
-                self._epoch[slot] = epoch
-        first = slots * self._jets
-        return first + self._per_jet["row"][first + ranks]
-
-    def _load(self, wanted: NDArray[np.int64]) -> None:
-        idle = np.flatnonzero(self._used < self._clock)
-        if len(idle) < len(wanted):
-            missing = len(wanted) - len(idle)
-            slots = len(self._block)
-            self._grow(min(max(2 * slots, slots + missing), len(self._slot_of)))
-            idle = np.flatnonzero(self._used < self._clock)
-        chosen = idle[np.argsort(self._used[idle], kind="stable")[: len(wanted)]]
-        evicted = self._block[chosen]
-        self._slot_of[evicted[evicted >= 0]] = -1
-        self._block[chosen] = -1
-        pairs = list(zip(chosen.tolist(), wanted.tolist(), strict=True))
-        if self._pool is None:
-            for slot, block in pairs:
-                self._fill(slot, block)
-        else:
-            list(self._pool.map(lambda pair: self._fill(*pair), pairs))
-        self._block[chosen] = wanted
-        self._epoch[chosen] = -1
-        self._slot_of[wanted] = chosen
+    def batch(
+        self, blocks: NDArray[np.int64], rows: NDArray[np.int64], index: NDArray[np.int64]
+    ) -> Jets:
+        """The jets in the given rows (B,) of the given blocks (B,) as one packed batch."""
+        self._slots.tick()
+        wanted, slots = self._slots.find(blocks)
+        if self._size < len(self._slots):
+            self._grow()
+        try:
+            if self._pool is None:
+                for slot, block in zip(slots.tolist(), wanted.tolist(), strict=True):
+                    self._fill(slot, block)
+            else:
+                list(self._pool.map(self._fill, slots.tolist(), wanted.tolist()))
+        except ShardError:
+            self._slots.forget(slots)
+            raise
+        return self._gather(self._slots.of[blocks] * self._jets + rows, index)
 
     def _fill(self, slot: int, block: int) -> None:
         row = self.reader.index[block]
         jets, particles = int(row["jets"]), int(row["particles"])
-        offsets = self.reader.array(block, "offsets").astype(np.int64)
-        counts = np.diff(offsets)
-        if offsets[0] != 0 or offsets[-1] != particles or (counts < 0).any():
-            path = self.reader.shards.paths[int(row["shard"])]
-            raise ShardError(f"{path} is damaged: block {block}: the offsets are not increasing")
+        offsets = self.reader.offsets(block)
         first = slot * self._jets
         self._per_jet["start"][first : first + jets] = slot * self._particles + offsets[:-1]
-        self._per_jet["count"][first : first + jets] = counts
+        self._per_jet["count"][first : first + jets] = np.diff(offsets)
         for field in self.fields:
-            rows = self._particles if field.per_particle else self._jets
-            n = particles if field.per_particle else jets
-            self.reader.read(block, field, self._data[field.name][slot * rows :][:n])
+            size, n = (self._particles, particles) if field.per_particle else (self._jets, jets)
+            self.reader.read(block, field, self._data[field.name][slot * size :][:n])
 
-    def gather(self, places: NDArray[np.int64], index: NDArray[np.int64]) -> Jets:
-        """The jets at the given places of the pool as one packed batch."""
+    def _gather(self, places: NDArray[np.int64], index: NDArray[np.int64]) -> Jets:
         counts = self._per_jet["count"].take(places)
         offsets = np.zeros(len(places) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         rows = np.repeat(self._per_jet["start"].take(places) - offsets[:-1], counts)
         rows += np.arange(len(rows))
-        tensors = {}
-        for field in self.fields:
-            data = self._data[field.name]
-            chosen = rows if field.per_particle else places
-            tensors[field.name] = torch.from_numpy(_take(data, chosen))
-        for name, kind in (("pid", torch.int64), ("label", torch.int64)):
-            if name in tensors:
-                tensors[name] = tensors[name].to(kind)
-        for name in ("particles", "tracks"):
-            if name in tensors:
-                tensors[name] = tensors[name].to(torch.float32)
-        return Jets(offsets=torch.from_numpy(offsets), index=torch.from_numpy(index), **tensors)
+        tensors = {
+            f.name: torch.from_numpy(_take(self._data[f.name], rows if f.per_particle else places))
+            for f in self.fields
+        }
+        return as_jets(tensors, torch.from_numpy(offsets), torch.from_numpy(index))
 
     def close(self) -> None:
         """Closes files and threads."""
-        self.reader.close()
         if self._pool is not None:
             self._pool.shutdown()
+        self.reader.close()
+
+
+class Resident:
+    """All blocks that an order uses, in the memory of a device, and batches gathered there."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        fields: Iterable[Field],
+        used: NDArray[np.int64],
+        device: torch.device | str,
+    ) -> None:
+        reader = BlockReader(shards)
+        self.fields, self.device = tuple(fields), torch.device(device)
+        index = shards.index[used]
+        jets, particles = int(index["jets"].sum()), int(index["particles"].sum())
+        data = {
+            f.name: torch.from_numpy(np.empty(f.shape(jets, particles), f.dtype))
+            for f in self.fields
+        }
+        self._counts = np.empty(jets, np.int64)
+        self._first = np.full(len(shards.index), -1, np.int64)
+        jet = particle = 0
+        try:
+            for block, row in zip(used.tolist(), index, strict=True):
+                end, last = jet + int(row["jets"]), particle + int(row["particles"])
+                self._first[block] = jet
+                self._counts[jet:end] = np.diff(reader.offsets(block))
+                for field in self.fields:
+                    rows = slice(particle, last) if field.per_particle else slice(jet, end)
+                    reader.read(block, field, data[field.name].numpy()[rows])
+                jet, particle = end, last
+        finally:
+            reader.close()
+        self._data = {name: tensor.to(self.device) for name, tensor in data.items()}
+        self._starts = torch.from_numpy(np.cumsum(self._counts) - self._counts).to(self.device)
+
+    def batch(
+        self, blocks: NDArray[np.int64], rows: NDArray[np.int64], index: NDArray[np.int64]
+    ) -> Jets:
+        """The jets in the given rows (B,) of the given blocks (B,) as one packed batch."""
+        chosen = self._first[blocks] + rows
+        offsets = np.zeros(len(chosen) + 1, np.int64)
+        np.cumsum(self._counts[chosen], out=offsets[1:])
+        where = torch.from_numpy(np.concatenate([chosen, index, offsets])).to(self.device)
+        jets, at, ends = where.split([len(chosen), len(index), len(offsets)])
+        shift = self._starts.index_select(0, jets) - ends[:-1]
+        # The size comes from the host's offsets: no wait for the device.
+        rows_of = shift.repeat_interleave(ends.diff(), output_size=int(offsets[-1]))
+        rows_of += torch.arange(len(rows_of), device=self.device)
+        tensors = {
+            f.name: self._data[f.name].index_select(0, rows_of if f.per_particle else jets)
+            for f in self.fields
+        }
+        return as_jets(tensors, ends, at)
+
+    def close(self) -> None:
+        """Lets go of the memory."""
+        self._data.clear()
+
+
+def as_jets(tensors: dict[str, torch.Tensor], offsets: torch.Tensor, index: torch.Tensor) -> Jets:
+    """The packed batch of stored fields, in the types that ``Jets`` promises."""
+    kinds = {"pid": torch.int64, "label": torch.int64}
+    return Jets(
+        offsets=offsets,
+        index=index,
+        **{name: t.to(kinds.get(name, torch.float32)) for name, t in tensors.items()},
+    )
 
 
 def _take(data: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

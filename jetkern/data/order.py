@@ -109,6 +109,11 @@ class Order:
         self._partial = (block, np.sort(rows[: self.num_jets - before]))
         self._blocks = np.sort(chosen[: last + 1])
 
+    @property
+    def used_blocks(self) -> NDArray[np.int64]:
+        """The blocks that have jets in the order, in the order of the files."""
+        return self._blocks
+
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's sequence of blocks and the place on the line where each one starts."""
         if epoch not in self._epochs:

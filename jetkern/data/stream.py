@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import gcd
 from typing import Any
 
 import numpy as np
+import torch
 
-from jetkern.data.blocks import BlockCache
+from jetkern.data.blocks import BlockCache, Resident, Rows
 from jetkern.data.order import LANES, Order
-from jetkern.data.shards import ShardError, Shards
+from jetkern.data.shards import MAX_PARTICLES, ShardError, Shards
 from jetkern.jets import Jets
 
 _SPARE_BLOCKS = 8
@@ -41,6 +43,7 @@ class Stream:
         particles_per_batch: instead of ``batch_size`` jets, a global batch holds as many jets as
             have at most so many particles in all, rounded down to a multiple of ``lanes``.
         lanes: how many blocks are interleaved, see ``jetkern.data.order``; part of the order.
+        resident: keep all jets on this device ("cpu", "cuda") instead of reading them every epoch.
         prefetch: batches prepared ahead by a thread; 0 does without the thread.
         threads: that read blocks at the same time, for storage with a long latency.
         pin_memory: return tensors in page-locked memory.
@@ -65,6 +68,7 @@ class Stream:
         epochs: int | None = None,
         particles_per_batch: int | None = None,
         lanes: int = LANES,
+        resident: torch.device | str | None = None,
         prefetch: int = 2,
         threads: int = 1,
         pin_memory: bool = False,
@@ -79,6 +83,8 @@ class Stream:
             raise ValueError(
                 f"batch_size {batch_size} must be a positive multiple of world_size {world_size}"
             )
+        if particles_per_batch is not None:
+            _check_budget(particles_per_batch, lanes if shuffle else 1, world_size)
         available = tuple(n for n in _OPTIONAL if shards.field(n) is not None)
         fields = available if fields is None else fields
         lacking = [n for n in fields if n not in available]
@@ -94,7 +100,7 @@ class Stream:
             world_size,
         )
         self.epochs, self.prefetch, self.threads = epochs, prefetch, threads
-        self.pin_memory = pin_memory
+        self.pin_memory, self.resident = pin_memory, resident
         self.particles_per_batch = particles_per_batch
         self.order = Order(
             shards.index["jets"],
@@ -167,32 +173,69 @@ class Stream:
 
     def _produce(self, position: int) -> Iterator[tuple[Jets, int]]:
         lanes = self.order.lanes // gcd(self.order.lanes, self.world_size)
-        cache = BlockCache(
-            self.shards, self.fields, lanes + _SPARE_BLOCKS, self.order.rows, self.threads
+        slots = lanes + _SPARE_BLOCKS
+        finder = Rows(self.order, slots)
+        measure = self._measure()
+        store = (
+            BlockCache(self.shards, self.fields, slots, self.threads)
+            if self.resident is None
+            else Resident(self.shards, self.fields, self.order.used_blocks, self.resident)
         )
         try:
             while self._end is None or position < self._end:
-                end = position + self._jets_at(position)
+                end = position + measure(position)
                 first = position + (self.rank - position) % self.world_size
-                cache.start_batch()
-                jets = self._batch(cache, np.arange(first, end, self.world_size))
+                positions = np.arange(first, end, self.world_size)
+                jets = store.batch(*finder.locate(positions), positions)
                 position = end
                 yield jets.pin_memory() if self.pin_memory else jets, position
         finally:
-            cache.close()
+            store.close()
 
-    def _jets_at(self, position: int) -> int:
-        """How many jets the global batch has that starts at a position."""
-        assert self.batch_size is not None
-        return self.batch_size if self._end is None else min(self.batch_size, self._end - position)
+    def _measure(self) -> Callable[[int], int]:
+        """A function that says how many jets the global batch has that starts at a position."""
 
-    def _batch(self, cache: BlockCache, positions: np.ndarray) -> Jets:
-        epochs, within = np.divmod(positions, self.num_jets)
-        places = np.empty(len(positions), np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if len(positions) else ():
-            part = slice(*np.searchsorted(epochs, [epoch, epoch + 1]))
-            places[part] = cache.place(epoch, *self.order.locate(epoch, within[part]))
-        return cache.gather(places, positions)
+        def left(position: int) -> int:
+            return sys.maxsize if self._end is None else self._end - position
+
+        if self.batch_size is not None:
+            size = self.batch_size
+            return lambda position: min(size, left(position))
+
+        budget = self.particles_per_batch
+        assert budget is not None
+        multiplicity = self.shards.multiplicity()
+        first = np.cumsum(self.order.block_jets) - self.order.block_jets
+        finder = Rows(self.order, self.order.lanes + _SPARE_BLOCKS)
+        mean = max(1.0, self.shards.num_particles / self.shards.num_jets)
+
+        def fitting(position: int) -> int:
+            size = int(budget / mean * 1.1) + self.order.lanes
+            while True:
+                size = min(size, left(position))
+                blocks, rows = finder.locate(np.arange(position, position + size))
+                particles = np.cumsum(multiplicity[first[blocks] + rows], dtype=np.int64)
+                jets = int(np.searchsorted(particles, budget, side="right"))
+                if jets < size:
+                    return jets - jets % self.order.lanes
+                if size == left(position):
+                    return size
+                size *= 2
+
+        return fitting
+
+
+def _check_budget(particles: int, lanes: int, world_size: int) -> None:
+    if lanes % world_size:
+        raise ValueError(
+            f"with particles_per_batch, world_size {world_size} must divide lanes {lanes}, so that "
+            "all ranks get equally many jets"
+        )
+    if particles < lanes * MAX_PARTICLES:
+        raise ValueError(
+            f"particles_per_batch is {particles}, but must be at least lanes x {MAX_PARTICLES} = "
+            f"{lanes * MAX_PARTICLES}"
+        )
 
 
 def _ahead(source: Iterator[Any], depth: int) -> Iterator[Any]:
