@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
 
 // -> dq, dk, dv as q, k, v but contiguous; dbias as bias, or (0, 0) if not wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& softmax, const Tensor& query_offsets, const Tensor& key_offsets,
     std::optional<Tensor> bias, std::optional<Tensor> particle_offsets, bool want_dbias) {
   Batch batch(q, k, v, query_offsets, key_offsets, bias, particle_offsets);
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
                                false};
   int64_t dout_row;
   const float* slopes = rows<float>(dout, "dout", dout_row);
-  const float *values = data<float>(out, "out"), *ends = data<float>(softmax, "softmax");
+  const float* ends = data<float>(softmax, "softmax");
   auto run = JETKERN_SELECT(attention_backward);
   batch.each([&](int64_t b, float* scratch) {
     int64_t query = batch.query_rows[b], key = batch.key_rows[b];
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     to.dk += key * row;
     to.dv += key * row;
     if (to.dbias) to.dbias += batch.pair_starts[b];
-    run(batch.jet(b), values + query * row, row, ends + query * heads * 2, slopes + query * dout_row,
+    run(batch.jet(b), ends + query * heads * 2, slopes + query * dout_row,
         dout_row, to, scratch);
   });
   return {dq, dk, dv, dbias};

@@ -37,6 +37,5 @@ JETKERN_KERNEL(void, attention_forward,
                (const AttentionJet& jet, float* out, int64_t out_row, float* softmax, float* scratch));
 
 JETKERN_KERNEL(void, attention_backward,
-               (const AttentionJet& jet, const float* out, int64_t out_row, const float* softmax,
-                const float* dout, int64_t dout_row, const AttentionGradients& to,
-                float* scratch));
+               (const AttentionJet& jet, const float* softmax, const float* dout, int64_t dout_row,
+                const AttentionGradients& to, float* scratch));

@@ -48,7 +48,8 @@ JETKERN_INLINE vfloat lanes() {
 // Score of query i at columns j to j + W, -infinity beyond the keys.
 JETKERN_INLINE vfloat score(const Head& head, const AttentionJet& jet, bool biased, float scale,
                             const float* products, int64_t i, int64_t j) {
-  vfloat s = load(products + i * head.wide + j) * scale;
+  // Rounded, so that forward and backward see the same bits however the compiler fuses them.
+  vfloat s = rounded(load(products + i * head.wide + j) * scale);
   if (biased)
     s += load_between(jet.bias + head.row(i) + j, head.first(j), head.last(j));
   if (j + W > head.keys)
@@ -109,9 +110,8 @@ void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, flo
   }
 }
 
-void attention_backward(const AttentionJet& jet, const float* out, int64_t out_row,
-                        const float* softmax, const float* dout, int64_t dout_row,
-                        const AttentionGradients& to, float* scratch) {
+void attention_backward(const AttentionJet& jet, const float* softmax, const float* dout,
+                        int64_t dout_row, const AttentionGradients& to, float* scratch) {
   const int64_t d = jet.width;
   if (!jet.keys) return fill_zero(to.dq, jet.queries, to.dq_row, jet.heads * d);
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(d));
@@ -127,17 +127,17 @@ void attention_backward(const AttentionJet& jet, const float* out, int64_t out_r
       const bool biased = jet.bias && i >= head.first_query;
       const float highest = softmax[(i * jet.heads + h) * 2];
       const float inverse = softmax[(i * jet.heads + h) * 2 + 1];
-      vfloat shares{};  // dout . out, what the softmax's denominator takes
-      for (int64_t c = 0; c < d; c += W)
-        shares += load_first(dhead + i * dout_row + c, smaller(d - c, W)) *
-                  load_first(out + i * out_row + h * d + c, smaller(d - c, W));
+      float *weight = weights + i * head.wide, *slope = slopes + i * head.wide;
+      vfloat shares{};  // what the denominator takes: the mean slope
+      for (int64_t j = 0; j < head.wide; j += W) {
+        vfloat p = exp(score(head, jet, biased, scale, weights, i, j) - highest) * inverse;
+        store(weight + j, p);
+        shares += p * load(slope + j);
+      }
       const float share = sum(shares);
       for (int64_t j = 0; j < head.wide; j += W) {
-        float *weight = weights + i * head.wide + j, *slope = slopes + i * head.wide + j;
-        vfloat p = exp(score(head, jet, biased, scale, weights, i, j) - highest) * inverse;
-        vfloat ds = p * (load(slope) - share);
-        store(weight, p);
-        store(slope, ds * scale);
+        vfloat ds = load(weight + j) * (load(slope + j) - share);
+        store(slope + j, ds * scale);
         if (biased && to.dbias) {
           float* dbias = to.dbias + head.row(i) + j;
           if (to.add_bias) ds += load_between(dbias, head.first(j), head.last(j));

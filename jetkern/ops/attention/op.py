@@ -16,7 +16,7 @@ torch.library.define(
 )
 torch.library.define(
     "jetkern::attention_backward",
-    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax, Tensor query_offsets,"
+    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor softmax, Tensor query_offsets,"
     " Tensor key_offsets, Tensor? bias, Tensor? particle_offsets, bool want_dbias)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
 )
@@ -33,7 +33,6 @@ def _backward_fake(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
     softmax: Tensor,
     query_offsets: Tensor,
     key_offsets: Tensor,
@@ -47,16 +46,16 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, query_offsets, key_offsets, bias, particle_offsets = inputs
-    out, softmax = output
+    _, softmax = output
     ctx.mark_non_differentiable(softmax)
-    ctx.save_for_backward(q, k, v, out, softmax, query_offsets, key_offsets, bias, particle_offsets)
+    ctx.save_for_backward(q, k, v, softmax, query_offsets, key_offsets, bias, particle_offsets)
 
 
 def _backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, out, softmax, query_offsets, key_offsets, bias, particle_offsets = ctx.saved_tensors
+    q, k, v, softmax, query_offsets, key_offsets, bias, particle_offsets = ctx.saved_tensors
     want_dbias = ctx.needs_input_grad[5]
     dq, dk, dv, dbias = torch.ops.jetkern.attention_backward(
-        dense_rows(dout), q, k, v, out, softmax, query_offsets, key_offsets, bias, particle_offsets,
+        dense_rows(dout), q, k, v, softmax, query_offsets, key_offsets, bias, particle_offsets,
         want_dbias,
     )  # fmt: skip
     return dq, dk, dv, None, None, dbias if want_dbias else None, None
@@ -66,7 +65,7 @@ torch.library.register_autograd("jetkern::attention", _backward, setup_context=_
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """x (T, H, d) itself if its rows are dense, as in a slice of a joint projection; else a copy."""
+    """x (T, H, d) itself if its rows are dense, as in a slice of a projection; else a copy."""
     dense = x.stride(2) == 1 and x.stride(1) == x.shape[2]
     return x if dense else x.contiguous()
 
