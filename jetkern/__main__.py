@@ -87,15 +87,21 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     compile_ = commands.add_parser("build", help="compile the C++ ops of csrc/cpu in place")
     compile_.add_argument(
+        "--into",
+        type=Path,
+        default=ROOT / "jetkern",
+        help="folder for the library, to be named in JETKERN_CPU_LIBRARY (default: the package)",
+    )
+    compile_.add_argument(
         "--sanitize", action="store_true", help="with the address and undefined sanitizers"
     )
     arguments = parser.parse_args()
-    if arguments.command is None:
-        return print(report())
     try:
-        library = build(ROOT / "csrc", ROOT / "jetkern", sanitize=arguments.sanitize)
-    except BuildError as error:
-        sys.exit(f"python -m jetkern build: {error}")
+        if arguments.command is None:
+            return print(report())
+        library = build(ROOT / "csrc", arguments.into, sanitize=arguments.sanitize)
+    except (BuildError, ValueError) as error:
+        sys.exit(f"python -m jetkern: {error}")
     print(f"compiled {library}")
 
 

@@ -79,6 +79,7 @@ def build(sources: Path, target: Path, *, sanitize: bool = False) -> Path:
     cpu = sources / "cpu"
     if not cpu.is_dir():
         raise BuildError(f"no sources in {cpu}")
+    target.mkdir(parents=True, exist_ok=True)
     cxx = compiler()
     pytorch = Path(torch.__file__).parent
     flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]

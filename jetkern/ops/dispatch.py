@@ -20,19 +20,27 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "cpu")
-LIBRARY = Path(__file__).parents[1] / "_cpu.so"
+LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or Path(__file__).parents[1] / "_cpu.so")
 
 
 @functools.cache
 def cpu_library() -> str:
-    """Loads the compiled CPU ops, once. Returns "" or why they cannot be used."""
+    """Loads the compiled CPU ops, once. Returns "" or why they cannot be used.
+
+    Raises:
+        ValueError: if ``JETKERN_CPU_ISA`` asks for what this CPU has not.
+    """
     if not LIBRARY.is_file():
         return "not compiled (python -m jetkern build)"
     try:
         torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        cause = error.__cause__ or error
+        return f"{LIBRARY.name} does not load, compile it again (python -m jetkern build): {cause}"
+    try:
         torch.ops.jetkern.cpu_isa()
-    except (OSError, RuntimeError) as error:
-        return f"{LIBRARY.name} does not load, compile it again (python -m jetkern build): {error}"
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
     return ""
 
 

@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jetkern.build import BuildError, build, compiler
+from jetkern.ops import dispatch, knn
+from tests.ops.helpers import random_particles
+
+ROOT = Path(__file__).parents[2]
+FLOAT32, FLOAT64 = torch.float32, torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JETKERN_BACKEND", raising=False)
+
+
+@pytest.fixture
+def not_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(dispatch, "LIBRARY", tmp_path / "_cpu.so")
+    dispatch.cpu_library.cache_clear()
+    dispatch._say_once.cache_clear()
+    yield
+    dispatch.cpu_library.cache_clear()
+    dispatch._say_once.cache_clear()
+
+
+def test_auto_takes_the_kernels_where_they_run_and_else_the_reference() -> None:
+    assert dispatch.choose("knn", "auto", "cpu", FLOAT32) == "cpu"
+    assert dispatch.choose("knn", "auto", "cpu", FLOAT64) == "reference"
+    assert dispatch.choose("pair_features", "auto", "cpu", FLOAT32) == "reference"
+    assert dispatch.choose("knn", "reference", "cpu", FLOAT32) == "reference"
+
+
+def test_a_backend_asked_for_by_name_runs_or_raises() -> None:
+    particles, offsets = random_particles([4])
+    with pytest.raises(ValueError, match="cannot run knn here: it computes in torch.float32"):
+        knn(particles.double(), offsets, 2, backend="cpu")
+    with pytest.raises(ValueError, match="pair_features has no cpu implementation"):
+        dispatch.choose("pair_features", "cpu", "cpu", FLOAT32)
+    with pytest.raises(ValueError, match="the data is on cuda"):
+        dispatch.choose("knn", "cpu", "cuda", FLOAT32)
+    with pytest.raises(ValueError, match="unknown backend 'gpu': choose one of auto, reference"):
+        knn(particles, offsets, 2, backend="gpu")
+
+
+def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JETKERN_BACKEND", "reference")
+    assert dispatch.choose("knn", "auto", "cpu", FLOAT32) == "reference"
+    assert dispatch.choose("knn", "cpu", "cpu", FLOAT32) == "cpu"
+    monkeypatch.setenv("JETKERN_BACKEND", "fast")
+    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+        dispatch.choose("knn", "auto", "cpu", FLOAT32)
+
+
+@pytest.mark.usefixtures("not_compiled")
+def test_without_the_library_the_reference_runs_and_says_so_once() -> None:
+    particles, offsets = random_particles([6])
+    with pytest.warns(UserWarning, match="reference ops on this CPU: not compiled") as said:
+        first = knn(particles, offsets, 2)
+        knn(particles, offsets, 2)
+    assert len(said) == 1
+    assert torch.equal(first, knn(particles, offsets, 2, backend="reference"))
+    with pytest.raises(ValueError, match="python -m jetkern build"):
+        knn(particles, offsets, 2, backend="cpu")
+
+
+@pytest.mark.usefixtures("not_compiled")
+def test_a_library_that_does_not_load_is_named() -> None:
+    dispatch.LIBRARY.write_bytes(b"not a library")
+    assert "does not load, compile it again" in dispatch.cpu_library()
+
+
+def test_no_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(BuildError, match="no-such-compiler"):
+        build(ROOT / "csrc", tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match="no C\\+\\+ compiler"):
+        compiler()
+
+
+def test_a_failed_build_leaves_the_library_as_it_was(tmp_path: Path) -> None:
+    sources = tmp_path / "csrc"
+    (sources / "cpu" / "kernels").mkdir(parents=True)
+    (sources / "cpu" / "broken.cpp").write_text("int broken(")
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "_cpu.so").write_bytes(b"old")
+    with pytest.raises(BuildError, match=r"broken\.cpp"):
+        build(sources, target)
+    assert [p.name for p in target.iterdir()] == ["_cpu.so"]
+    assert (target / "_cpu.so").read_bytes() == b"old"
+
+
+def test_the_report_names_every_op_its_backend_and_the_reason() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JETKERN_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "jetkern"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {tuple(line.split()[:4]) for line in done.stdout.splitlines()}
+    assert ("knn", "cpu", "float32", "cpu") in rows
+    assert ("knn", "cpu", "float64", "reference") in rows
+    assert "the best of this CPU" in done.stdout
