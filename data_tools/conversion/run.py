@@ -70,8 +70,8 @@ def convert(
         if finished is not None:
             return finished
         work.mkdir(exist_ok=True)
-        for part in [*work.glob("*.part"), *out.glob("*.part"), *out.glob("*/*.part")]:
-            part.unlink()
+        for part in [*out.glob("*.part"), *out.glob("*/*.part")]:  # also those in the work folder
+            part.unlink(missing_ok=True)
         if not (work / "plan.json").exists():
             with AtomicFile(work / "plan.json") as file:
                 file.write(plan.to_json().encode())

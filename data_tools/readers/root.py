@@ -30,6 +30,8 @@ class Tree:
         self._flatten, self._num = awkward.flatten, awkward.num
         self._numpy = awkward.to_numpy
         self.path, self.name = path, name
+        self._file: Any = None
+        self._tree: Any = None
         if not path.exists():
             raise InputError(f"{path}: no such file")
         try:
