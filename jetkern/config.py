@@ -225,17 +225,23 @@ _SCRATCH = {"micro": (1e-4, 0.5, 0), "small": (5e-4, 0.5, 0), "medium": (1e-5, 0
 _SCRATCH["large"] = _SCRATCH["medium"]
 
 
-def pretrain_defaults(preset: str = "micro", objective: str = "pretrain") -> PretrainSettings:
+def pretrain_defaults(
+    preset: str = "micro", objective: str = "pretrain", optimizer: str | None = None
+) -> PretrainSettings:
     """The study's pre-training of one size: 500,000 updates of 8192 jets.
 
-    All medium runs and every run with masked particles used Ranger, the others Lion.
+    Args:
+        preset: model size.
+        objective: as in ``PretrainSettings``.
+        optimizer: lion or ranger; None takes Ranger for medium and for every objective with masked
+            particles, and Lion for the others, as the study did.
 
     Raises:
         SettingsError: for an unknown size.
     """
     _check_size(preset)
     masked = "mpm" in objective or objective == "pretrain"
-    ranger = masked or preset == "medium"
+    ranger = optimizer == "ranger" if optimizer else masked or preset == "medium"
     lr, decay = (_RANGER if ranger else _LION)[preset]
     return PretrainSettings(
         data=tyro.MISSING,

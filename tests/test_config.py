@@ -46,6 +46,9 @@ def test_presets_are_those_of_the_study():
     for flags in (["--preset", "medium", "--objective", "classifier"], [], ["--objective", "mpm"]):
         settings = pretrain(*flags)
         assert (settings.optim.optimizer, settings.optim.betas) == ("ranger", (0.95, 0.999))
+    lion = pretrain("--optimizer", "lion").optim
+    assert (lion.optimizer, lion.lr, lion.betas) == ("lion", 1e-3, (0.95, 0.99))
+    assert pretrain("--optimizer=ranger", "--objective=classifier").optim.betas == (0.95, 0.999)
     scratch = finetune("--preset", "small")
     assert (scratch.optim.lr, scratch.optim.steps, scratch.optim.batch_size) == (5e-4, 17_565, 1024)
     assert finetune("--num-jets", "1000").optim.batch_size == 512
@@ -103,6 +106,7 @@ def test_recorded_settings_are_a_settings_file(tmp_path):
         (["--lr", "fast"], "fast"),
         (["--lr", "-1"], "lr must be above 0"),
         (["--preset", "tiny"], "tiny"),
+        (["--optimizer", "sgd"], "sgd"),
         (["--warmup-steps", "10", "--steps", "5"], "warmup_steps must lie in 0..5"),
         (["--val-every", "0"], "val_every"),
         (["--micro-batch", "0"], "micro_batch"),
