@@ -5,8 +5,8 @@ Example, 20,000 jets in ten classes on two cores:
     python data_tools/simulate.py jetclass --jets-per-class 2000 --splits train=0.9,val=0.1 \\
         --jobs 2 --out jets/jetclass --plots
 
-The jets depend on the seed alone, not on the number of processes. The same command again makes
-only what is missing. Leading-order Pythia, a parametric detector and no pile-up: the jets are of
+The jets depend on the seed and the sizes asked for, not on the number of processes. The same
+command again makes only what is missing. Leading-order Pythia, a parametric detector and no pile-up: the jets are of
 the kinds in the public data sets, not those data sets.
 """
 
@@ -65,7 +65,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    needed = (*LIBRARIES, *(("matplotlib",) if options.plots else ()))
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         print(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'", file=sys.stderr)
         return 2
@@ -74,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     names = ("data_set", "jets_per_class", "jets_per_shard", "splits", "seed", "mpi", "out")
     try:
-        simulate(Request(**{name: getattr(options, name) for name in names}), options.jobs)
+        request = Request(**{name: getattr(options, name) for name in names})
+        total, made = simulate(request, options.jobs)
+        print(f"{options.out}: {total} jets, {made} of them made now")
         if options.plots:
             from simulation.plots import sanity_sheet
 

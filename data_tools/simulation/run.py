@@ -62,7 +62,7 @@ class Request:
         if self.seed < 0:
             raise SimulationError(f"the seed must not be negative, got {self.seed}")
         if self.splits:
-            if min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
+            if not (min(self.splits.values()) >= 0 and abs(sum(self.splits.values()) - 1) < 1e-6):
                 raise SimulationError(
                     f"the fractions of the splits must sum to 1: {dict(self.splits)}"
                 )
@@ -118,8 +118,11 @@ class Request:
         return {s: b - a for s, a, b in zip(self.splits, edges, edges[1:], strict=False) if b > a}
 
 
-def simulate(request: Request, jobs: int) -> None:
+def simulate(request: Request, jobs: int) -> tuple[int, int]:
     """Makes what is missing of the request.
+
+    Returns:
+        The number of jets in all and of those made now.
 
     Raises:
         SimulationError: if the directory holds jets of another request or is being written to, if
@@ -133,11 +136,13 @@ def simulate(request: Request, jobs: int) -> None:
             leftover.unlink()
         units = request.units()
         missing = [unit for unit in units if not _finished(unit, request.out)]
+        total, made = (sum(unit.jets for unit in these) for these in (units, missing))
         if missing:
-            _run(missing, sum(unit.jets for unit in units), min(jobs, len(missing)))
+            _run(missing, total, min(jobs, len(missing)))
         if request.data_set == "jetnet":
             for kind in DATA_SETS["jetnet"].class_names:
                 _merge_jetnet([u for u in units if u.kind == kind], jetnet_path(request.out, kind))
+    return total, made
 
 
 def _run(units: list[Unit], total: int, jobs: int) -> None:

@@ -367,6 +367,8 @@ def test_units_share_the_jets_out_evenly():
     ("changes", "message"),
     [
         ({"splits": {"train": 0.9}}, "sum to 1"),
+        ({"splits": {"train": float("nan")}}, "sum to 1"),
+        ({"splits": {"train": 1.5, "val": -0.5}}, "sum to 1"),
         ({"splits": {}}, "needs splits"),
         ({"data_set": "jetnet"}, "split when it is converted"),
         ({"jets_per_class": 0}, "jets_per_class must be at least 1"),
@@ -635,6 +637,7 @@ def test_jetnet_layout_and_sanity_sheet(tmp_path, capsys):
     # Nothing is made twice.
     stamp = (tmp_path / "g150.hdf5").stat().st_mtime_ns
     assert command.main(arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 50 jets, 0 of them made now\n"
     assert (tmp_path / "g150.hdf5").stat().st_mtime_ns == stamp
 
 
