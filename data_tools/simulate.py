@@ -6,8 +6,8 @@ Example, 20,000 jets in ten classes on two cores:
         --jobs 2 --out jets/jetclass --plots
 
 The jets depend on the seed and the sizes asked for, not on the number of processes. The same
-command again makes only what is missing. Leading-order Pythia, a parametric detector and no pile-up: the jets are of
-the kinds in the public data sets, not those data sets.
+command again makes only what is missing. Leading-order Pythia, a parametric detector and no
+pile-up: the jets are of the kinds in the public data sets, not those data sets.
 """
 
 from __future__ import annotations
