@@ -248,8 +248,15 @@ def write_manifest(
         "shards": shards,
         **extra,
     }
+    manifest["sha256"] = manifest_digest(manifest)
     with AtomicFile(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of everything a manifest says but the digest itself."""
+    rest = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 class Shards:
@@ -264,7 +271,7 @@ class Shards:
         fields: the arrays of a block.
         condition: names of the condition's columns; empty if there are none.
         index: one row per block, see ``index_dtype``.
-        fingerprint: SHA-256 of the manifest, which holds the digests of all other files.
+        fingerprint: SHA-256 of what the manifest says, which includes the digests of all files.
 
     Raises:
         ShardError: if the manifest, the index or a shard is missing or does not fit the others. A
@@ -278,8 +285,7 @@ class Shards:
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         try:
-            raw = path.read_bytes()
-            self.manifest: dict[str, Any] = json.loads(raw)
+            self.manifest: dict[str, Any] = json.loads(path.read_bytes())
         except FileNotFoundError:
             splits = sorted(p.parent.name for p in self.folder.glob(f"*/{MANIFEST}"))
             hint = f"; did you mean one of its folders: {', '.join(splits)}?" if splits else ""
@@ -288,7 +294,6 @@ class Shards:
             raise ShardError(f"{self.folder} is not a folder of shards") from None
         except ValueError as error:
             raise ShardError(f"{path} is damaged: {error}") from None
-        self.fingerprint = hashlib.sha256(raw).hexdigest()
         try:
             self._read(path)
         except (KeyError, TypeError, AttributeError) as error:
@@ -296,11 +301,14 @@ class Shards:
 
     def _read(self, path: Path) -> None:
         manifest = self.manifest
+        self.fingerprint: str = manifest["sha256"]
         if manifest["format"] != FORMAT or manifest["version"] != VERSION:
             raise ShardError(
                 f"{path} is {manifest['format']} version {manifest['version']}, "
                 f"this reads {FORMAT} version {VERSION}"
             )
+        if self.fingerprint != manifest_digest(manifest):
+            raise ShardError(f"{path} is damaged: its SHA-256 is not the one it states")
         self.num_jets: int = manifest["jets"]
         self.num_particles: int = manifest["particles"]
         self.classes: tuple[str, ...] = tuple(manifest["classes"])

@@ -22,6 +22,8 @@ def write_shards(folder, *, blocks=30, per_shard=10, sizes=(20, 60), seed=0, dty
             number += jets
             particles = rng.normal(size=(total, 4)).astype("f4")
             particles[:, 3] = np.repeat(names, counts)
+            order = np.lexsort((-particles[:, 2], particles[:, 3]))
+            particles[:, 2] = particles[order, 2]
             label = rng.integers(0, len(CLASSES), jets)
             content.append(
                 {
