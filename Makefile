@@ -15,7 +15,7 @@ help:  ## this list
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install -q --disable-pip-version-check $(TORCH) "setuptools>=77" wheel numpy
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
-	@touch $@
+	@touch $@ .venv/.kernels
 
 .venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*)
 	$(PY) -m jetkern build
