@@ -24,9 +24,11 @@ def main() -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     shards = Shards(settings.data / settings.split)
+    unique = len({run.name for run in settings.runs}) == len(settings.runs)
+    runs = {run.name if unique else str(run): run for run in settings.runs}
     reports = {}
     with join_world(settings.device) as world:
-        for run in settings.runs:
+        for name, run in runs.items():
             model = load_classifier(run, world.device)
             logits, labels = predict(
                 model,
@@ -34,9 +36,9 @@ def main() -> None:
                 batch_size=settings.batch_size,
                 num_jets=settings.num_jets,
                 seed=settings.seed,
-                label=run.name,
+                label=name,
             )
-            reports[str(run)] = classification_report(
+            reports[name] = classification_report(
                 logits, labels, shards.classes, bootstrap=settings.bootstrap, seed=settings.seed
             )
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,7 @@ def main() -> None:
     if binary:
         background, signal = shards.classes
         roc_figure(binary, settings.out / "roc.png", signal=signal, background=background)
-    logs = {str(r): r / "metrics.jsonl" for r in settings.runs}
+    logs = {name: run / "metrics.jsonl" for name, run in runs.items()}
     records = {name: read_metrics(path) for name, path in logs.items() if path.exists()}
     if records:
         training_figure(records, settings.out / "training.png")
@@ -58,7 +60,7 @@ def main() -> None:
     record = {
         "data": {"folder": str(shards.folder), "fingerprint": shards.fingerprint},
         "jets": len(labels),
-        "models": {name: as_json(report) for name, report in reports.items()},
+        "models": {n: {"path": str(runs[n]), **as_json(r)} for n, r in reports.items()},
         "environment": environment(),
     }
     write_atomically(settings.out / "report.json", json.dumps(record, indent=2).encode())

@@ -103,10 +103,11 @@ def test_from_scratch_and_evaluate(run, pretrained, toptag, tmp_path):
     assert record["jets"] == 512
     logits, labels = predict(load_classifier(scratch), Shards(toptag / "test"), batch_size=100)
     odds = logits[:, 1] - logits[:, 0]
-    found = record["models"][str(scratch)]
+    found = record["models"]["scratch"]
     assert found["auc"]["value"] == pytest.approx(roc_auc_score(labels, odds), abs=1e-6)
     assert found["accuracy"]["value"] == pytest.approx(accuracy_score(labels, odds > 0), abs=2e-3)
     assert found["auc"]["value"] > 0.7
+    assert found["path"] == str(scratch)
     assert found["rejection_30"]["total"] == (labels == 0).sum()
 
 
