@@ -16,7 +16,7 @@ Tensor knn(const Tensor& coordinates, const Tensor& offsets, int64_t k) {
   int64_t* to = data<int64_t>(out, "out");
   auto run = JETKERN_SELECT(knn);
   auto chunks = split(jets, 256, [&](int64_t b) { return square(rows[b + 1] - rows[b]) + 1.0; });
-  int64_t floats = 3 * (longest(rows, jets) + 64) + k;
+  int64_t floats = 4 * (longest(rows, jets) + 64);
   parallel(chunks.size() - 1, floats, [&](int64_t c, float* scratch) {
     for (int64_t b = chunks[c]; b < chunks[c + 1]; b++)
       run(x, stride, rows[b], rows[b + 1] - rows[b], k, to + rows[b] * k, scratch);

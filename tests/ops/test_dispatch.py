@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_auto_takes_the_kernels_where_they_run_and_else_the_reference() -> None:
 
 def test_a_backend_asked_for_by_name_runs_or_raises() -> None:
     particles, offsets = random_particles([4])
-    with pytest.raises(ValueError, match="cannot run knn here: it computes in torch.float32"):
+    with pytest.raises(ValueError, match=r"cannot run knn here: it computes in torch\.float32"):
         knn(particles.double(), offsets, 2, backend="cpu")
     with pytest.raises(ValueError, match="pair_features has no cpu implementation"):
         dispatch.choose("pair_features", "cpu", "cpu", FLOAT32)
@@ -60,10 +61,10 @@ def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("not_compiled")
 def test_without_the_library_the_reference_runs_and_says_so_once() -> None:
     particles, offsets = random_particles([6])
-    with pytest.warns(UserWarning, match="reference ops on this CPU: not compiled") as said:
+    with pytest.warns(UserWarning, match="reference ops on this CPU: not compiled"):
         first = knn(particles, offsets, 2)
+    with warnings.catch_warnings(action="error"):
         knn(particles, offsets, 2)
-    assert len(said) == 1
     assert torch.equal(first, knn(particles, offsets, 2, backend="reference"))
     with pytest.raises(ValueError, match="python -m jetkern build"):
         knn(particles, offsets, 2, backend="cpu")

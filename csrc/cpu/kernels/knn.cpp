@@ -3,36 +3,42 @@
 namespace jetkern::JETKERN_ISA {
 
 // Neighbours of the particles of one jet: rows `first` to `first + n`, x their coordinates (row
-// `stride` apart), out (n, k). `scratch` holds 3 round_up(n, W) + k floats.
+// `stride` apart), out (n, k). `scratch` holds 4 round_up(n, W) floats.
 void knn(const float* x, int64_t stride, int64_t first, int64_t n, int64_t k, int64_t* out,
          float* scratch) {
   int64_t width = round_up(n, W);
   float *eta = scratch, *phi = scratch + width, *square = scratch + 2 * width;
-  float* nearest = scratch + 3 * width;
+  float* rows = scratch + 3 * width;  // 0, 1, 2, ...: floats hold them exactly
   x += first * stride;
   for (int64_t i = 0; i < width; i++) {
     eta[i] = i < n ? x[i * stride] : 0.0f;
     phi[i] = i < n ? x[i * stride + 1] : 0.0f;
+    rows[i] = static_cast<float>(i);
   }
   for (int64_t i = 0; i < n; i++, out += k) {
     for (int64_t j = 0; j < width; j += W) {
       vfloat d_eta = load(eta + j) - eta[i], d_phi = load(phi + j) - phi[i];
       store(square + j, rounded(d_eta * d_eta) + rounded(d_phi * d_phi));
     }
-    // Insertion into the sorted list of the nearest so far; equal distances stay in row order.
-    int64_t have = 0;
-    for (int64_t j = 0; j < n; j++) {
-      float d = square[j];
-      if (j == i || !(d < (have < k ? __builtin_inff() : nearest[k - 1]))) continue;
-      int64_t at = have < k ? have++ : k - 1;
-      for (; at > 0 && d < nearest[at - 1]; at--) {
-        nearest[at] = nearest[at - 1];
-        out[at] = out[at - 1];
+    for (int64_t j = n; j < width; j++) square[j] = __builtin_inff();
+    square[i] = __builtin_inff();
+    // A particle's place is the number of those before it: nearer, or as near and earlier.
+    for (int64_t j = 0; j < k; j++) out[j] = -1;
+    for (int64_t j = 0; j < n; j += W) {
+      const vfloat distance = load(square + j), row = load(rows + j);
+      const int64_t after = j + W < n ? j + W : n;
+      vint before{};  // minus their number
+      for (int64_t l = 0; l < j; l++) before += splat(square[l]) <= distance;
+      for (int64_t l = j; l < after; l++) {
+        const vfloat other = splat(square[l]);
+        before += (other < distance) | ((other == distance) & (splat(rows[l]) < row));
       }
-      nearest[at] = d;
-      out[at] = first + j;
+      for (int64_t l = after; l < n; l++) before += splat(square[l]) < distance;
+      for (int64_t l = 0; l < after - j; l++) {
+        const int64_t place = -before[l];
+        if (place < k && square[j + l] < __builtin_inff()) out[place] = first + j + l;
+      }
     }
-    for (int64_t j = have; j < k; j++) out[j] = -1;
   }
 }
 
