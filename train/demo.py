@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LABELLED = (1_000, 10_000)
-BATCH = {1_000: 100, 10_000: 256}
+LABELLED = {1_000: 100, 10_000: 256}  # labelled jets of a fine-tuning, and its batch size
 
 
 def main() -> None:
@@ -30,63 +29,66 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="updates of the pre-training")
     parser.add_argument("--epochs", type=int, default=30, help="of each fine-tuning")
     options = parser.parse_args()
-    out, jobs, seconds = options.out, f"--jobs={options.jobs}", {}
+    folder = options.out.resolve()
+    out, jobs = shlex.quote(str(folder)), f"--jobs {options.jobs}"
+    seconds: dict[str, float] = {}
 
-    def stage(name: str, *command: object) -> None:
-        words = [str(word) for word in command]
-        print(f"\n[{name}] python {shlex.join(words)}", flush=True)
+    def stage(name: str, command: str) -> None:
+        print(f"\n[{name}] python {command}", flush=True)
         start = time.perf_counter()
-        if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        if subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode:
             sys.exit(f"demo.py: the stage '{name}' failed; the same command continues from there")
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
-    out = out.resolve()
-    for kind, classes, jets, splits in (
-        ("jetclass", 10, options.jetclass, "train=0.9,val=0.1"),
-        ("toptag", 2, options.toptag, "train=0.3,val=0.1,test=0.6"),
+    for kind, jets, splits in (
+        ("jetclass --no-mpi", options.jetclass // 10, "train=0.9,val=0.1"),
+        ("toptag", options.toptag // 2, "train=0.3,val=0.1,test=0.6"),
     ):
-        hdf5, shards = out / "jets" / kind, out / "shards" / kind
-        size = ("--jets-per-class", jets // classes, "--splits", splits)
-        stage("simulate", "data_tools/simulate.py", kind, "--out", hdf5, *size, jobs, "--plots")
-        stage("convert", "data_tools/convert.py", hdf5, "--out", shards, jobs)
-
-    pretrained = out / "runs" / "pretrained"
+        name = kind.split()[0]
+        stage(
+            "simulate",
+            f"data_tools/simulate.py {kind} --out {out}/jets/{name} --jets-per-class {jets} "
+            f"--splits {splits} {jobs} --plots",
+        )
+        stage(
+            "convert",
+            f"data_tools/convert.py {out}/jets/{name} --out {out}/shards/{name} {jobs}",
+        )
     stage(
         "pre-train",
-        *("train/pretrain.py", "--preset", "micro", "--objective", "pretrain"),
-        *("--data", out / "shards" / "jetclass", "--out", pretrained),
-        *("--batch-size", 256, "--steps", options.steps, "--warmup-steps", options.steps // 15, "--lr", 2e-3),
-        *("--val-every", max(1, options.steps // 4)),
+        f"train/pretrain.py --preset micro --objective pretrain --data {out}/shards/jetclass "
+        f"--out {out}/runs/pretrained --batch-size 128 --steps {options.steps} "
+        f"--warmup-steps {options.steps // 15} --optimizer lion --lr 2e-3 "
+        f"--val-every {max(1, options.steps // 5)} --log-every {max(1, options.steps // 30)}",
     )
     runs = []
-    for jets in LABELLED:
-        steps = options.epochs * jets // BATCH[jets]
+    for labelled, batch in LABELLED.items():
+        steps = max(10, options.epochs * labelled // batch)
         for start in ("pretrained", "scratch"):
-            runs.append(out / "runs" / f"{start}-{jets}")
+            source = f"--from {out}/runs/pretrained" if start == "pretrained" else "--preset micro"
+            runs.append(f"{out}/runs/{start}-{labelled}")
             stage(
                 "fine-tune",
-                *("train/finetune.py", "top", "--data", out / "shards" / "toptag"),
-                *(("--from", pretrained) if start == "pretrained" else ("--preset", "micro")),
-                *("--out", runs[-1], "--num-jets", jets, "--batch-size", BATCH[jets]),
-                *("--steps", steps, "--warmup-steps", steps // 10, "--lr", 3e-4),
-                *("--val-every", max(1, steps // 15), "--patience", 5),
+                f"train/finetune.py top {source} --data {out}/shards/toptag --out {runs[-1]} "
+                f"--num-jets {labelled} --batch-size {batch} --steps {steps} "
+                f"--warmup-steps {steps // 10} --lr 3e-4 --val-every {max(1, steps // 10)} "
+                f"--patience 5 --log-every {max(1, steps // 10)}",
             )
     stage(
         "evaluate",
-        *("train/evaluate.py", *runs, "--data", out / "shards" / "toptag"),
-        *("--out", out / "results"),
+        f"train/evaluate.py {' '.join(runs)} --data {out}/shards/toptag --out {out}/results",
     )
-    write_summary(out, seconds)
+    write_summary(folder, seconds)
 
 
-def write_summary(out: Path, seconds: dict[str, float]) -> None:
-    """Prints the table again with the time of each stage, and keeps the times."""
-    total = sum(seconds.values())
-    (out / "results" / "seconds.json").write_text(json.dumps(seconds, indent=2))
-    print(f"\n{(out / 'results' / 'table.md').read_text()}")
-    parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    print(f"{total / 60:.1f} minutes: {parts}")
-    for picture in sorted(out.glob("**/*.png")):
+def write_summary(folder: Path, seconds: dict[str, float]) -> None:
+    """Prints the table again, the time of each stage, and where the pictures are."""
+    results = folder / "results"
+    (results / "seconds.json").write_text(json.dumps(seconds, indent=2))
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"\n{(results / 'table.md').read_text()}")
+    print(f"{sum(seconds.values()) / 60:.1f} minutes: {times}")
+    for picture in sorted(folder.glob("**/*.png")):
         print(f"picture: {picture}")
 
 
