@@ -63,7 +63,46 @@ constexpr int64_t OVERREAD = 7;
 void rows_to_slot(const float* rows, int64_t row, int64_t n, int64_t count, float* slot);
 void slot_to_rows(const float* slot, int64_t n, int64_t count, float* rows, int64_t row);
 
+// Index vectors for one level of a butterfly over lanes l with distance h.
+struct Lanes {
+  int32_t far[W], keep[W], low[W], high[W];
+};
+static constexpr Lanes butterfly(int64_t h) {
+  Lanes lanes{};
+  for (int64_t l = 0; l < W; l++) {
+    const bool second = l & h;
+    lanes.keep[l] = int32_t(second ? W + l : l);
+    lanes.far[l] = int32_t(second ? W + (l ^ h) : l ^ h);
+    lanes.low[l] = int32_t(second ? W + (l ^ h) : l);
+    lanes.high[l] = int32_t(second ? W + l : l ^ h);
+  }
+  return lanes;
+}
+template <int64_t h>
+JETKERN_INLINE vfloat shuffle(vfloat a, vfloat b, const int32_t (&index)[W]) {
+  vint mask;
+  __builtin_memcpy(&mask, index, sizeof mask);
+  return __builtin_shuffle(a, b, mask);
+}
+
+template <int64_t h>
+JETKERN_INLINE void exchange(vfloat (&v)[W]) {
+  static constexpr Lanes lanes = butterfly(h);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < W; i++) {
+    if (i & h) continue;
+    const vfloat a = v[i], b = v[i + h];
+    v[i] = shuffle<h>(a, b, lanes.low);
+    v[i + h] = shuffle<h>(a, b, lanes.high);
+  }
+}
+
 // Transposes W vectors in place: lane l of vector i goes to lane i of vector l.
-void transpose(vfloat (&v)[W]);
+JETKERN_INLINE void transpose(vfloat (&v)[W]) {
+  if constexpr (W >= 16) exchange<8>(v);
+  if constexpr (W >= 8) exchange<4>(v);
+  exchange<2>(v);
+  exchange<1>(v);
+}
 
 }  // namespace jetkern::JETKERN_ISA

@@ -56,6 +56,10 @@ Block make_block(const BlockShape& shape, const float* weights, int64_t& at, Are
 void unfold(const Mlp& mlp, const float* weights, float* gradient);
 void unfold(const Block& block, const float* weights, float* gradient);
 
+// Slots to take through a chain of layers at a time: few, so that they stay in the first-level
+// cache, or all, where the weights do not fit the second-level cache.
+int64_t chain(const MlpShape& shape, int64_t slots);
+
 // What the backward of a perceptron needs, (slots, hidden) each: the hidden vector before and after
 // the norm, and the slope of the GELU. Without a norm `normed` is `gelu`.
 struct MlpTile {
@@ -87,7 +91,7 @@ void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const
 void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
                          const float* weight, int64_t slots, float* dx, float* d_alpha);
 // All of the backward from dy: gradient (flat, folded) is added to, dx may be null. `scratch` holds
-// tile_size(SLOTS, hidden) floats.
+// tile_size(slots, hidden) floats.
 void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const float* dy,
                   int64_t slots, float* dx, float* gradient, float* scratch);
 // The part of it that belongs to fc1, after mlp_hidden_backward.
@@ -99,17 +103,16 @@ void before_attention(const Block& block, const BlockTile& tile, int64_t slots);
 // tile.mixed, tile.in -> middle, normed2 and the hidden vectors; y = the block's result unless null.
 void after_attention(const Block& block, const BlockTile& tile, int64_t slots, bool keep, float* y);
 
-// dx: gradient of the block's result on entry, of tile.middle on return.
+// dx: gradient of the block's result on entry, of tile.middle on return. `scratch` holds
+// tile_size(slots, hidden) + tile_size(slots, width) floats.
 void after_attention_backward(const Block& block, const BlockTile& tile, int64_t slots, float* dx,
                               float* gradient, float* scratch);
 // d_mixed = the gradient of tile.mixed from dx, that of tile.middle.
 void out_backward(const Block& block, const BlockTile& tile, int64_t slots, const float* dx,
                   float* d_mixed, float* gradient);
 // dx: gradient of tile.middle on entry, of tile.in on return, given d_qkv. `scratch` holds
-// tile_size(SLOTS, width) floats.
+// tile_size(slots, width) floats.
 void before_attention_backward(const Block& block, const BlockTile& tile, int64_t slots,
                                const float* d_qkv, float* dx, float* gradient, float* scratch);
-// Floats of scratch that the backward functions need.
-int64_t backward_scratch(const MlpShape& shape);
 
 }  // namespace jetkern::JETKERN_ISA

@@ -49,8 +49,8 @@ def test_accuracy_without_optional_weights() -> None:
 
 
 def test_accuracy_of_a_wide_block() -> None:
-    x, offsets, _ = rows([21, 3], 160, False)
-    check_accuracy(run, x, offsets, random_block(160, 288), 8)
+    x, offsets, _ = rows([21, 3], 200, False)
+    check_accuracy(run, x, offsets, random_block(200, 360), 8)
 
 
 def test_large_scores_do_not_overflow() -> None:

@@ -42,7 +42,7 @@ def test_accuracy_without_optional_weights(blocks: int) -> None:
 
 
 def test_accuracy_of_a_wide_block() -> None:
-    check_accuracy(run, *inputs([21, 3], 160, 288, 6, 1), 8, fixed=(0,))
+    check_accuracy(run, *inputs([21, 3], 200, 360, 6, 1), 8, fixed=(0,))
 
 
 def test_neighbours_may_be_missing_anywhere_and_come_in_any_order() -> None:

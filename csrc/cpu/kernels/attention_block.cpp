@@ -42,7 +42,7 @@ void make_workspace(const BlockShape& shape, const Sizes& sizes, bool backward, 
   work.d_mixed = arena.take(tile_size(sizes.slots, shape.width) + OVERREAD * W);
   work.d_qkv = arena.take(tile_size(sizes.slots, 3 * shape.width));
   work.d_scores = arena.take(W * sizes.most);
-  work.scratch = arena.take(tile_size(SLOTS, shape.mlp.hidden) +
+  work.scratch = arena.take(tile_size(sizes.slots, shape.mlp.hidden) +
                             tile_size(sizes.slots, shape.width));
 }
 

@@ -5,28 +5,7 @@ namespace {
 
 constexpr int64_t OUT = W == 16 ? 8 : 4;  // outputs per panel; OUT * SLOTS sums stay in registers
 constexpr int64_t DEPTH = 128;            // inputs per pass: SLOTS * DEPTH vectors fit the L1 cache
-
-// Index vectors for one level of a butterfly over lanes l with distance h.
-struct Lanes {
-  int32_t far[W], keep[W], low[W], high[W];
-};
-constexpr Lanes butterfly(int64_t h) {
-  Lanes lanes{};
-  for (int64_t l = 0; l < W; l++) {
-    const bool second = l & h;
-    lanes.keep[l] = int32_t(second ? W + l : l);
-    lanes.far[l] = int32_t(second ? W + (l ^ h) : l ^ h);
-    lanes.low[l] = int32_t(second ? W + (l ^ h) : l);
-    lanes.high[l] = int32_t(second ? W + l : l ^ h);
-  }
-  return lanes;
-}
-template <int64_t h>
-JETKERN_INLINE vfloat shuffle(vfloat a, vfloat b, const int32_t (&index)[W]) {
-  vint mask;
-  __builtin_memcpy(&mask, index, sizeof mask);
-  return __builtin_shuffle(a, b, mask);
-}
+constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit the L2 cache
 
 // Sums over the lanes of W vectors: lane i of the result is the sum of v[i].
 template <int64_t h>
@@ -42,18 +21,6 @@ JETKERN_INLINE vfloat sums(vfloat (&v)[W]) {
   fold<2>(v);
   fold<1>(v);
   return v[0];
-}
-
-template <int64_t h>
-JETKERN_INLINE void exchange(vfloat (&v)[W]) {
-  static constexpr Lanes lanes = butterfly(h);
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < W; i++) {
-    if (i & h) continue;
-    const vfloat a = v[i], b = v[i + h];
-    v[i] = shuffle<h>(a, b, lanes.low);
-    v[i + h] = shuffle<h>(a, b, lanes.high);
-  }
 }
 
 // y(s, o) = sum_k w[o * STEP + k * w_depth] x(s, k) + bias[o] + add(s, o) for N slots, OUT outputs.
@@ -123,17 +90,21 @@ int64_t panels_size(int64_t outputs, int64_t inputs) { return round_up(outputs, 
 Panels pack_panels(const float* w, int64_t row, int64_t column, const float* by_output,
                    const float* by_input, int64_t outputs, int64_t inputs, float* to) {
   Panels panels{to, outputs, inputs};
-  for (int64_t k0 = 0; k0 < inputs; k0 += DEPTH) {
-    const int64_t k1 = k0 + DEPTH < inputs ? k0 + DEPTH : inputs;
-    for (int64_t o0 = 0; o0 < outputs; o0 += OUT)
-      for (int64_t k = k0; k < k1; k++)
-        for (int64_t o = o0; o < o0 + OUT; o++) {
-          float value = o < outputs ? w[o * row + k * column] : 0.0f;
-          if (by_output && o < outputs) value *= by_output[o];
-          if (by_input) value *= by_input[k];
-          *to++ = value;
+  for (int64_t b0 = 0; b0 < outputs; b0 += BREADTH)
+    for (int64_t k0 = 0; k0 < inputs; k0 += DEPTH)
+      for (int64_t o0 = b0; o0 < outputs && o0 < b0 + BREADTH; o0 += OUT) {
+        float factor[OUT];
+        int64_t from[OUT];
+        for (int64_t o = 0; o < OUT; o++) {
+          const bool inside = o0 + o < outputs;
+          from[o] = inside ? (o0 + o) * row : 0;
+          factor[o] = !inside ? 0.0f : by_output ? by_output[o0 + o] : 1.0f;
         }
-  }
+        for (int64_t k = k0; k < inputs && k < k0 + DEPTH; k++, to += OUT) {
+          const float scale = by_input ? by_input[k] : 1.0f;
+          for (int64_t o = 0; o < OUT; o++) to[o] = w[from[o] + k * column] * scale * factor[o];
+        }
+      }
   return panels;
 }
 
@@ -141,29 +112,34 @@ void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y
              const float* bias, const float* add) {
   const int64_t x_step = x_row * W, y_step = y_row * W;
   const float* block = w.data;
-  for (int64_t k0 = 0; k0 < w.inputs; k0 += DEPTH) {
-    const int64_t depth = w.inputs - k0 < DEPTH ? w.inputs - k0 : DEPTH;
-    const float* start = k0 ? y : add;
-    for (int64_t s = 0; s < slots;) {
-      const int64_t left = slots - s;
-      const int64_t n = left == 4 ? 2 : left < SLOTS ? left : SLOTS;
-      const float* panel = block;
-      for (int64_t o = 0; o < w.outputs; o += OUT, panel += depth * OUT) {
-        const float* from = x + s * x_step + k0 * W;
-        const int64_t at = s * y_step + o * W;
-        const float* a = start ? start + at : nullptr;
-        const float* b = bias && !k0 ? bias + o : nullptr;
-        const int64_t outputs = w.outputs - o < OUT ? w.outputs - o : OUT;
-        if (n == 3)
-          panel_product<3, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b, a);
-        else if (n == 2)
-          panel_product<2, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b, a);
-        else
-          panel_product<1, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b, a);
+  for (int64_t b0 = 0; b0 < w.outputs; b0 += BREADTH) {
+    const int64_t breadth = w.outputs - b0 < BREADTH ? w.outputs - b0 : BREADTH;
+    for (int64_t k0 = 0; k0 < w.inputs; k0 += DEPTH) {
+      const int64_t depth = w.inputs - k0 < DEPTH ? w.inputs - k0 : DEPTH;
+      const float* start = k0 ? y : add;
+      for (int64_t s = 0; s < slots;) {
+        const int64_t left = slots - s;
+        const int64_t n = left == 4 ? 2 : left < SLOTS ? left : SLOTS;
+        const float *panel = block, *from = x + s * x_step + k0 * W;
+        for (int64_t o = b0; o < b0 + breadth; o += OUT, panel += depth * OUT) {
+          const int64_t at = s * y_step + o * W;
+          const float* a = start ? start + at : nullptr;
+          const float* b = bias && !k0 ? bias + o : nullptr;
+          const int64_t outputs = w.outputs - o < OUT ? w.outputs - o : OUT;
+          if (n == 3)
+            panel_product<3, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b,
+                                a);
+          else if (n == 2)
+            panel_product<2, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b,
+                                a);
+          else
+            panel_product<1, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b,
+                                a);
+        }
+        s += n;
       }
-      s += n;
+      block += depth * round_up(breadth, OUT);
     }
-    block += depth * round_up(w.outputs, OUT);
   }
 }
 
@@ -193,39 +169,64 @@ void over_tokens(const float* tokens, int64_t row, int64_t count, int64_t featur
 namespace {
 
 constexpr int64_t ROWS = W == 4 ? 2 : 4, COLUMNS = W / ROWS;  // W sums at a time
+typedef float quarter __attribute__((vector_size(COLUMNS * 4)));
+
+// W elements of the outer product; beyond an edge they repeat the last one and are not added.
+JETKERN_INLINE void outer_block(const float* y, int64_t y_step, int64_t outputs, const float* x,
+                                int64_t x_step, int64_t inputs, int64_t slots, float* to,
+                                int64_t to_row) {
+  const float *ys[ROWS], *xs[COLUMNS];
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < ROWS; r++) ys[r] = y + (r < outputs ? r : outputs - 1) * W;
+#pragma GCC unroll 4
+  for (int64_t c = 0; c < COLUMNS; c++) xs[c] = x + (c < inputs ? c : inputs - 1) * W;
+  vfloat acc[W];
+#pragma GCC unroll 16
+  for (int64_t n = 0; n < W; n++) acc[n] = vfloat{};
+  for (int64_t s = 0; s < slots; s++) {
+    vfloat right[COLUMNS];
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < COLUMNS; c++) right[c] = load(xs[c] + s * x_step);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < ROWS; r++) {
+      const vfloat left = load(ys[r] + s * y_step);
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < COLUMNS; c++) acc[r * COLUMNS + c] += left * right[c];
+    }
+  }
+  float total[W];
+  store(total, sums(acc));
+  if (outputs >= ROWS && inputs >= COLUMNS) {
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < ROWS; r++) {
+      quarter sum, old;
+      __builtin_memcpy(&sum, total + r * COLUMNS, sizeof sum);
+      __builtin_memcpy(&old, to + r * to_row, sizeof old);
+      old += sum;
+      __builtin_memcpy(to + r * to_row, &old, sizeof old);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < ROWS && r < outputs; r++)
+    for (int64_t c = 0; c < COLUMNS && c < inputs; c++)
+      to[r * to_row + c] += total[r * COLUMNS + c];
+}
+
+// Vectors of x and of y that a pass works on: in the L1 and in the L2 cache.
+constexpr int64_t NEAR = 320, FAR = 2560;
 
 }  // namespace
 
 void outer_product(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
                    int64_t inputs, int64_t slots, float* to) {
-  const int64_t x_step = x_row * W, y_step = y_row * W;
-  for (int64_t o = 0; o < outputs; o += ROWS)
-    for (int64_t i = 0; i < inputs; i += COLUMNS) {
-      const float *ys[ROWS], *xs[COLUMNS];  // beyond the edge: the last one again, not stored
-#pragma GCC unroll 4
-      for (int64_t r = 0; r < ROWS; r++) ys[r] = y + (o + r < outputs ? o + r : outputs - 1) * W;
-#pragma GCC unroll 4
-      for (int64_t c = 0; c < COLUMNS; c++) xs[c] = x + (i + c < inputs ? i + c : inputs - 1) * W;
-      vfloat acc[W];
-#pragma GCC unroll 16
-      for (int64_t n = 0; n < W; n++) acc[n] = vfloat{};
-      for (int64_t s = 0; s < slots; s++) {
-        vfloat right[COLUMNS];
-#pragma GCC unroll 4
-        for (int64_t c = 0; c < COLUMNS; c++) right[c] = load(xs[c] + s * x_step);
-#pragma GCC unroll 4
-        for (int64_t r = 0; r < ROWS; r++) {
-          const vfloat left = load(ys[r] + s * y_step);
-#pragma GCC unroll 4
-          for (int64_t c = 0; c < COLUMNS; c++) acc[r * COLUMNS + c] += left * right[c];
-        }
-      }
-      float total[W];
-      store(total, sums(acc));
-      for (int64_t r = 0; r < ROWS && o + r < outputs; r++)
-        for (int64_t c = 0; c < COLUMNS && i + c < inputs; c++)
-          to[(o + r) * inputs + i + c] += total[r * COLUMNS + c];
-    }
+  if (!slots) return;
+  const int64_t wide = round_up(NEAR / slots + 1, COLUMNS), tall = round_up(FAR / slots + 1, ROWS);
+  for (int64_t o0 = 0; o0 < outputs; o0 += tall)
+    for (int64_t i0 = 0; i0 < inputs; i0 += wide)
+      for (int64_t o = o0; o < outputs && o < o0 + tall; o += ROWS)
+        for (int64_t i = i0; i < inputs && i < i0 + wide; i += COLUMNS)
+          outer_block(y + o * W, y_row * W, outputs - o, x + i * W, x_row * W, inputs - i, slots,
+                      to + o * inputs + i, inputs);
 }
 
 void lane_sums(const float* y, int64_t y_row, int64_t outputs, int64_t slots, float* to) {
@@ -305,13 +306,6 @@ void lanewise(int64_t rows, int64_t columns, int64_t depth, Strided a, Strided b
   if (i < rows)
     lanewise_rows<1>(columns, depth, a.data + i * a.row, a.row, a.column, b, c + i * c_row, c_row,
                      c_column);
-}
-
-void transpose(vfloat (&v)[W]) {
-  if constexpr (W >= 16) exchange<8>(v);
-  if constexpr (W >= 8) exchange<4>(v);
-  exchange<2>(v);
-  exchange<1>(v);
 }
 
 void rows_to_slot(const float* rows, int64_t row, int64_t n, int64_t count, float* slot) {

@@ -241,7 +241,7 @@ void make_workspace(const LocalShape& shape, bool backward, Workspace& work, Are
   work.d_qkv = arena.take(tile_size(slots, 3 * width));
   work.d_scores = arena.take(scores);
   const int64_t most = hidden > shape.embed.hidden ? hidden : shape.embed.hidden;
-  work.scratch = arena.take(tile_size(SLOTS, most) + tile_size(slots, width));
+  work.scratch = arena.take(tile_size(slots, most) + tile_size(slots, width));
 }
 
 // Runs the tile forward to the means of the last block's residual and of its hidden vector.
@@ -354,20 +354,21 @@ bool local_block_backward(const LocalShape& shape, const float* weights, float* 
   const BlockTile& tile = work.block[final];
   float* d_normed = work.scratch;
   for (int64_t g = 0; g < tokens.groups; g++)
-    for (int64_t s = tokens.first[g]; s < tokens.first[g + 1]; s += SLOTS) {
-      const int64_t left = tokens.first[g + 1] - s, count = left < SLOTS ? left : SLOTS;
+    for (int64_t s = tokens.first[g], step; s < tokens.first[g + 1]; s += step) {
+      const int64_t left = tokens.first[g + 1] - s;
+      step = chain(mlp.shape, left);
       const int64_t at = s * hidden_row * W;
       const MlpTile part{tile.mlp.normed + at, tile.mlp.gelu + at, tile.mlp.slope + at};
       mlp_hidden_backward(mlp, part, work.d_hidden + g * hidden_row * W, 0, tokens.exists + s * W,
-                          count, d_normed, d_alpha);
+                          step, d_normed, d_alpha);
       const int64_t begin = s * row * W;
-      for (int64_t n = s; n < s + count; n++) {
+      for (int64_t n = s; n < s + step; n++) {
         const vfloat share = load(tokens.exists + n * W);
         for (int64_t i = 0; i < width; i++)
           store(work.dx + (n * row + i) * W, load(work.d_result + (g * row + i) * W) * share);
       }
       norm_backward(tile.middle + begin, tile.normed2 + begin, d_normed, net.block[final].alpha2,
-                    width, count, work.dx + begin, gradient + net.block[final].at_alpha2);
+                    width, step, work.dx + begin, gradient + net.block[final].at_alpha2);
     }
   fc1_backward(mlp, tile.mlp, tile.normed2, tokens.slots, gradient);
   for (int64_t b = final; b >= 0; b--) {

@@ -23,7 +23,7 @@ void make_workspace(const MlpShape& shape, Workspace& work, Arena& arena) {
   work.in = arena.take(tile_size(TILE, shape.in));
   work.out = arena.take(tile_size(TILE, shape.out));
   work.d_in = arena.take(tile_size(TILE, shape.in));
-  work.scratch = arena.take(tile_size(SLOTS, shape.hidden));
+  work.scratch = arena.take(tile_size(TILE, shape.hidden));
 }
 
 int64_t load_tile(const float* x, int64_t n, int64_t first, int64_t last, float* to) {

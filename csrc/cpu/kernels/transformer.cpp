@@ -48,9 +48,16 @@ void weight_backward(const Weight& weight, const float* dy, const float* x, int6
                 gradient + weight.at);
 }
 
+constexpr int64_t FEW_WEIGHTS = 1 << 17;
+
 JETKERN_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
 }  // namespace
+
+int64_t chain(const MlpShape& shape, int64_t slots) {
+  const int64_t few = slots < SLOTS ? slots : SLOTS;
+  return shape.hidden * (shape.in + shape.out) > FEW_WEIGHTS ? slots : few;
+}
 
 Mlp make_mlp(const MlpShape& shape, const float* weights, int64_t& at, int64_t at_gamma,
              Arena& panels, bool pack) {
@@ -147,8 +154,9 @@ void norm_backward(const float* x, const float* y, const float* dy, float alpha,
 
 void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& tile, bool keep) {
   const int64_t n = mlp.shape.hidden, row = slot_row(n), x_row = slot_row(mlp.shape.in);
-  for (int64_t s = 0; s < slots; s += SLOTS) {
-    const int64_t count = at_most(slots - s, SLOTS), at = s * row * W;
+  const int64_t step = chain(mlp.shape, slots);
+  for (int64_t s = 0; s < slots; s += step) {
+    const int64_t count = at_most(slots - s, step), at = s * row * W;
     product(mlp.fc1.forward, x + s * x_row * W, x_row, tile.gelu + at, row, count, mlp.bias1,
             nullptr);
     for (int64_t c = 0; c < count; c++) {
@@ -227,8 +235,9 @@ void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const flo
   if (mlp.bias2) lane_sums(dy, out, mlp.shape.out, slots, gradient + mlp.at_bias2);
   float unused = 0.0f;
   float* d_alpha = mlp.shape.norm ? gradient + mlp.at_alpha : &unused;
-  for (int64_t s = 0; s < slots; s += SLOTS) {
-    const int64_t count = at_most(slots - s, SLOTS);
+  const int64_t step = chain(mlp.shape, slots);
+  for (int64_t s = 0; s < slots; s += step) {
+    const int64_t count = at_most(slots - s, step);
     product(mlp.fc2.backward, dy + s * out * W, out, scratch, row / W, count, nullptr, nullptr);
     const MlpTile part{tile.normed + s * row, tile.gelu + s * row, tile.slope + s * row};
     mlp_hidden_backward(mlp, part, scratch, row / W, nullptr, count,
@@ -239,8 +248,9 @@ void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const flo
 
 void before_attention(const Block& block, const BlockTile& tile, int64_t slots) {
   const int64_t width = block.shape.width, row = slot_row(width), row3 = slot_row(3 * width);
-  for (int64_t s = 0; s < slots; s += SLOTS) {
-    const int64_t count = at_most(slots - s, SLOTS), at = s * row * W;
+  const int64_t step = chain(block.shape.mlp, slots);
+  for (int64_t s = 0; s < slots; s += step) {
+    const int64_t count = at_most(slots - s, step), at = s * row * W;
     norm(tile.in + at, block.alpha1, width, count, tile.normed1 + at);
     product(block.qkv.forward, tile.normed1 + at, row, tile.qkv + s * row3 * W, row3, count,
             nullptr, nullptr);
@@ -251,8 +261,9 @@ void after_attention(const Block& block, const BlockTile& tile, int64_t slots, b
                      float* y) {
   const int64_t width = block.shape.width, row = slot_row(width);
   const int64_t hidden = slot_row(block.mlp.shape.hidden) * W;
-  for (int64_t s = 0; s < slots; s += SLOTS) {
-    const int64_t count = at_most(slots - s, SLOTS), at = s * row * W;
+  const int64_t step = chain(block.shape.mlp, slots);
+  for (int64_t s = 0; s < slots; s += step) {
+    const int64_t count = at_most(slots - s, step), at = s * row * W;
     product(block.out.forward, tile.mixed + at, row, tile.middle + at, row, count, nullptr,
             tile.in + at);
     norm(tile.middle + at, block.alpha2, width, count, tile.normed2 + at);
@@ -266,7 +277,7 @@ void after_attention(const Block& block, const BlockTile& tile, int64_t slots, b
 void after_attention_backward(const Block& block, const BlockTile& tile, int64_t slots, float* dx,
                               float* gradient, float* scratch) {
   const int64_t width = block.shape.width;
-  float* d_normed = scratch + tile_size(SLOTS, block.mlp.shape.hidden);
+  float* d_normed = scratch + tile_size(slots, block.mlp.shape.hidden);
   mlp_backward(block.mlp, tile.mlp, tile.normed2, dx, slots, d_normed, gradient, scratch);
   norm_backward(tile.middle, tile.normed2, d_normed, block.alpha2, width, slots, dx,
                 gradient + block.at_alpha2);
@@ -283,8 +294,9 @@ void before_attention_backward(const Block& block, const BlockTile& tile, int64_
                                const float* d_qkv, float* dx, float* gradient, float* scratch) {
   const int64_t width = block.shape.width, row = slot_row(width), row3 = slot_row(3 * width);
   weight_backward(block.qkv, d_qkv, tile.normed1, slots, gradient);
-  for (int64_t s = 0; s < slots; s += SLOTS) {
-    const int64_t count = at_most(slots - s, SLOTS), at = s * row * W;
+  const int64_t step = chain(block.shape.mlp, slots);
+  for (int64_t s = 0; s < slots; s += step) {
+    const int64_t count = at_most(slots - s, step), at = s * row * W;
     product(block.qkv.backward, d_qkv + s * row3 * W, row3, scratch, row, count, nullptr, nullptr);
     norm_backward(tile.in + at, tile.normed1 + at, scratch, block.alpha1, width, count, dx + at,
                   gradient + block.at_alpha1);
