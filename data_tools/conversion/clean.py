@@ -95,16 +95,17 @@ def clean(
         return marked
 
     judge("no particles", counts == 0, "the jet has no particles", policy.bad_jets)
-    finite = np.isfinite(raw.particles)
-    if not finite.all():
+    limits = _limits(raw.particles)
+    if not np.isfinite(limits).all():
+        finite = np.isfinite(raw.particles)
 
         def describe(jet: int) -> str:
             row, column = np.argwhere(~finite & (owner == jet)[:, None])[0]
             return f"{_COLUMNS[column]} of a particle is {raw.particles[row, column]}"
 
         judge("not finite", jets_of(~finite.all(axis=1)), describe, policy.bad_jets)
-    far = np.abs(raw.particles[:, 0]) > MAX_DELTA_ETA
-    if far.any():
+    if not np.abs(limits[:, 0]).max() <= MAX_DELTA_ETA:
+        far = np.abs(raw.particles[:, 0]) > MAX_DELTA_ETA
         judge("|delta eta| > 10", jets_of(far), "a particle has |delta eta| > 10", policy.bad_jets)
     if raw.condition is not None:
         raw.condition = np.asarray(raw.condition, np.float32)
@@ -117,8 +118,8 @@ def clean(
         )
     if raw.tracks is not None:
         raw.tracks = np.ascontiguousarray(raw.tracks, np.float32)
-        finite = np.isfinite(raw.tracks)
-        if not finite.all():
+        if not np.isfinite(_limits(raw.tracks)).all():
+            finite = np.isfinite(raw.tracks)
             if policy.bad_tracks == "zero":
                 tally["tracks set to zero"] = int((~finite).sum())
                 raw.tracks[~finite] = 0
@@ -167,9 +168,9 @@ def _take(raw: Raw, counts: Array, rows: Array, jets: Array) -> Raw:
 
 
 def _wrap(raw: Raw, tally: Tally) -> Raw:
-    phi = raw.particles[:, 1]
-    outside = np.abs(phi) > np.float32(np.pi) * (1 + 1e-6)
-    if outside.any():
+    phi, limit = raw.particles[:, 1], np.float32(np.pi) * (1 + 1e-6)
+    if len(phi) and max(-phi.min(), phi.max()) > limit:
+        outside = np.abs(phi) > limit
         tally["particles with delta phi wrapped"] = int(outside.sum())
         phi[outside] = np.remainder(phi[outside].astype(np.float64) + np.pi, 2 * np.pi) - np.pi
     return raw
@@ -222,13 +223,23 @@ def _observe(raw: Raw, tally: Tally) -> None:
         ("condition", raw.condition),
     ):
         if array is not None and len(array):
-            ranges[name] = [array.min(axis=0).tolist(), array.max(axis=0).tolist()]
+            ranges[name] = _limits(array).tolist()
     ranges["multiplicity"] = [[int(raw.counts.min())], [int(raw.counts.max())]] if len(p) else []
     tally["ranges"] = {k: v for k, v in ranges.items() if v}
     if len(p):
         starts = np.cumsum(raw.counts) - raw.counts
         leading = p[starts[raw.counts > 0], 2]
         tally["median leading pT"] = [float(np.exp(np.median(leading)))]
+
+
+def _limits(array: Array) -> Array:
+    """(2, columns) smallest and largest values; NaN if there is one. Zeros for no rows.
+
+    Column by column, which is several times faster than a reduction of rows of four.
+    """
+    if not len(array):
+        return np.zeros((2, array.shape[1]), array.dtype)
+    return np.array([[f(column) for column in array.T] for f in (np.min, np.max)])
 
 
 def merge(tallies: list[Tally]) -> Tally:
