@@ -26,7 +26,7 @@ def run(x, offsets, block, heads, bias=None, particles=None, backend="auto") -> 
 
 @pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
 @pytest.mark.parametrize(("width", "hidden", "heads"), WIDTHS)
-def test_accuracy(counts: list[int], width: int, hidden: int, heads: int) -> None:
+def test_cpu_accuracy(counts: list[int], width: int, hidden: int, heads: int) -> None:
     x, offsets, _ = rows(counts, width, False)
     check_accuracy(run, x, offsets, random_block(width, hidden), heads)
 
@@ -34,7 +34,7 @@ def test_accuracy(counts: list[int], width: int, hidden: int, heads: int) -> Non
 @pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
 @pytest.mark.parametrize(("width", "hidden", "heads"), WIDTHS)
-def test_accuracy_with_bias(
+def test_cpu_accuracy_with_bias(
     counts: list[int], width: int, hidden: int, heads: int, prefix: bool
 ) -> None:
     x, offsets, particles = rows(counts, width, prefix)
@@ -43,12 +43,12 @@ def test_accuracy_with_bias(
     check_accuracy(run, x, offsets, random_block(width, hidden), heads, bias, particles)
 
 
-def test_accuracy_without_optional_weights() -> None:
+def test_cpu_accuracy_without_optional_weights() -> None:
     x, offsets, _ = rows([9, 2, 30], 12, False)
     check_accuracy(run, x, offsets, random_block(12, 20, bias1=False, norm=False, bias2=False), 3)
 
 
-def test_accuracy_of_a_wide_block() -> None:
+def test_cpu_accuracy_of_a_wide_block() -> None:
     x, offsets, _ = rows([21, 3], 200, False)
     check_accuracy(run, x, offsets, random_block(200, 360), 8)
 

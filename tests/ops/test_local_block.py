@@ -31,17 +31,17 @@ def run(particles, neighbours, embed, blocks, heads, backend="auto") -> Tensor:
 
 @pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
 @pytest.mark.parametrize(("width", "hidden", "heads", "k"), WIDTHS)
-def test_accuracy(counts: list[int], width: int, hidden: int, heads: int, k: int) -> None:
+def test_cpu_accuracy(counts: list[int], width: int, hidden: int, heads: int, k: int) -> None:
     check_accuracy(run, *inputs(counts, width, hidden, k), heads, fixed=(0,))
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_accuracy_without_optional_weights(blocks: int) -> None:
+def test_cpu_accuracy_without_optional_weights(blocks: int) -> None:
     parts = {"bias1": False, "norm": False, "bias2": False}
     check_accuracy(run, *inputs([9, 2], 12, 20, 3, blocks, **parts), 3, fixed=(0,))
 
 
-def test_accuracy_of_a_wide_block() -> None:
+def test_cpu_accuracy_of_a_wide_block() -> None:
     check_accuracy(run, *inputs([21, 3], 200, 360, 6, 1), 8, fixed=(0,))
 
 

@@ -18,14 +18,14 @@ PARTS = [
 @pytest.mark.parametrize("parts", PARTS, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 100, 333])
 @pytest.mark.parametrize(("inputs", "hidden", "outputs"), [(4, 64, 32), (7, 9, 5), (130, 33, 1)])
-def test_accuracy(
+def test_cpu_accuracy(
     rows: int, inputs: int, hidden: int, outputs: int, parts: dict[str, bool]
 ) -> None:
     x = 2 * torch.randn(rows, inputs, generator=generator(3))
     check_accuracy(mlp, x, random_mlp(inputs, hidden, outputs, **parts))
 
 
-def test_accuracy_far_from_zero() -> None:
+def test_cpu_accuracy_far_from_zero() -> None:
     x = torch.linspace(-12, 12, 203)[:, None].expand(203, 3)
     check_accuracy(mlp, x, random_mlp(3, 20, 6))
 

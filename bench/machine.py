@@ -1,0 +1,59 @@
+"""What a benchmark says about the machine that it ran on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jetkern import __version__
+from jetkern.__main__ import INSTRUCTION_SETS, cpu_model
+from jetkern.ops import dispatch
+
+ROOT = Path(__file__).parents[1]
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def commit() -> str:
+    """The commit that runs, marked if tracked files differ from it."""
+    changed = "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+def matrix_rate(size: int = 1536, repeats: int = 5) -> float:
+    """FLOP/s of ``torch.mm`` on square float32 matrices, best of ``repeats``."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """Machine, versions and commit, as a benchmark prints and stores them."""
+    library = dispatch.cpu_library()
+    return {
+        "cpu": cpu_model(),
+        "threads": threads,
+        "kernels": library or INSTRUCTION_SETS[torch.ops.jetkern.cpu_isa()],
+        "jetkern": __version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "matrix_gflops": round(matrix_rate() * 1e-9, 1),
+    }

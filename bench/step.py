@@ -1,0 +1,345 @@
+"""Rate and memory of training steps and of inference, ours beside the reference's.
+
+    python -m bench.step --device cpu [--sizes micro small medium] [--peer DIR] [--data DIR]
+
+Contenders of one case run in turn, step by step, each in a process of its own: jetkern's compiled
+ops, jetkern's reference ops, and eager omnilearned 0.2.0 (skipped if it cannot be imported; install
+it with its einops and torchdiffeq, ``--no-deps --target DIR``). The peer gets its batch trimmed to
+the longest jet. A train step is forward, backward, gradient clipping and Lion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+BATCH = {"micro": 64, "small": 32, "medium": 8}
+OBJECTIVES = ("classifier", "classifier+generator", "pretrain")
+CONTENDERS = ("jetkern cpu", "jetkern reference", "omnilearned")
+MEASURES = ("train", "inference")
+
+
+def load_jets(data: str, count: int) -> Any:
+    """``count`` jets: a few of each file below ``data``, or drawn where ``data`` is empty.
+
+    Drawn jets have the multiplicities of simulated JetClass jets, roughly: a negative binomial
+    of mean 41 and standard deviation 18, between 2 and 128; their particles are noise.
+    """
+    import numpy as np
+    import torch
+
+    from jetkern import Jets
+    from jetkern.jets import offsets_from_counts
+
+    rng = np.random.default_rng(0)
+    if not data:
+        counts = np.clip(rng.negative_binomial(6, 6 / (6 + 41), count), 2, 128)
+        particles = rng.normal([0, 0, 2, 2.5], [0.2, 0.2, 1, 1], (counts.sum(), 4))
+        pid, tracks = rng.integers(1, 9, counts.sum()), rng.normal(0, 1, (counts.sum(), 4))
+        label = rng.integers(0, 10, count)
+    else:
+        import h5py
+
+        files = sorted(Path(data).rglob("*.h5"))
+        if not files:
+            raise SystemExit(f"bench.step: no *.h5 below {data}")
+        rows, labels = [], []
+        for i, file in enumerate(files):
+            share = (count * (i + 1)) // len(files) - (count * i) // len(files)
+            with h5py.File(file) as f:
+                if share > len(f["data"]):
+                    raise SystemExit(f"bench.step: {file} has fewer than {share} jets")
+                for jet, n in zip(f["data"][:share], f["num_particles"][:share], strict=True):
+                    rows.append(jet[:n])
+                labels += list(f["pid"][:share] - f.attrs.get("label_shift", 0))
+        order = rng.permutation(count)
+        rows = [rows[i] for i in order]
+        counts, label = np.array([len(r) for r in rows]), np.array(labels)[order]
+        flat = np.concatenate(rows)
+        particles, pid, tracks = flat[:, :4], flat[:, 4], flat[:, 5:9]
+    return Jets(
+        particles=torch.tensor(particles, dtype=torch.float32),
+        offsets=offsets_from_counts(torch.tensor(counts)),
+        pid=torch.tensor(pid, dtype=torch.int64),
+        tracks=torch.tensor(tracks, dtype=torch.float32),
+        label=torch.tensor(label, dtype=torch.int64),
+        index=torch.arange(count),
+    )
+
+
+def our_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], Any]]:
+    """Our train step and inference."""
+    import torch
+
+    from jetkern import PET
+    from jetkern.objectives import Objective, parse_objective
+    from jetkern.optim import Lion
+    from jetkern.presets import model_preset
+
+    torch.manual_seed(0)
+    model = PET(model_preset(size, parse_objective(objective)))
+    losses = Objective(model)
+    optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
+
+    def train() -> None:
+        optimiser.zero_grad()
+        losses(jets)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    @torch.no_grad()
+    def inference() -> None:
+        model.eval()
+        losses(jets)
+        model.train()
+
+    return {"train": train, "inference": inference}
+
+
+def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], Any]]:
+    """The same with omnilearned; raises ImportError without it, KeyError for no such mode."""
+    import types
+
+    import torch
+
+    sys.modules.setdefault("requests", types.ModuleType("requests"))  # its downloads need it only
+    from omnilearned.network import PET2  # type: ignore[import-not-found]
+    from omnilearned.utils import get_loss  # type: ignore[import-not-found]
+
+    from jetkern.jets import pad
+    from jetkern.optim import Lion
+    from jetkern.presets import SIZES
+
+    mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
+    shape = SIZES[size]
+    torch.manual_seed(0)
+    model = PET2(
+        4,
+        pid=True,
+        add_info=True,
+        mode=mode,
+        num_classes=10,
+        base_dim=shape["dim"],
+        num_transformers=shape["layers"],
+        num_transformers_head=2,
+        num_heads=shape["heads"],
+        K=shape["neighbours"],
+        feature_drop=0.1,
+        num_coord=2,
+    )
+    optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
+    x, pid, tracks = (pad(t, jets.offsets)[0] for t in (jets.particles, jets.pid, jets.tracks))
+    class_loss = torch.nn.CrossEntropyLoss(reduction="none")
+    generator_loss = torch.nn.MSELoss(reduction="none")
+
+    def loss() -> Any:
+        logs = {k: torch.zeros(1) for k in ("loss", "loss_class", "loss_gen", "loss_class_event")}
+        outputs = model(x, jets.label, pid=pid, add_info=tracks)
+        return get_loss(
+            outputs, jets.label, mode, class_loss, generator_loss, False, False, None, logs
+        )
+
+    def train() -> None:
+        optimiser.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    @torch.no_grad()
+    def inference() -> None:
+        model.eval()
+        loss()
+        model.train()
+
+    return {"train": train, "inference": inference}
+
+
+def resident_mb() -> float:
+    """Memory of this process now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+
+
+def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any) -> None:
+    """A process that runs one contender: sends "ready" or why not, then times what it is told."""
+    os.environ["JETKERN_BACKEND"] = name.partition(" ")[2] or "auto"
+    if settings.peer:
+        sys.path.append(settings.peer)
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    size, objective = case
+    jets = load_jets(settings.data, settings.batch or BATCH[size])
+    try:
+        steps = (peer_steps if name == "omnilearned" else our_steps)(size, objective, jets)
+    except (ImportError, KeyError) as error:
+        reason = f"no mode for {error}" if isinstance(error, KeyError) else str(error)
+        pipe.send(f"skipped: {reason}")
+        return
+    before = resident_mb()
+    pipe.send("ready")
+    for measure in iter(pipe.recv, None):
+        start = time.perf_counter()
+        steps[measure]()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        pipe.send((seconds, peak - before))
+
+
+def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
+    """Rates and memory of all contenders, which take turns."""
+    context = multiprocessing.get_context("spawn")
+    running: dict[str, tuple[Any, Connection]] = {}
+    rows: list[dict[str, Any]] = []
+    for name in settings.contenders:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=contender, args=(theirs, name, case, settings))
+        process.start()
+        answer = ours.recv()
+        if answer == "ready":
+            running[name] = (process, ours)
+        else:
+            process.join()
+            rows.append({"contender": name, "skipped": answer})
+    samples: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for measure in MEASURES:
+        for repeat in range(settings.repeats + 1):
+            for name, (_, pipe) in running.items():
+                pipe.send(measure)
+                sample = pipe.recv()
+                if repeat:  # the first warms up
+                    samples.setdefault((name, measure), []).append(sample)
+    for name, (process, pipe) in running.items():
+        pipe.send(None)
+        process.join()
+        row: dict[str, Any] = {"contender": name}
+        for measure in MEASURES:
+            times = [seconds for seconds, _ in samples[name, measure]]
+            row[f"{measure}_seconds"] = statistics.median(times)
+            row[f"{measure}_spread"] = (max(times) - min(times)) / statistics.median(times)
+        row["peak_mb"] = samples[name, "train"][-1][1]  # inference, run after, needs less
+        rows.append(row)
+    return rows
+
+
+def model_flops(size: str, objective: str, jets: Any) -> float:
+    """Matrix-product FLOPs of one forward pass over packed jets: 2 per multiply and add.
+
+    Attention within the passes is counted, the generator's and MPM's heads too; masked jets keep
+    60 % of their particles. A train step needs three times that, recomputation not counted.
+    """
+    from jetkern.objectives import parse_objective
+    from jetkern.presets import SIZES
+
+    parts, shape = parse_objective(objective), SIZES[size]
+    dim, k, layers = shape["dim"], shape["neighbours"], shape["layers"]
+    total = 0.0
+    for part in parts:
+        n = jets.counts.double() * (0.6 if part == "mpm" else 1.0)
+        edges = n * (n - 1).clamp(min=0, max=k)
+        rows = n + 4 + (part == "generator")
+        block = 16 * dim**2
+        macs = edges * (2 * (14 * dim + 2 * dim**2) + 2 * block) - edges * 4 * dim**2
+        macs += 2 * edges * 4 * dim * (n - 1).clamp(min=0, max=k)
+        macs += n * (n - 1) / 2 * 2 * (6 * dim + 2 * dim * shape["heads"])
+        macs += n * 2 * 2 * (8 * dim + 2 * dim**2)
+        macs += layers * (rows * block + 4 * dim * rows**2)
+        if part == "classifier":
+            passes = len(parts)  # also on the noised and the masked jets
+            macs += passes * (2 * (rows * 4 * dim**2 + 4 * 12 * dim**2) + 2 * 2 * 32 * dim**2)
+        else:
+            macs += 2 * ((rows + 1) * block + 4 * dim * (rows + 1) ** 2)
+        total += float(macs.sum())
+    return total
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| size | objective | contender | train jets/s | x peer | inference jets/s | x peer "
+        "| peak MB/jet | of matrix rate |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        peer = next((r for r in result["rows"] if r["contender"] == "omnilearned"), {})
+        for row in result["rows"]:
+            start = f"| {result['size']} | {result['objective']} | {row['contender']} |"
+            if "skipped" in row:
+                lines.append(f"{start} {row['skipped']} |||||| ")
+                continue
+            cells = []
+            for measure in MEASURES:
+                seconds = row[f"{measure}_seconds"]
+                cells.append(f"{result['jets'] / seconds:.1f}")
+                other = peer.get(f"{measure}_seconds")
+                cells.append(f"{other / seconds:.1f}" if other else "")
+            cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
+            cells.append(f"{row['of_matrix_rate']:.0%}")
+            lines.append(f"{start} {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--sizes", nargs="+", choices=BATCH, default=list(BATCH))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--data", default="", help="folder of HDF5 files; without it, drawn jets")
+    parser.add_argument("--peer", default="", help="folder that omnilearned is installed in")
+    parser.add_argument("--batch", type=int, help=f"jets per step; default {BATCH}")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    settings = parser.parse_args()
+
+    import torch
+
+    from bench.machine import describe
+
+    torch.set_num_threads(settings.threads)
+    machine = describe(settings.threads)
+    print("\n".join(f"{key:14} {value}" for key, value in machine.items()))
+    results = []
+    for size in settings.sizes:
+        jets = load_jets(settings.data, settings.batch or BATCH[size])
+        counts = jets.counts.double()
+        print(
+            f"{size}: {len(jets)} {'simulated' if settings.data else 'drawn'} jets, multiplicity "
+            f"{counts.mean():.1f} +- {counts.std():.1f}, up to {int(counts.max())}",
+            flush=True,
+        )
+        for objective in settings.objectives:
+            rows = run_case((size, objective), settings)
+            flops = model_flops(size, objective, jets)
+            for row in rows:
+                if "skipped" not in row:
+                    rate = 3 * flops / row["train_seconds"]
+                    row["of_matrix_rate"] = rate / (machine["matrix_gflops"] * 1e9)
+            result = {"size": size, "objective": objective, "jets": len(jets), "rows": rows}
+            results.append(result)
+            print(table([result]), flush=True)
+    print(f"\n{table(results)}")
+    if settings.json:
+        settings.json.parent.mkdir(parents=True, exist_ok=True)
+        document = {"machine": machine, "command": sys.argv[1:], "results": results}
+        settings.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
