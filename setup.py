@@ -6,14 +6,14 @@ import runpy
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
 
 class BuildPy(build_py):
-    """Compiles the CPU ops before the Python files are collected."""
+    """Compiles the CPU ops before the package's files are collected."""
 
     def run(self) -> None:
         build = runpy.run_path(str(HERE / "jetkern" / "build.py"))
@@ -21,9 +21,20 @@ class BuildPy(build_py):
             build["build"](HERE / "csrc", HERE / "jetkern")
         except (build["BuildError"], ImportError) as error:
             print(
-                f"jetkern: CPU ops not built, the reference runs instead: {error}", file=sys.stderr
+                f"jetkern: CPU ops not built, its reference runs instead: {error}", file=sys.stderr
             )
         super().run()
 
 
-setup(cmdclass={"build_py": BuildPy})
+class CompiledDistribution(Distribution):
+    """Marks wheels as made for one platform."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    cmdclass={"build_py": BuildPy},
+    distclass=CompiledDistribution,
+    package_data={"jetkern": ["_cpu.so"]},
+)

@@ -11,6 +11,7 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #ifndef TORCH_BOX  // PyTorch 2.9 has the stable library but not yet this wrapper
@@ -52,7 +53,7 @@ using torch::stable::Tensor;
 
 // The number of threads that PyTorch is set to, and a function run on each of so many. Before
 // PyTorch 2.10 the stable ABI had neither: fresh threads, as many as the machine has cores.
-#if TORCH_FEATURE_VERSION >= TORCH_VERSION_2_10_0
+#if defined(TORCH_FEATURE_VERSION) && TORCH_FEATURE_VERSION >= TORCH_VERSION_2_10_0
 inline int64_t number_of_threads() { return torch::stable::get_num_threads(); }
 
 template <class F>
