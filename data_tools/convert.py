@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         choices=["float32", "float16"],
         default="float32",
         help="of particles and tracks; float16 halves the size at a relative error of "
-        "up to 0.05%% of each feature, 0.2%% to 0.4%% of pT and E",
+        "up to 0.05%% of each feature, and up to 0.2%% of pT and E",
     )
     g.add_argument("--jets-per-block", type=positive, default=1024, metavar="N")
     g.add_argument("--jets-per-shard", type=positive, default=65536, metavar="N")

@@ -355,7 +355,7 @@ class Shards:
             raise ShardError(f"{path} cannot be read: {error}") from None
         if array.dtype != dtype or array.ndim != 1:
             raise ShardError(f"{path} holds {array.dtype}, expected {dtype}")
-        return array
+        return np.asarray(array)  # still mapped, but indexed faster than a memmap
 
     def multiplicity(self) -> NDArray[np.uint8]:
         """(num_jets,) particles of each jet in file order, mapped from the disk."""

@@ -83,6 +83,8 @@ class Stream:
             raise ValueError(
                 f"batch_size {batch_size} must be a positive multiple of world_size {world_size}"
             )
+        if pin_memory and not torch.cuda.is_available():
+            raise ValueError("pin_memory needs a CUDA GPU")
         if particles_per_batch is not None:
             _check_budget(particles_per_batch, lanes if shuffle else 1, world_size)
         available = tuple(n for n in _OPTIONAL if shards.field(n) is not None)

@@ -247,6 +247,11 @@ def test_fields_are_read_only_when_asked_for(shards):
         ({"batch_size": 8, "lanes": 0}, "lanes"),
         ({"batch_size": 8, "fields": ("colour",)}, "no field colour"),
         ({}, "either batch_size or particles_per_batch"),
+        pytest.param(
+            {"batch_size": 8, "pin_memory": True},
+            "needs a CUDA GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(shards, arguments, message):
@@ -348,3 +353,32 @@ def test_float16_shards_give_float32_batches(tmp_path, shards):
         torch.testing.assert_close(x.particles, y.particles, rtol=2**-11, atol=1e-7)
         torch.testing.assert_close(x.tracks, y.tracks, rtol=2**-11, atol=1e-7)
     assert sum(half.bytes) < 0.7 * sum(shards.bytes)
+
+
+def test_more_ranks_than_blocks_and_a_last_batch_smaller_than_the_world(shards):
+    world = 64
+    ranks = [
+        list(Stream(shards, batch_size=64, num_jets=65, epochs=1, rank=r, world_size=world))
+        for r in range(world)
+    ]
+    assert {len(r) for r in ranks} == {2}
+    assert [len(r[1]) for r in ranks] == [1] + [0] * (world - 1)
+    assert sorted(int(i) for r in ranks for b in r for i in b.index) == list(range(65))
+    empty = ranks[1][1]
+    assert empty.particles.shape == (0, 4)
+    assert empty.condition.shape == (0, 2)
+
+
+@pytest.mark.gpu
+def test_pinned_batches(shards):
+    for jets in take(Stream(shards, batch_size=8, pin_memory=True), 2):
+        assert jets.particles.is_pinned()
+
+
+@pytest.mark.gpu
+def test_resident_on_a_gpu(shards):
+    read = take(Stream(shards, batch_size=48), 10)
+    resident = take(Stream(shards, batch_size=48, resident="cuda"), 10)
+    for a, b in zip(read, resident, strict=True):
+        assert b.particles.is_cuda
+        same(a, b.to("cpu"))
