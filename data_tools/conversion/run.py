@@ -111,37 +111,38 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _check_output(plan: Plan, out: Path, work: Path, overwrite: bool) -> Result | None:
     """The result, if it is there already; makes way for the conversion or refuses."""
-    manifests = [out / split / MANIFEST for split in plan.splits]
-    if (work / "plan.json").exists():
-        if (work / "plan.json").read_text() == plan.to_json():
-            return None
-        if not overwrite:
-            raise ConversionError(
-                f"{out} holds an unfinished conversion with other inputs or settings; finish it "
-                "with its own command, or start over with --overwrite"
-            )
-    elif any(m.exists() for m in [*manifests, out / MANIFEST]):
-        present = [m for m in manifests if m.exists()]
-        if present and all(_made_by(m, plan) for m in present):
-            folders = {
-                m.parent.name if s else "": m.parent
-                for s, m in zip(plan.splits, manifests, strict=True)
-            }
-            report = json.loads(present[0].read_text())["report"]
-            return Result(report, folders, already_done=True)
-        if not overwrite:
-            raise ConversionError(
-                f"{out} holds shards of other inputs or settings; choose another folder, or "
-                "replace them with --overwrite"
-            )
-    elif not overwrite and any(p for split in plan.splits for p in (out / split).glob("*.tar")):
-        raise ConversionError(f"{out} holds tar files that this conversion did not write")
+    manifests = {split: out / split / MANIFEST for split in plan.splits}
+    started = (work / "plan.json").exists()
+    if started and (work / "plan.json").read_text() == plan.to_json():
+        return None
     if overwrite:
-        for folder in {out, *(out / split for split in plan.splits)}:
-            for path in [*folder.glob("shard-*.tar"), *folder.glob("*.npy"), folder / MANIFEST]:
-                path.unlink(missing_ok=True)
-        shutil.rmtree(work, ignore_errors=True)
+        _clear(out, plan)
+        return None
+    if started:
+        raise ConversionError(
+            f"{out} holds an unfinished conversion with other inputs or settings; finish it with "
+            "its own command, or start over with --overwrite"
+        )
+    present = {split: path for split, path in manifests.items() if path.exists()}
+    if present and all(_made_by(path, plan) for path in present.values()):
+        report = json.loads(next(iter(present.values())).read_text())["report"]
+        return Result(report, {s: p.parent for s, p in present.items()}, already_done=True)
+    if present or (out / MANIFEST).exists():
+        raise ConversionError(
+            f"{out} holds shards of other inputs or settings, or older than the inputs; choose "
+            "another folder, or replace them with --overwrite"
+        )
+    if any(p for split in plan.splits for p in (out / split).glob("*.tar")):
+        raise ConversionError(f"{out} holds tar files that this conversion did not write")
     return None
+
+
+def _clear(out: Path, plan: Plan) -> None:
+    """Removes shards and work files, the manifests that vouch for them first."""
+    for folder in {out, *(out / split for split in plan.splits)}:
+        for path in [folder / MANIFEST, *folder.glob("shard-*.tar"), *folder.glob("*.npy")]:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "files": [
             {"name": i.name, "bytes": i.size, "jets": i.num_jets, **i.notes} for i in plan.inputs
         ],
+        "classes": list(plan.layout.classes),
         "label_shift": plan.options.label_shift,
         "schema": plan.options.schema,
         "splits": plan.fractions or "as in the source",
@@ -167,6 +169,9 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _made_by(manifest: Path, plan: Plan) -> bool:
+    """Whether the plan would write these shards, of inputs that have not changed since."""
+    if any(i.modified > manifest.stat().st_mtime_ns for i in plan.inputs):
+        return False
     try:
         return json.loads(manifest.read_text())["source"] == _identity(plan)
     except (ValueError, KeyError):

@@ -6,9 +6,9 @@ the epoch to the lanes in turn: position p is jet number ``p // lanes`` of span 
 batch so mixes jets of ``lanes`` blocks while only about ``lanes`` blocks need to be in memory.
 
 Rank r of W takes the positions p with ``p % W == r``. The global batch is therefore the same for
-every W. Where W divides ``lanes`` each rank reads only its own lanes, so every block is read by one
-rank (blocks at the two ends of a span by two). For any other W a rank touches ``lanes / gcd(W,
-lanes)`` times fewer lanes only, and the data is read ``W / gcd(W, lanes)`` times in all.
+every W. With g = gcd(W, lanes), a rank reads the blocks of ``lanes / g`` lanes, and all ranks
+together read the data ``W / g`` times: once where W divides ``lanes`` (but for the blocks at the
+ends of a lane, which two ranks read).
 """
 
 from __future__ import annotations

@@ -188,3 +188,17 @@ def test_round_trip_of_any_lengths_and_chunks(
         of = slice(int(jets.offsets[b]), int(jets.offsets[b + 1]))
         assert np.array_equal(jets.particles[of].numpy(), data[j, : kept[j]])
         assert jets.label[b] == j % 2
+
+
+def test_changed_inputs_and_classes_are_not_taken_for_done(tmp_path, capsys):
+    source = tmp_path / "a.h5"
+    omnilearned(source, 40, seed=1)
+    assert run(source, "--out", tmp_path / "out") == 0
+    omnilearned(source, 40, seed=2)  # the same size and number of jets
+    assert run(source, "--out", tmp_path / "out") == 1
+    assert "older than the inputs" in capsys.readouterr().err
+    assert run(source, "--out", tmp_path / "out", "--overwrite") == 0
+    names = ",".join("abcdefghij")
+    assert run(source, "--out", tmp_path / "out", "--classes", names) == 1
+    assert run(source, "--out", tmp_path / "out", "--classes", names, "--overwrite") == 0
+    assert Shards(tmp_path / "out").classes == tuple("abcdefghij")
