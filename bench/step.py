@@ -114,8 +114,8 @@ def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], A
     import torch
 
     sys.modules.setdefault("requests", types.ModuleType("requests"))  # its downloads need it only
-    from omnilearned.network import PET2  # type: ignore[import-not-found]
-    from omnilearned.utils import get_loss  # type: ignore[import-not-found]
+    from omnilearned.network import PET2
+    from omnilearned.utils import get_loss
 
     from jetkern.jets import pad
     from jetkern.optim import Lion
@@ -187,12 +187,13 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
         reason = f"no mode for {error}" if isinstance(error, KeyError) else str(error)
         pipe.send(f"skipped: {reason}")
         return
+    clock = time.process_time if settings.cpu_time else time.perf_counter
     before = resident_mb()
     pipe.send("ready")
     for measure in iter(pipe.recv, None):
-        start = time.perf_counter()
+        start = clock()
         steps[measure]()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         pipe.send((seconds, peak - before))
 
@@ -272,8 +273,9 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
-        peer = next((r for r in result["rows"] if r["contender"] == "omnilearned"), {})
-        for row in result["rows"]:
+        rows: list[dict[str, Any]] = result["rows"]
+        peer = next((r for r in rows if r["contender"] == "omnilearned"), None)
+        for row in rows:
             start = f"| {result['size']} | {result['objective']} | {row['contender']} |"
             if "skipped" in row:
                 lines.append(f"{start} {row['skipped']} |||||| ")
@@ -282,7 +284,7 @@ def table(results: list[dict[str, Any]]) -> str:
             for measure in MEASURES:
                 seconds = row[f"{measure}_seconds"]
                 cells.append(f"{result['jets'] / seconds:.1f}")
-                other = peer.get(f"{measure}_seconds")
+                other = peer.get(f"{measure}_seconds") if peer else None
                 cells.append(f"{other / seconds:.1f}" if other else "")
             cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
             cells.append(f"{row['of_matrix_rate']:.0%}")
@@ -305,8 +307,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help=f"jets per step; default {BATCH}")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the processes' CPU time, on a machine that others use (with --threads 1)",
+    )
     parser.add_argument("--json", type=Path, help="also write the results here")
     settings = parser.parse_args()
+    if settings.cpu_time and settings.threads != 1:
+        parser.error("--cpu-time needs --threads 1: waiting threads count too")
 
     import torch
 
@@ -314,6 +323,7 @@ def main() -> None:
 
     torch.set_num_threads(settings.threads)
     machine = describe(settings.threads)
+    machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
     print("\n".join(f"{key:14} {value}" for key, value in machine.items()))
     results = []
     for size in settings.sizes:
