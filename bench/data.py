@@ -60,7 +60,11 @@ def main() -> None:
         for copy in range(settings.copies):
             for file in files:
                 shutil.copyfile(file, hdf5 / f"{copy:03d}_{file.name}")
-        root = write_root(files, Path(scratch) / "jets.root")
+        root = Path(scratch) / "root"
+        root.mkdir()
+        first = write_root(files, root / "000.root")
+        for copy in range(1, max(1, settings.copies // 4)):
+            shutil.copyfile(first, root / f"{copy:03d}.root")
         results = conversion(hdf5, root, Path(scratch), settings.repeats)
         results += reading(settings, Path(scratch))
         results += opening(Path(scratch) / "shards", Path(scratch) / "huge")

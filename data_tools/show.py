@@ -43,11 +43,18 @@ def summary(shards: Shards, jets: Jets) -> str:
                 low, mid, high = (f"{x:.4g}" for x in (v.min(), v.median(), v.max()))
                 rows.append([column, field.dtype, low, mid, high])
     lines += table(rows)
+    files = shards.manifest.get("source", {}).get("files", [])
+    titles = sorted({f["title"] for f in files if "title" in f})
     source = {
         k: v for k, v in shards.manifest.get("source", {}).items() if k != "files" and v is not None
     }
     report = {k: v for k, v in shards.manifest.get("report", {}).items() if k != "ranges"}
-    lines += ["", f"source: {json.dumps(source)}", f"report: {json.dumps(report)}"]
+    lines += [
+        "",
+        *titles,
+        f"source: {len(files)} files, {json.dumps(source)}",
+        f"report: {json.dumps(report)}",
+    ]
     return "\n".join(lines)
 
 

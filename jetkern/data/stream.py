@@ -95,12 +95,8 @@ class Stream:
                 f"{shards.folder} has no field {', '.join(lacking)}; it has "
                 f"{', '.join(f.name for f in shards.fields[1:])}"
             )
-        self.shards, self.batch_size, self.rank, self.world_size = (
-            shards,
-            batch_size,
-            rank,
-            world_size,
-        )
+        self.shards, self.batch_size = shards, batch_size
+        self.rank, self.world_size = rank, world_size
         self.epochs, self.prefetch, self.threads = epochs, prefetch, threads
         self.pin_memory, self.resident = pin_memory, resident
         self.particles_per_batch = particles_per_batch
