@@ -42,7 +42,7 @@ def compiler() -> list[str]:
     for name in ("g++", "clang++", "c++"):
         if shutil.which(name):
             return [name]
-    raise BuildError("no C++ compiler: install g++ 11 or later (or clang++), or set CXX")
+    raise BuildError("no C++ compiler: install g++ 12 or later (or clang++), or set CXX")
 
 
 def instruction_sets() -> list[str]:

@@ -9,7 +9,7 @@ namespace jetkern::JETKERN_ISA {
 // exp(x) for x <= 88; 0 below -87.3 (the reference's subnormals), also for -infinity.
 JETKERN_INLINE vfloat exp(vfloat x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  vfloat clamped = max(x, splat(-87.33654f));
+  vfloat clamped = max(splat(-87.33654f), x);
   vfloat shifted = clamped * 1.44269504f + magic;
   vfloat n = shifted - magic;
   vfloat r = clamped - n * 0.693145752f;  // ln 2 in two parts, the first exact when times n
@@ -25,7 +25,7 @@ JETKERN_INLINE vfloat exp(vfloat x) {
 
 // tanh(x) = x P(x^2) / Q(x^2) up to |x| = 9, where it is 1 in float (relative error 2e-8).
 JETKERN_INLINE vfloat tanh(vfloat x) {
-  x = max(min(x, splat(9.01f)), splat(-9.01f));
+  x = max(splat(-9.01f), min(splat(9.01f), x));
   vfloat s = x * x;
   vfloat p = splat(1.335494714e-8f);
   p = p * s + 2.060932974e-5f;
@@ -42,7 +42,7 @@ JETKERN_INLINE vfloat tanh(vfloat x) {
 
 // erf(x / sqrt 2) = x P(x^2) / Q(x^2) up to |x| = 5.58, where it is 1 (relative error 2e-8).
 JETKERN_INLINE vfloat erf_over_sqrt2(vfloat x) {
-  x = max(min(x, splat(5.586f)), splat(-5.586f));
+  x = max(splat(-5.586f), min(splat(5.586f), x));
   vfloat s = x * x;
   vfloat p = splat(4.477647833e-8f);
   p = p * s + 1.258142714e-5f;
@@ -116,7 +116,7 @@ JETKERN_INLINE vfloat sinh(vfloat x) {
   p = p * s + 8.333350061e-3f;
   p = p * s + 1.666666650e-1f;
   p = p * s * a + a;
-  vfloat e = exp(min(a, splat(88.0f)));
+  vfloat e = exp(min(splat(88.0f), a));
   p = select(a > 1.0f, 0.5f * e - 0.5f / e, p);
   return select(x < 0.0f, -p, p);
 }

@@ -78,6 +78,7 @@ JETKERN_INLINE void store_between(float* p, vfloat v, int64_t first, int64_t las
 }
 
 JETKERN_INLINE vfloat select(vint mask, vfloat a, vfloat b) { return mask ? a : b; }
+// Where either is not a number, the result is b.
 JETKERN_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 JETKERN_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 JETKERN_INLINE vfloat abs(vfloat a) { return from_bits(bits(a) & 0x7fffffff); }

@@ -85,6 +85,19 @@ def test_large_scores_do_not_overflow(backend: str) -> None:
     assert torch.allclose(out, torch.stack([v[best[h], h] for h in range(4)], 1))
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_a_number_stays_visible(backend: str, bad: float) -> None:
+    q, k, v, *rest = batch([4, 20], 2, 8)
+    q[1, 0, 0] = bad
+    out, dq, dk, dv, _ = result_and_gradients(attention, (q, k, v, *rest), torch.float32, backend)
+    assert out[1, 0].isnan().all()
+    assert dk[:4, 0].isnan().all()
+    assert dv[:4, 0].isnan().all()
+    for healthy in (out[4:], out[:, 1], dq[4:], dk[4:], dv[4:]):
+        assert healthy.isfinite().all()
+
+
 def test_slices_of_a_joint_projection_need_no_copy_and_other_strides_work() -> None:
     q, k, v, *rest = batch([3, 20, 7], 4, 8)
     want = result_and_gradients(attention, (q, k, v, *rest), torch.float32, "cpu")

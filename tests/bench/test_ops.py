@@ -1,0 +1,47 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import ops as bench_ops
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(bench_ops, "describe", lambda threads: {"threads": threads})
+    monkeypatch.setattr(bench_ops, "PARTICLES", {"micro": 60})
+    common = ["--sizes", "micro", "--lengths", "10", "--repeats", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench.ops", *common, "--no-compile", *arguments])
+    bench_ops.main()
+
+
+def test_every_op_is_timed_beside_its_reference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.use_deterministic_algorithms(False)
+    run(monkeypatch, "--json", str(tmp_path / "results" / "ops.json"))
+    document = json.loads((tmp_path / "results" / "ops.json").read_text(encoding="utf-8"))
+    assert [r["op"] for r in document["results"]] == list(bench_ops.OPS)
+    for result in document["results"]:
+        assert result["jets"] == 6
+        assert set(result["seconds"]) == {"ours", "eager"}
+        assert all(t > 0 for t in result["seconds"]["ours"].values())
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(bench_ops.OPS)
+
+
+def test_an_op_that_is_wrong_is_not_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = bench_ops.make
+
+    def broken(*arguments):
+        case = made(*arguments)
+        off = 1 + 1e-4
+        return case._replace(run=lambda m, t, b: case.run(m, t, b) * (off if b == "cpu" else 1.0))
+
+    monkeypatch.setattr(bench_ops, "make", broken)
+    with pytest.raises(SystemExit, match="not reported, wrong:\nmlp micro n = 10: output 0"):
+        run(monkeypatch, "--ops", "mlp")
+    assert "| mlp" not in capsys.readouterr().out
