@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,17 @@ from jetkern.jets import Jets
 _OPEN_FILES = 128
 
 
+class _Descriptor:
+    """An open file that closes with its last user, be it the cache or a reading thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 class BlockReader:
     """Reads arrays of blocks at the offsets of the index, checking length and CRC-32 every time.
 
@@ -30,34 +43,36 @@ class BlockReader:
         self.shards = shards
         self.index = shards.index
         self._number = {f.name: i for i, f in enumerate(shards.fields)}
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def _descriptor(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        path = self.shards.paths[shard]
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ShardError(f"{path} cannot be opened: {error.strerror}") from None
-        size = os.fstat(descriptor).st_size
-        if size != self.shards.bytes[shard]:
-            os.close(descriptor)
-            raise ShardError(f"{path} has {size} bytes, expected {self.shards.bytes[shard]}")
-        self._files[shard] = descriptor
-        if len(self._files) > _OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+    def _file(self, shard: int) -> _Descriptor:
+        """The opened shard."""
+        with self._lock:
+            if shard in self._files:
+                self._files.move_to_end(shard)
+                return self._files[shard]
+            path = self.shards.paths[shard]
+            try:
+                file = _Descriptor(path)
+            except OSError as error:
+                raise ShardError(f"{path} cannot be opened: {error.strerror}") from None
+            size = os.fstat(file.number).st_size
+            if size != self.shards.bytes[shard]:
+                raise ShardError(f"{path} has {size} bytes, expected {self.shards.bytes[shard]}")
+            self._files[shard] = file
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+            return file
 
     def read(self, block: int, field: Field, into: NDArray[Any]) -> None:
         """Fills the contiguous array ``into`` with one array of a block."""
         row, number = self.index[block], self._number[field.name]
         view = into.data.cast("B") if into.size else memoryview(b"")
         got = 0
-        descriptor = self._descriptor(int(row["shard"]))
+        file = self._file(int(row["shard"]))
         while got < len(view):
-            step = os.preadv(descriptor, [view[got:]], int(row["offset"][number]) + got)
+            step = os.preadv(file.number, [view[got:]], int(row["offset"][number]) + got)
             if not step:
                 break
             got += step
@@ -87,11 +102,7 @@ class BlockReader:
 
     def close(self) -> None:
         """Closes all files."""
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
+        self._files.clear()
 
 
 class Slots:
