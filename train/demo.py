@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = {1_000: 100, 10_000: 256}  # labelled jets of a fine-tuning, and its batch size
+RATE = {"pretrained": 3e-4, "scratch": 1e-3}
 
 
 def main() -> None:
@@ -26,8 +27,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--jetclass", type=int, default=20_000, help="jets to pre-train with")
     parser.add_argument("--toptag", type=int, default=40_000, help="jets to tag tops in")
-    parser.add_argument("--steps", type=int, default=1500, help="updates of the pre-training")
-    parser.add_argument("--epochs", type=int, default=30, help="of each fine-tuning")
+    parser.add_argument("--steps", type=int, default=1200, help="updates of the pre-training")
+    parser.add_argument("--tuning", type=int, default=400, help="updates of each fine-tuning")
     options = parser.parse_args()
     folder = options.out.resolve()
     out, jobs = shlex.quote(str(folder)), f"--jobs {options.jobs}"
@@ -63,16 +64,16 @@ def main() -> None:
     )
     runs = []
     for labelled, batch in LABELLED.items():
-        steps = max(10, options.epochs * labelled // batch)
-        for start in ("pretrained", "scratch"):
+        for start, rate in RATE.items():
             source = f"--from {out}/runs/pretrained" if start == "pretrained" else "--preset micro"
             runs.append(f"{out}/runs/{start}-{labelled}")
             stage(
                 "fine-tune",
                 f"train/finetune.py top {source} --data {out}/shards/toptag --out {runs[-1]} "
-                f"--num-jets {labelled} --batch-size {batch} --steps {steps} "
-                f"--warmup-steps {steps // 10} --lr 3e-4 --val-every {max(1, steps // 10)} "
-                f"--patience 5 --log-every {max(1, steps // 10)}",
+                f"--num-jets {labelled} --batch-size {batch} --steps {options.tuning} "
+                f"--warmup-steps {options.tuning // 10} --lr {rate} --patience 5 "
+                f"--val-every {max(1, options.tuning // 10)} "
+                f"--log-every {max(1, options.tuning // 10)}",
             )
     stage(
         "evaluate",
