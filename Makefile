@@ -17,7 +17,7 @@ help:  ## this list
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.kernels
 
-.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*)
+.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*.* csrc/cpu/kernels/*)
 	$(PY) -m jetkern build
 	@touch $@
 
@@ -29,6 +29,12 @@ demo: setup  ## simulate jets, pre-train, fine-tune, compare (about 15 minutes o
 
 test: setup  ## the test suite (no network, no GPU)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+test-sanitize: setup  ## the C++ kernels under the address and undefined-behaviour sanitizers
+	$(PY) -m jetkern build --sanitize --into build/sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 JETKERN_CPU_LIBRARY=build/sanitize/_cpu.so OMP_NUM_THREADS=1 \
+	$(PY) -m pytest -q -p no:xdist tests/ops -k "cpu_accuracy or bits"
 
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .
