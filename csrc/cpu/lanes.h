@@ -13,7 +13,7 @@ JETKERN_INLINE int64_t slot_row(int64_t n) { return n | 1; }
 JETKERN_INLINE int64_t tile_size(int64_t slots, int64_t n) { return slots * slot_row(n) * W; }
 
 // Slots that the products take at a time; chains of them stay in the first-level cache.
-constexpr int64_t SLOTS = 3;
+constexpr int64_t SLOTS = W == 16 ? 3 : 2;
 
 // A matrix of weights (outputs, inputs), rearranged for `product`.
 struct Panels {
