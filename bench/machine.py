@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,20 @@ def commit() -> str:
     return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 
-def matrix_rate(size: int = 1536, repeats: int = 5) -> float:
+def matrix_rate(
+    clock: Callable[[], float] = time.perf_counter, size: int = 1536, repeats: int = 5
+) -> float:
     """FLOP/s of ``torch.mm`` on square float32 matrices, best of ``repeats``."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2 * size**3 / best
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe(threads: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
     """Machine, versions and commit, as a benchmark prints and stores them."""
     library = dispatch.cpu_library()
     return {
@@ -55,5 +58,5 @@ def describe(threads: int) -> dict[str, Any]:
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "matrix_gflops": round(matrix_rate() * 1e-9, 1),
+        "matrix_gflops": round(matrix_rate(clock) * 1e-9, 1),
     }

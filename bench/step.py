@@ -5,7 +5,9 @@
 Contenders of one case run in turn, step by step, each in a process of its own: jetkern's compiled
 ops, jetkern's reference ops, and eager omnilearned 0.2.0 (skipped if it cannot be imported; install
 it with its einops and torchdiffeq, ``--no-deps --target DIR``). The peer gets its batch trimmed to
-the longest jet. A train step is forward, backward, gradient clipping and Lion.
+the longest jet. A train step is forward, backward, gradient clipping and Lion. Memory is the
+process's peak during training above that with the model loaded, less a gradient and a momentum per
+weight, which every contender has.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def our_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], An
         losses(jets)
         model.train()
 
-    return {"train": train, "inference": inference}
+    return {"train": train, "inference": inference, "weights": count_weights(model)}
 
 
 def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], Any]]:
@@ -162,7 +164,12 @@ def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], A
         loss()
         model.train()
 
-    return {"train": train, "inference": inference}
+    return {"train": train, "inference": inference, "weights": count_weights(model)}
+
+
+def count_weights(model: Any) -> Callable[[], int]:
+    """A function that gives the number of weights."""
+    return lambda: sum(p.numel() for p in model.parameters())
 
 
 def resident_mb() -> float:
@@ -188,7 +195,7 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
         pipe.send(f"skipped: {reason}")
         return
     clock = time.process_time if settings.cpu_time else time.perf_counter
-    before = resident_mb()
+    before = resident_mb() + 2 * 4 * steps["weights"]() / 2**20
     pipe.send("ready")
     for measure in iter(pipe.recv, None):
         start = clock()
@@ -322,7 +329,8 @@ def main() -> None:
     from bench.machine import describe
 
     torch.set_num_threads(settings.threads)
-    machine = describe(settings.threads)
+    clock = time.process_time if settings.cpu_time else time.perf_counter
+    machine = describe(settings.threads, clock)
     machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
     print("\n".join(f"{key:14} {value}" for key, value in machine.items()))
     results = []
