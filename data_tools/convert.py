@@ -16,11 +16,7 @@ import sys
 from pathlib import Path
 
 import readers
-from conversion.clean import Policy
-from conversion.plan import make_plan
-from conversion.report import text
-from conversion.run import ConversionError, convert
-from readers import schema
+from conversion.workers import start_server
 
 
 def fractions(value: str) -> dict[str, float]:
@@ -134,6 +130,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if args.max_particles > 150:
         parser().error("--max-particles must be at most 150")
+    if args.jobs > 1:
+        start_server()
+    # Imported now, so that --help is there at once and the server imports at the same time.
+    from conversion.clean import Policy
+    from conversion.plan import make_plan
+    from conversion.report import text
+    from conversion.run import ConversionError, convert
+    from readers import schema
+
     try:
         plan = make_plan(
             args.sources,

@@ -77,7 +77,7 @@ def convert(
                 file.write(plan.to_json().encode())
         try:
             jobs = min(jobs, -(-plan.num_jets // JETS_WORTH_A_PROCESS))
-            with Workers(jobs, preload=["conversion.gather"]) as workers:
+            with Workers(jobs) as workers:
                 tallies = _first_pass(plan, work, workers, max_dropped, progress)
                 jets = np.sum([t["jets in buckets"] for t in tallies], axis=0)
                 _second_pass(plan, out, work, jets, workers, progress)

@@ -5,11 +5,32 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import Any
+
+
+def start_server() -> None:
+    """Starts the process that forks the workers, if it does not run yet.
+
+    It imports everything once, so workers need not, and it has no threads that a fork could harm.
+    Started early, it imports while this process does.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["conversion.gather"])
+    before = os.environ.get("PYTHONPATH")
+    # The server does not get sys.path (until Python 3.14), without which it can preload nothing.
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class WorkerDied(RuntimeError):
@@ -19,9 +40,8 @@ class WorkerDied(RuntimeError):
 class Workers:
     """Up to ``jobs`` processes, started when first needed; with one job, this process."""
 
-    def __init__(self, jobs: int, preload: Sequence[str] = ()) -> None:
+    def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self._preload = list(preload)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -44,10 +64,8 @@ class Workers:
                 done(number, function(*arguments))
             return
         if self._pool is None and tasks:
-            # A server that has imported everything forks the workers: no wait for imports, and no
-            # fork of a process that has threads.
+            start_server()
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(self._preload)
             self._pool = ProcessPoolExecutor(self.jobs, context, initializer=_die_with_parent)
         pending: dict[Any, int] = {}
         rest = iter(tasks)
