@@ -42,7 +42,8 @@ struct Inputs {
         weights(data<float>(flat, "weights")),
         count(offsets.size(0) - 1),
         panels(JETKERN_SELECT(attention_block_panels)(shape) * int64_t{sizeof(float)}) {
-    if (flat.numel() != number_of_weights(shape)) throw std::runtime_error("weights have the wrong size");
+    if (flat.numel() != number_of_weights(shape))
+      throw std::runtime_error("weights have the wrong size");
     segments.offsets = data<int64_t>(offsets, "offsets");
     check_offsets(segments.offsets, count, rows.size(0));
     if (pair_bias) {

@@ -39,7 +39,7 @@ void outer_product(const float* y, int64_t y_row, int64_t outputs, const float* 
 // to[o] += sum over slots and lanes of y[s][o]: a bias's gradient.
 void lane_sums(const float* y, int64_t y_row, int64_t outputs, int64_t slots, float* to);
 
-// An operand of `lanewise`: element (i, k) is the vector at data + i * row + k * column (in floats).
+// An operand of `lanewise`: element (i, k) is the vector at data + i * row + k * column, in floats.
 struct Strided {
   const float* data;
   int64_t row, column;

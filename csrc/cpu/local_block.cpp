@@ -43,7 +43,8 @@ struct Inputs {
         weights(data<float>(flat, "weights")),
         neighbours(data<int64_t>(neighbour_rows, "neighbours")),
         panels(JETKERN_SELECT(local_block_panels)(shape) * int64_t{sizeof(float)}) {
-    if (flat.numel() != number_of_weights(shape)) throw std::runtime_error("weights have the wrong size");
+    if (flat.numel() != number_of_weights(shape))
+      throw std::runtime_error("weights have the wrong size");
     JETKERN_SELECT(local_block_pack)(shape, weights, panels.floats());
   }
 };
@@ -82,7 +83,8 @@ Tensor local_block_backward(const Tensor& d_out, const Tensor& particles, const 
   Tensor out = torch::stable::new_empty(weights, {size});
   float* gradient = data<float>(out, "gradient");
   auto run = JETKERN_SELECT(local_block_backward);
-  const auto bounds = split((total + tile - 1) / tile, partial_sums(size), [](int64_t) { return 1.0; });
+  const auto bounds =
+      split((total + tile - 1) / tile, partial_sums(size), [](int64_t) { return 1.0; });
   sum_gradients(static_cast<int64_t>(bounds.size()) - 1, size,
                 JETKERN_SELECT(local_block_scratch)(in.shape, true), gradient,
                 [&](int64_t c, float* partial, float* scratch) {

@@ -32,7 +32,8 @@ struct Inputs {
         rows(input.size(0)),
         tile(JETKERN_SELECT(mlp_tile)()),
         panels(JETKERN_SELECT(mlp_panels)(shape) * int64_t{sizeof(float)}) {
-    if (flat.numel() != number_of_weights(shape)) throw std::runtime_error("weights have the wrong size");
+    if (flat.numel() != number_of_weights(shape))
+      throw std::runtime_error("weights have the wrong size");
     JETKERN_SELECT(mlp_pack)(shape, weights, panels.floats());
   }
 };

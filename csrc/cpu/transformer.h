@@ -2,8 +2,8 @@
 // lies between `before_attention` and `after_attention`: what its tokens are is up to the caller.
 //
 // The gamma of a DynamicTanh is folded into the columns of the weight that follows. Backward then
-// gives the gradient G of the folded weight, and `unfold` turns it into G diag(gamma) for the weight
-// and sum_o G(o, i) w(o, i) for gamma.
+// gives the gradient G of the folded weight, and `unfold` turns it into G diag(gamma) for the
+// weight and sum_o G(o, i) w(o, i) for gamma.
 #pragma once
 
 #include "lanes.h"
@@ -86,7 +86,7 @@ void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& ti
 void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const float* add);
 
 // From d_normed, the gradient of tile.normed with slots d_row vectors apart (0: one for all), times
-// weight[slot] where given: d_slope replaces tile.slope by the gradient before the GELU, dx (may be
+// weight[slot] where given: the gradient before the GELU replaces tile.slope, dx (may be
 // null) is the gradient of x, *d_alpha is added to.
 void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
                          const float* weight, int64_t slots, float* dx, float* d_alpha);
@@ -100,7 +100,7 @@ void fc1_backward(const Mlp& mlp, const MlpTile& tile, const float* x, int64_t s
 
 // tile.in -> normed1, qkv.
 void before_attention(const Block& block, const BlockTile& tile, int64_t slots);
-// tile.mixed, tile.in -> middle, normed2 and the hidden vectors; y = the block's result unless null.
+// tile.mixed, tile.in -> middle, normed2 and the hidden vectors; y = the result unless null.
 void after_attention(const Block& block, const BlockTile& tile, int64_t slots, bool keep, float* y);
 
 // dx: gradient of the block's result on entry, of tile.middle on return. `scratch` holds

@@ -11,7 +11,8 @@ JETKERN_INLINE int64_t slots_of(const Segments& segments, int64_t b) {
 }
 
 struct Sizes {
-  int64_t slots, scores, most;  // of a tile: slots, score vectors per head; score vectors of a segment
+  int64_t slots, scores;  // of a tile: slots, and vectors of scores per head
+  int64_t most;           // vectors of scores of one segment
 };
 
 Sizes tile_sizes(const Segments& segments, int64_t first, int64_t last) {

@@ -5,7 +5,7 @@ namespace {
 
 constexpr int64_t OUT = W == 16 ? 8 : 4;  // outputs per panel; OUT * SLOTS sums stay in registers
 constexpr int64_t DEPTH = 128;            // inputs per pass: SLOTS * DEPTH vectors fit the L1 cache
-constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit the L2 cache
+constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit the L2
 
 // Sums over the lanes of W vectors: lane i of the result is the sum of v[i].
 template <int64_t h>

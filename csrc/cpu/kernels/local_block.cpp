@@ -4,9 +4,9 @@
 namespace jetkern::JETKERN_ISA {
 namespace {
 
-// Centres lie in lanes: a group is W consecutive particles, its slot k their k-th neighbours. A tile
-// is a few groups, so that what backward needs of it stays in the second-level cache and a weight's
-// gradient is summed over many slots at once.
+// Centres lie in lanes: a group is W consecutive particles, its slot k their k-th neighbours. A
+// tile is a few groups, so that what backward needs of it stays in the second-level cache and a
+// weight's gradient is summed over many slots at once.
 constexpr int64_t TILE_BYTES = 1 << 20, MOST_GROUPS = 4;
 
 // Vectors that the backward keeps per slot.
@@ -24,12 +24,12 @@ int64_t groups_per_tile(const LocalShape& shape) {
   return groups < 1 ? 1 : groups > MOST_GROUPS ? MOST_GROUPS : groups;
 }
 
-struct Blocks {
+struct Network {
   Mlp embed;
   Block block[LocalShape::MOST_BLOCKS];
 };
 
-void make_net(const LocalShape& shape, const float* weights, float* panels, bool pack, Blocks& net,
+void make_net(const LocalShape& shape, const float* weights, float* panels, bool pack, Network& net,
               int64_t& used) {
   Arena arena{panels};
   int64_t at = 0;
@@ -245,7 +245,7 @@ void make_workspace(const LocalShape& shape, bool backward, Workspace& work, Are
 }
 
 // Runs the tile forward to the means of the last block's residual and of its hidden vector.
-void run_tile(const LocalShape& shape, const Blocks& net, Workspace& work, bool keep) {
+void run_tile(const LocalShape& shape, const Network& net, Workspace& work, bool keep) {
   const Tokens& tokens = work.tokens;
   mlp_hidden(net.embed, tokens.features, tokens.slots, work.embed, keep);
   mlp_out(net.embed, work.embed, tokens.slots, work.block[0].in, nullptr);
@@ -265,14 +265,14 @@ void run_tile(const LocalShape& shape, const Blocks& net, Workspace& work, bool 
 }  // namespace
 
 int64_t local_block_panels(const LocalShape& shape) {
-  Blocks net;
+  Network net;
   int64_t used;
   make_net(shape, nullptr, nullptr, false, net, used);
   return used;
 }
 
 void local_block_pack(const LocalShape& shape, const float* weights, float* panels) {
-  Blocks net;
+  Network net;
   int64_t used;
   make_net(shape, weights, panels, true, net, used);
 }
@@ -290,7 +290,7 @@ int64_t local_block_scratch(const LocalShape& shape, bool backward) {
 bool local_block_forward(const LocalShape& shape, const float* weights, float* panels,
                          const float* particles, const int64_t* neighbours, int64_t first,
                          int64_t last, float* out, float* scratch) {
-  Blocks net;
+  Network net;
   int64_t used;
   make_net(shape, weights, panels, false, net, used);
   Workspace work;
@@ -317,7 +317,7 @@ bool local_block_forward(const LocalShape& shape, const float* weights, float* p
 bool local_block_backward(const LocalShape& shape, const float* weights, float* panels,
                           const float* particles, const int64_t* neighbours, const float* d_out,
                           int64_t first, int64_t last, float* gradient, float* scratch) {
-  Blocks net;
+  Network net;
   int64_t used;
   make_net(shape, weights, panels, false, net, used);
   Workspace work;
@@ -387,7 +387,7 @@ bool local_block_backward(const LocalShape& shape, const float* weights, float* 
 }
 
 void local_block_unfold(const LocalShape& shape, const float* weights, float* gradient) {
-  Blocks net;
+  Network net;
   int64_t used;
   make_net(shape, weights, nullptr, false, net, used);
   unfold(net.embed, weights, gradient);

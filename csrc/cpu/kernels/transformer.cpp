@@ -48,7 +48,7 @@ void weight_backward(const Weight& weight, const float* dy, const float* x, int6
                 gradient + weight.at);
 }
 
-constexpr int64_t FEW_WEIGHTS = 1 << 15;
+constexpr int64_t FEW_WEIGHTS = 1 << 15;  // of a perceptron: several layers fit the L2 cache
 
 JETKERN_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
