@@ -65,6 +65,7 @@ def main() -> None:
         first = write_root(files, root / "000.root")
         for copy in range(1, max(1, settings.copies // 4)):
             shutil.copyfile(first, root / f"{copy:03d}.root")
+        jets = count_jets(files)
         results = conversion(hdf5, root, Path(scratch), settings.repeats)
         results += reading(settings, Path(scratch))
         results += opening(Path(scratch) / "shards", Path(scratch) / "huge")
@@ -75,7 +76,9 @@ def main() -> None:
         print(f"\nOne process, warm: {ours / peer:.0f} times omnilearned's rate")
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": machine, "command": sys.argv[1:], "results": results}
+        names = ("copies", "batch", "seconds", "repeats")
+        asked = {name: getattr(settings, name) for name in names} | {"jets_per_copy": jets}
+        document = {"machine": machine, "settings": asked, "results": results}
         settings.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -104,6 +107,17 @@ def conversion(hdf5: Path, root: Path, scratch: Path, repeats: int) -> list[dict
             rates.append(Shards(scratch / out).num_jets / (time.perf_counter() - start))
         results.append(summary(name, rates))
     return results
+
+
+def count_jets(files: list[Path]) -> int:
+    """Jets in all files."""
+    import h5py
+
+    total = 0
+    for file in files:
+        with h5py.File(file) as f:
+            total += len(f["pid"])
+    return total
 
 
 def write_root(files: list[Path], path: Path) -> Path:
