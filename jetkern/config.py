@@ -22,6 +22,11 @@ import tyro
 
 from jetkern.presets import SIZES
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
 S = TypeVar("S")
 
 
@@ -433,7 +438,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             content = json.loads(text)
         elif path.suffix == ".toml":
-            content = _toml().loads(text)
+            content = tomllib.loads(text)
         else:
             raise SettingsError(f"{path}: a settings file ends in .toml or .json")
     except OSError as error:
@@ -445,14 +450,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold settings by name")
     return content
-
-
-def _toml() -> Any:
-    try:
-        import tomllib
-    except ModuleNotFoundError as error:
-        raise SettingsError("TOML files need Python 3.11 or newer; use a JSON file") from error
-    return tomllib
 
 
 def _leaves(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
