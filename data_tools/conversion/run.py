@@ -125,6 +125,7 @@ def _check_output(plan: Plan, out: Path, work: Path, overwrite: bool) -> Result 
         )
     present = {split: path for split, path in manifests.items() if path.exists()}
     if present and all(_made_by(path, plan) for path in present.values()):
+        shutil.rmtree(work, ignore_errors=True)  # a run that was killed while it tidied up
         report = json.loads(next(iter(present.values())).read_text())["report"]
         return Result(report, {s: p.parent for s, p in present.items()}, already_done=True)
     if present or (out / MANIFEST).exists():

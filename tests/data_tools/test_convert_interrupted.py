@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,24 @@ def test_killed_at_ten_random_points(source, expected, tmp_path):
             Shards(manifest.parent)  # what is there is complete
     assert killed
     assert in_child(action) == 0
+    assert contents(out) == expected
+
+
+def test_killed_while_it_removed_its_work_files(source, expected, tmp_path):
+    out = tmp_path / "out"
+    command = [str(source), "--out", str(out), "--quiet", *OPTIONS]
+
+    def killed(folder, **_):
+        (folder / "plan.json").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def action():
+        shutil.rmtree = killed
+        return convert.main(command)
+
+    assert os.WIFSIGNALED(in_child(action))
+    assert (out / ".convert").exists()
+    assert convert.main(command) == 0
     assert contents(out) == expected
 
 
