@@ -76,7 +76,7 @@ def _block(sample: dict[str, Any]) -> Jets:
         arrays[field] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).to(kind)
     try:
         offsets = offsets_from_counts(arrays.pop("offsets").diff())
-        return Jets(offsets=offsets, **arrays)  # type: ignore[arg-type]
+        return Jets(offsets=offsets, **arrays)
     except KeyError as error:
         raise ShardError(f"{where}: has no {error.args[0]}") from None
     except (TypeError, ValueError) as error:
