@@ -70,6 +70,11 @@ def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     return cpu_library()
 
 
+def covers(op: str, backend: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether ``backend`` is made for ``op`` on such tensors, be it available here or not."""
+    return backend in backends_of(op) and device == "cpu" and dtype == torch.float32
+
+
 _loaded: dict[str, Callable[..., Any]] = {}
 
 
@@ -80,10 +85,13 @@ def choose(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     Raises:
         ValueError: for an unknown backend, or one asked for by name that cannot run.
     """
-    if backend == "auto":
+    by_name = backend != "auto"
+    if not by_name:
         backend = os.environ.get("JETKERN_BACKEND") or "auto"
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if not by_name and backend == "cpu" and not covers(op, backend, device, dtype):
+        backend = "reference"
     if backend == "auto":
         backend = next(b for b in backends_of(op) if not unavailable(op, b, device, dtype))
         if backend == "reference" and device == "cpu" and cpu_library():
@@ -101,7 +109,9 @@ def implementation(op: str, backend: str, tensor: Tensor) -> Callable[..., Any]:
     Args:
         op: name of a folder below ``jetkern/ops``.
         backend: one of ``BACKENDS``; "auto" follows the environment variable
-            ``JETKERN_BACKEND`` and, without it, takes the fastest one that runs.
+            ``JETKERN_BACKEND`` and, without it, takes the fastest one that runs. The variable is
+            for a whole program: ops and dtypes that its backend is not made for (float64 on
+            "cpu") run on the reference, but a backend that is not available here is an error.
 
     Raises:
         ValueError: for an unknown backend, or one asked for by name that cannot run.

@@ -58,12 +58,31 @@ def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) ->
         dispatch.choose("knn", "auto", "cpu", FLOAT32)
 
 
+def test_the_environment_asks_for_what_a_backend_is_made_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JETKERN_BACKEND", "cpu")
+    assert dispatch.choose("knn", "auto", "cpu", FLOAT32) == "cpu"
+    assert dispatch.choose("knn", "auto", "cpu", FLOAT64) == "reference"
+    assert dispatch.choose("pair_features", "auto", "cpu", FLOAT32) == "reference"
+
+
+@pytest.mark.usefixtures("not_compiled")
+def test_the_environment_does_not_hide_that_a_backend_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JETKERN_BACKEND", "cpu")
+    with pytest.raises(ValueError, match="cpu backend cannot run knn here: not compiled"):
+        dispatch.choose("knn", "auto", "cpu", FLOAT32)
+
+
 @pytest.mark.usefixtures("not_compiled")
 def test_without_the_library_the_reference_runs_and_says_so_once() -> None:
     particles, offsets = random_particles([6])
     with pytest.warns(UserWarning, match="reference ops on this CPU: not compiled"):
         first = knn(particles, offsets, 2)
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         knn(particles, offsets, 2)
     assert torch.equal(first, knn(particles, offsets, 2, backend="reference"))
     with pytest.raises(ValueError, match="python -m jetkern build"):
