@@ -382,10 +382,23 @@ def command(main: Callable[[], Any]) -> NoReturn:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, SettingsError) else 1)
+        _leave(2 if isinstance(error, SettingsError) else 1)
     except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+        _leave(130)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process; one among several without the interpreter's teardown.
+
+    There the main thread, which holds the GIL, waits for gloo's threads, and one of those may be
+    waiting for the GIL to drop its last tensor (seen with torch 2.13): they would hang for ever.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _check_size(name: str) -> None:
