@@ -1,8 +1,9 @@
 """Which implementation of an op runs: by device, dtype, availability and the caller's wish.
 
-Every op has ``reference.py``. Ops with faster implementations also have ``op.py``, where the
-operators ``torch.ops.jetkern.<op>`` are registered; its function ``<op>`` has the signature of the
-reference, and ``op.BACKENDS`` names the backends that it runs on.
+Every op has ``reference.py``. Faster implementations are modules beside it, whose function
+``<op>`` has the signature of the reference and, where the op has products, the keyword
+``precision``: ``op.py`` the compiled C++ ("cpu"), ``triton.py`` Triton kernels ("triton"),
+``cuda.py`` compiled CUDA ("cuda").
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+MODULES = {"cpu": "op", "triton": "triton", "cuda": "cuda"}
+PRECISIONS = ("ieee", "tf32", "bf16")
 LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or Path(__file__).parents[1] / "_cpu.so")
+CUDA_LIBRARY = Path(os.environ.get("JETKERN_CUDA_LIBRARY") or LIBRARY.with_name("_cuda.so"))
 
 
 @functools.cache
@@ -30,13 +34,8 @@ def cpu_library() -> str:
     Raises:
         ValueError: if ``JETKERN_CPU_ISA`` asks for what this CPU has not.
     """
-    if not LIBRARY.is_file():
-        return "not compiled (python -m jetkern build)"
-    try:
-        torch.ops.load_library(str(LIBRARY))
-    except OSError as error:
-        cause = error.__cause__ or error
-        return f"{LIBRARY.name} does not load, compile it again (python -m jetkern build): {cause}"
+    if reason := _load(LIBRARY):
+        return reason
     try:
         torch.ops.jetkern.cpu_isa()
     except RuntimeError as error:
@@ -45,16 +44,58 @@ def cpu_library() -> str:
 
 
 @functools.cache
+def cuda_library() -> str:
+    """Loads the compiled CUDA ops, once. Returns "" or why they cannot be used."""
+    return _load(CUDA_LIBRARY)
+
+
+def _load(library: Path) -> str:
+    if not library.is_file():
+        return "not compiled (python -m jetkern build)"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        cause = error.__cause__ or error
+        return f"{library.name} does not load, compile it again (python -m jetkern build): {cause}"
+    return ""
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU: slow, on CPU tensors, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_package() -> str:
+    """ "" if Triton can be imported, else why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return ""
+
+
+@functools.cache
 def _say_once(reason: str) -> None:
-    warnings.warn(f"jetkern runs its reference ops on this CPU: {reason}", stacklevel=2)
+    warnings.warn(f"jetkern runs its reference ops here: {reason}", stacklevel=2)
 
 
 @functools.cache
 def backends_of(op: str) -> tuple[str, ...]:
     """The backends that an op has an implementation for, best first, the reference last."""
-    if importlib.util.find_spec(f"jetkern.ops.{op}.op") is None:
-        return ("reference",)
-    return (*importlib.import_module(f"jetkern.ops.{op}.op").BACKENDS, "reference")
+    folder = Path(__file__).parent / op
+    made = [b for b in MODULES if (folder / f"{MODULES[b]}.py").is_file()]
+    return (*made, "reference")
+
+
+def covers(op: str, backend: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether ``backend`` is made for ``op`` on such tensors, be it available here or not."""
+    if backend not in backends_of(op):
+        return False
+    if backend == "reference":
+        return True
+    if backend == "cpu":
+        return device == "cpu" and dtype == torch.float32
+    on_gpu = device == "cuda" or (backend == "triton" and device == "cpu" and interpreted())
+    return on_gpu and dtype in (torch.float32, torch.bfloat16)
 
 
 def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
@@ -63,16 +104,28 @@ def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
         return ""
     if backend not in backends_of(op):
         return f"{op} has no {backend} implementation"
-    if device != "cpu":
-        return f"the data is on {device}"
-    if dtype != torch.float32:
-        return f"it computes in torch.float32, the data is {dtype}"
-    return cpu_library()
+    if not covers(op, backend, device, dtype):
+        home = "cpu" if backend == "cpu" else "cuda"
+        if device != home:
+            return f"the data is on {device}"
+        made = "torch.float32" if home == "cpu" else "torch.float32 or torch.bfloat16"
+        return f"it computes in {made}, the data is {dtype}"
+    if backend == "cpu":
+        return cpu_library()
+    return triton_package() if backend == "triton" else cuda_library()
 
 
-def covers(op: str, backend: str, device: str, dtype: torch.dtype) -> bool:
-    """Whether ``backend`` is made for ``op`` on such tensors, be it available here or not."""
-    return backend in backends_of(op) and device == "cpu" and dtype == torch.float32
+def _best(op: str, device: str, dtype: torch.dtype) -> str:
+    """What "auto" stands for. The interpreter and, until it has won, CUDA run by name only."""
+    for backend in backends_of(op):
+        by_name_only = backend == "cuda" or (backend == "triton" and device == "cpu")
+        if not by_name_only and not unavailable(op, backend, device, dtype):
+            break
+    if backend == "reference" and dtype == torch.float32 and len(backends_of(op)) > 1:
+        reason = cpu_library() if device == "cpu" else triton_package()
+        if reason:
+            _say_once(reason)
+    return backend
 
 
 _loaded: dict[str, Callable[..., Any]] = {}
@@ -90,20 +143,20 @@ def choose(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
         backend = os.environ.get("JETKERN_BACKEND") or "auto"
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if not by_name and backend == "cpu" and not covers(op, backend, device, dtype):
+    if not by_name and backend != "auto" and not covers(op, backend, device, dtype):
         backend = "reference"
     if backend == "auto":
-        backend = next(b for b in backends_of(op) if not unavailable(op, b, device, dtype))
-        if backend == "reference" and device == "cpu" and cpu_library():
-            _say_once(cpu_library())
+        backend = _best(op, device, dtype)
     elif reason := unavailable(op, backend, device, dtype):
         raise ValueError(f"the {backend} backend cannot run {op} here: {reason}")
-    module = "reference" if backend == "reference" else "op"
-    _loaded[f"{op} {module}"] = getattr(importlib.import_module(f"jetkern.ops.{op}.{module}"), op)
+    module = MODULES.get(backend, "reference")
+    _loaded[f"{op} {backend}"] = getattr(importlib.import_module(f"jetkern.ops.{op}.{module}"), op)
     return backend
 
 
-def implementation(op: str, backend: str, tensor: Tensor) -> Callable[..., Any]:
+def implementation(
+    op: str, backend: str, tensor: Tensor, precision: str | None = None
+) -> Callable[..., Any]:
     """The function that computes ``op`` for inputs like ``tensor``.
 
     Args:
@@ -112,9 +165,18 @@ def implementation(op: str, backend: str, tensor: Tensor) -> Callable[..., Any]:
             ``JETKERN_BACKEND`` and, without it, takes the fastest one that runs. The variable is
             for a whole program: ops and dtypes that its backend is not made for (float64 on
             "cpu") run on the reference, but a backend that is not available here is an error.
+        precision: one of ``PRECISIONS``, what the factors of products may be rounded to (sums are
+            float32 or better); None for an op without products. It is a permission: the
+            reference never rounds, the C++ ops take "tf32" as "ieee".
 
     Raises:
-        ValueError: for an unknown backend, or one asked for by name that cannot run.
+        ValueError: for an unknown backend or precision, or a backend asked for by name that
+            cannot run.
     """
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     chosen = choose(op, backend, tensor.device.type, tensor.dtype)
-    return _loaded[f"{op} reference" if chosen == "reference" else f"{op} op"]
+    run = _loaded[f"{op} {chosen}"]
+    if precision is None or chosen == "reference":
+        return run
+    return functools.partial(run, precision=precision)

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import jetkern.ops.attention.op
+import jetkern.ops.attention_block.op
+import jetkern.ops.knn.op
+import jetkern.ops.local_block.op
+import jetkern.ops.mlp.op
+import jetkern.ops.pair_bias.op  # noqa: F401  (registers torch.ops.jetkern, as the others)
 from jetkern.jets import offsets_from_counts
 from jetkern.ops.parameters import BlockParameters, MLPParameters
 

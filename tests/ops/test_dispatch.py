@@ -79,7 +79,7 @@ def test_the_environment_does_not_hide_that_a_backend_is_missing(
 @pytest.mark.usefixtures("not_compiled")
 def test_without_the_library_the_reference_runs_and_says_so_once() -> None:
     particles, offsets = random_particles([6])
-    with pytest.warns(UserWarning, match="reference ops on this CPU: not compiled"):
+    with pytest.warns(UserWarning, match="reference ops here: not compiled"):
         first = knn(particles, offsets, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -17,6 +17,7 @@ def attention(
     bias: Tensor | None = None,
     particle_offsets: Tensor | None = None,
     *,
+    precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v, jet by jet.
@@ -30,6 +31,7 @@ def attention(
         bias: (H, P) as ``pair_bias`` returns it, or None.
         particle_offsets: (B + 1,) int64, needed with a bias: jet b has
             ``particle_offsets[b + 1] - particle_offsets[b]`` particles.
+        precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
         (Tq, H, d); zero for the queries of a jet without keys.
@@ -48,5 +50,5 @@ def attention(
         if particle_offsets is None:
             raise ValueError("a bias needs particle_offsets")
         check_offsets("particle_offsets", particle_offsets, q.device)
-    run = implementation("attention", backend, q)
+    run = implementation("attention", backend, q, precision)
     return run(q, k, v, query_offsets, key_offsets, bias, particle_offsets)

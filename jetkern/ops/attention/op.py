@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ("cpu",)
-
 torch.library.define(
     "jetkern::attention",
     "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
@@ -78,6 +76,7 @@ def attention(
     key_offsets: Tensor,
     bias: Tensor | None,
     particle_offsets: Tensor | None,
+    precision: str = "ieee",
 ) -> Tensor:
     out, _ = torch.ops.jetkern.attention(
         dense_rows(q),

@@ -17,6 +17,7 @@ def attention_block(
     bias: Tensor | None = None,
     particle_offsets: Tensor | None = None,
     *,
+    precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
     """x + MHA(DynamicTanh(x)), then x + MLP(DynamicTanh(x)), attention within each jet.
@@ -24,7 +25,7 @@ def attention_block(
     Args:
         x: (T, D); offsets: (B + 1,) int64 rows of each jet.
         parameters: weights, see ``BlockParameters``; heads: number of heads, divides D.
-        bias, particle_offsets: as for ``attention``.
+        bias, particle_offsets, precision: as for ``attention``.
 
     Returns:
         (T, D).
@@ -41,5 +42,5 @@ def attention_block(
         check_shape("bias", bias, heads, None)
         if particle_offsets is None:
             raise ValueError("a bias needs particle_offsets")
-    run = implementation("attention_block", backend, x)
+    run = implementation("attention_block", backend, x, precision)
     return run(x, offsets, parameters, heads, bias, particle_offsets)

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from jetkern.ops.parameters import BlockParameters, flat, optional_parts
 
-BACKENDS = ("cpu",)
-
 INPUTS = (
     "Tensor x, Tensor offsets, Tensor weights, Tensor? bias, Tensor? particle_offsets, "
     "int heads, int hidden, int parts"
@@ -74,6 +72,7 @@ def attention_block(
     heads: int,
     bias: Tensor | None,
     particle_offsets: Tensor | None,
+    precision: str = "ieee",
 ) -> Tensor:
     return torch.ops.jetkern.attention_block(
         x.contiguous(),

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-BACKENDS = ("cpu",)
-
 torch.library.define("jetkern::knn", "(Tensor coordinates, Tensor offsets, int k) -> Tensor")
 
 

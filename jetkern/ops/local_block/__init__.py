@@ -19,6 +19,7 @@ def local_block(
     blocks: Sequence[BlockParameters],
     heads: int,
     *,
+    precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
     """Mean over the K neighbours of a transformer that runs on them as a set of K tokens.
@@ -33,6 +34,7 @@ def local_block(
         neighbours: (T, K) int64 rows as ``knn`` returns them, -1 for none.
         embed: perceptron 7 -> C -> D with norm.
         blocks: transformer blocks of width D; heads: number of heads.
+        precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
         (T, D); exactly zero for a particle without neighbours.
@@ -46,5 +48,5 @@ def local_block(
     if neighbours.dtype != torch.int64:
         raise ValueError(f"neighbours must be int64, got {neighbours.dtype}")
     check_shape("fc1_weight", embed.fc1_weight, None, 7)
-    run = implementation("local_block", backend, particles)
+    run = implementation("local_block", backend, particles, precision)
     return run(particles, neighbours, embed, blocks, heads)

@@ -11,8 +11,6 @@ from torch import Tensor
 from jetkern.ops.local_block import reference
 from jetkern.ops.parameters import BlockParameters, MLPParameters, flat, optional_parts
 
-BACKENDS = ("cpu",)
-
 INPUTS = (
     "Tensor particles, Tensor neighbours, Tensor weights, int width, int heads, int blocks, "
     "int embed_hidden, int embed_parts, int hidden, int parts"
@@ -56,6 +54,7 @@ def local_block(
     embed: MLPParameters,
     blocks: Sequence[BlockParameters],
     heads: int,
+    precision: str = "ieee",
 ) -> Tensor:
     """The compiled op; the reference where it has no answer.
 

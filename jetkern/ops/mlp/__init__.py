@@ -18,12 +18,15 @@ def dynamic_tanh(x: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
     return gamma * (alpha * x).tanh()
 
 
-def mlp(x: Tensor, parameters: MLPParameters, *, backend: str = "auto") -> Tensor:
+def mlp(
+    x: Tensor, parameters: MLPParameters, *, precision: str = "ieee", backend: str = "auto"
+) -> Tensor:
     """fc2(DynamicTanh(gelu(fc1(x)))), with the exact (erf) GELU; the norm is optional.
 
     Args:
         x: (T, D_in) float.
         parameters: weights, see ``MLPParameters``.
+        precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
         (T, D_out).
@@ -33,4 +36,4 @@ def mlp(x: Tensor, parameters: MLPParameters, *, backend: str = "auto") -> Tenso
     """
     check_float("x", x)
     check_shape("x", x, None, parameters.fc1_weight.shape[1])
-    return implementation("mlp", backend, x)(x, parameters)
+    return implementation("mlp", backend, x, precision)(x, parameters)

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from jetkern.ops.parameters import MLPParameters, flat, optional_parts
 
-BACKENDS = ("cpu",)
-
 SHAPE = "int hidden, int out, int parts"
 torch.library.define("jetkern::mlp", f"(Tensor x, Tensor weights, {SHAPE}) -> Tensor")
 torch.library.define(
@@ -48,7 +46,7 @@ def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("jetkern::mlp", _backward, setup_context=_setup_context)
 
 
-def mlp(x: Tensor, parameters: MLPParameters) -> Tensor:
+def mlp(x: Tensor, parameters: MLPParameters, precision: str = "ieee") -> Tensor:
     hidden, out = parameters.fc1_weight.shape[0], parameters.fc2_weight.shape[0]
     return torch.ops.jetkern.mlp(
         x.contiguous(), flat(parameters), hidden, out, optional_parts(parameters)

@@ -10,7 +10,12 @@ from jetkern.ops.parameters import MLPParameters
 
 
 def pair_bias(
-    particles: Tensor, offsets: Tensor, parameters: MLPParameters, *, backend: str = "auto"
+    particles: Tensor,
+    offsets: Tensor,
+    parameters: MLPParameters,
+    *,
+    precision: str = "ieee",
+    backend: str = "auto",
 ) -> Tensor:
     """Perceptron 3 -> C -> H on [ln m^2, ln delta R, ln kT] of all pairs of a jet.
 
@@ -21,6 +26,7 @@ def pair_bias(
         particles: (T, 4) delta eta, delta phi, ln pT, ln E.
         offsets: (B + 1,) int64.
         parameters: fc1 (C, 3) with bias, fc2 (H, C) with bias, no norm.
+        precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
         (H, P) with P = sum n^2, jet by jet: entry ``[h, pair_offsets(offsets)[b] + i n + j]``.
@@ -32,4 +38,6 @@ def pair_bias(
     check_shape("particles", particles, None, 4)
     check_offsets("offsets", offsets, particles.device)
     check_shape("fc1_weight", parameters.fc1_weight, None, 3)
-    return implementation("pair_bias", backend, particles)(particles, offsets, parameters)
+    return implementation("pair_bias", backend, particles, precision)(
+        particles, offsets, parameters
+    )

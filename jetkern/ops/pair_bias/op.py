@@ -10,8 +10,6 @@ from torch import Tensor
 from jetkern.ops.pair_bias import reference
 from jetkern.ops.parameters import MLPParameters
 
-BACKENDS = ("cpu",)
-
 WEIGHTS = "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias"
 torch.library.define(
     "jetkern::pair_bias", f"(Tensor particles, Tensor offsets, {WEIGHTS}) -> Tensor"
@@ -60,7 +58,9 @@ def _backward(ctx: Any, dbias: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("jetkern::pair_bias", _backward, setup_context=_setup_context)
 
 
-def pair_bias(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> Tensor:
+def pair_bias(
+    particles: Tensor, offsets: Tensor, parameters: MLPParameters, precision: str = "ieee"
+) -> Tensor:
     """See ``jetkern.ops.pair_bias``. The gradient of the particles, and a perceptron with a norm
     or without its biases, are left to the reference."""
     p = parameters
