@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,13 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import jetkern.ops.attention.op
-import jetkern.ops.attention_block.op
-import jetkern.ops.knn.op
-import jetkern.ops.local_block.op
-import jetkern.ops.mlp.op
-import jetkern.ops.pair_bias.op  # noqa: F401  (registers torch.ops.jetkern, as the others)
 from jetkern.jets import offsets_from_counts
+from jetkern.ops import dispatch
 from jetkern.ops.parameters import BlockParameters, MLPParameters
 
 # Numbers of particles: empty jets, one particle, around K = 5 and around vectors, the longest.
@@ -27,6 +23,11 @@ HURTING = {
     "longest": [150, 1],
     "last empty": [7, 0],
 }
+
+
+for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias"):
+    importlib.import_module(f"jetkern.ops.{_op}.op")  # registers torch.ops.jetkern, for opcheck
+dispatch.cpu_library()
 
 
 def generator(seed: int = 0) -> torch.Generator:
