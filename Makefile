@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 TORCH := torch==2.13.0
+TRITON := triton==3.8.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup kernels demo test test-sanitize lint format bench clean
@@ -13,7 +14,7 @@ help:  ## this list
 # Without build isolation the C++ kernels compile against that same torch.
 .venv/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install -q --disable-pip-version-check $(TORCH) "setuptools>=77" wheel numpy
+	$(PY) -m pip install -q --disable-pip-version-check $(TORCH) $(TRITON) "setuptools>=77" wheel numpy
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.kernels
 

@@ -30,6 +30,11 @@ for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_b
 dispatch.cpu_library()
 
 
+def triton_device() -> str:
+    """Where Triton kernels run in this process: the GPU, or CPU tensors in its interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
