@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from bench.resources import ARCHITECTURES, Row, cases, rows, triton_ops  # noqa: E402
+from bench.resources import ARCHITECTURES, Row, cases, rows, triton_ops
 
 MADE_UP = Row("op", "kernel", "case", 80, 4, 128, 0, 0, True)
 
