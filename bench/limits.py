@@ -1,0 +1,144 @@
+"""What the ops cost at least: bytes and operations counted, rates of the machine measured.
+
+The limit of an op is the longest of three times: the bytes that must move over the bandwidth of a
+large copy, the products over the rate of a large matrix product in the same precision, and the
+elementwise operations over the rate of a float32 matrix product without tensor cores.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jetkern.presets import SIZES
+
+# Elementwise operations, one for each of a multiplication, an addition or a comparison.
+GELU, TANH, EXP, FEATURES = 30, 24, 4, 60
+SLOPE = 34  # GELU and its derivative
+
+
+class Work(NamedTuple):
+    """Bytes moved, operations of matrix products, and elementwise operations."""
+
+    bytes: float
+    products: float
+    elementwise: float
+
+    def plus(self, products: float = 0.0, elementwise: float = 0.0) -> Work:
+        """The same bytes and more operations."""
+        return Work(self.bytes, self.products + products, self.elementwise + elementwise)
+
+
+class Rates(NamedTuple):
+    """Measured rates: bytes/s of a copy, operations/s of products and of float32 arithmetic."""
+
+    bandwidth: float
+    products: float
+    elementwise: float
+
+    def seconds(self, work: Work) -> float:
+        """The limit: the longest of the three times."""
+        return max(amount / rate for amount, rate in zip(work, self, strict=True))
+
+    def bound(self, work: Work) -> str:
+        """Which of the three it is."""
+        times = [amount / rate for amount, rate in zip(work, self, strict=True)]
+        return ("bytes", "products", "elementwise")[times.index(max(times))]
+
+
+def _mlp(rows: float, inputs: int, hidden: int, out: int) -> tuple[float, float]:
+    return 2 * rows * hidden * (inputs + out), rows * hidden * (GELU + TANH)
+
+
+def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
+    """Least work of forward and backward of ``bench.ops``'s case of an op.
+
+    Inputs are read once, results written once; what a backward may recompute is not charged to it,
+    so the backward of a product is two products.
+
+    Args:
+        counts: particles of each jet. itemsize: bytes of a stored number.
+    """
+    shape = SIZES[size]
+    dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
+    n = counts.double()
+    particles = float(n.sum())
+    pairs, triangle = float((n * n).sum()), float((n * (n + 1) / 2).sum())
+    rows, square = float((n + 4).sum()), float(((n + 4) ** 2).sum())
+    edges = float((n * (n - 1).clamp(0, k)).sum())
+    local_square = float((n * (n - 1).clamp(0, k) ** 2).sum())
+
+    bias = heads * pairs * itemsize
+    attended = Work(4 * rows * dim * itemsize + bias, 4 * square * dim, heads * square * (EXP + 4))
+    block = Work(2 * rows * dim * itemsize + bias, *attended[1:])
+    block = block.plus(8 * rows * dim * dim, 2 * rows * dim * TANH)
+    block = block.plus(*_mlp(rows, dim, 2 * dim, dim))
+    edge = _mlp(edges, 7, 2 * dim, dim)
+    inside = _mlp(edges, dim, 2 * dim, dim)
+    local = Work(
+        particles * (16 + 8 * k + dim * itemsize),
+        edge[0] + 2 * (inside[0] + 8 * edges * dim * dim + 4 * local_square * dim),
+        edges * FEATURES + edge[1] + 2 * (inside[1] + 2 * edges * dim * TANH),
+    )
+    forward = {
+        "knn": Work(particles * (8 + 8 * k), 0, 6 * pairs),
+        "pair_bias": Work(
+            particles * 16 + heads * pairs * itemsize,
+            2 * triangle * 2 * dim * heads,
+            triangle * (FEATURES + 2 * dim * (6 + GELU)),
+        ),
+        "attention": attended,
+        "attention_block": block,
+        "local_block": local,
+        "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),
+    }[op]
+    backward = Work(*(2 * amount for amount in forward))
+    if op == "attention":  # q, k, v, the result's gradient and the bias in; four gradients out
+        moved = 7 * rows * dim * itemsize + 2 * heads * pairs * itemsize
+        backward = Work(moved, 10 * square * dim, heads * square * (EXP + 8))
+    return {"forward": forward, "backward": backward}
+
+
+def _seconds(run: Callable[[], object], repeats: int = 20) -> float:
+    """Median time of ``run`` on the GPU."""
+    times = []
+    for i in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if i >= 3:
+            times.append(start.elapsed_time(end) * 1e-3)
+    return statistics.median(times)
+
+
+def _bandwidth(numbers: int = 2**28) -> float:
+    source = torch.randn(numbers, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+
+
+def _product_rate(dtype: torch.dtype, tf32: bool, size: int = 8192) -> float:
+    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        return 2 * size**3 / _seconds(lambda: torch.mm(a, b))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def measure_rates(precision: str) -> Rates:
+    """The rates of this GPU. Products in "ieee" may take three TF32 products instead."""
+    plain, tf32 = (_product_rate(torch.float32, tf32) for tf32 in (False, True))
+    products = {
+        "ieee": lambda: max(plain, tf32 / 3),
+        "tf32": lambda: tf32,
+        "bf16": lambda: _product_rate(torch.bfloat16, True),
+    }[precision]()
+    return Rates(_bandwidth(), products, plain)
