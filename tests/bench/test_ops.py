@@ -10,7 +10,7 @@ from bench import ops as bench_ops
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(bench_ops, "describe", lambda threads: {"threads": threads})
-    monkeypatch.setattr(bench_ops, "PARTICLES", {"micro": 60})
+    monkeypatch.setattr(bench_ops, "PARTICLES", {"cpu": {"micro": 60}})
     common = ["--sizes", "micro", "--lengths", "10", "--repeats", "1", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["bench.ops", *common, "--no-compile", *arguments])
     bench_ops.main()
@@ -39,9 +39,13 @@ def test_an_op_that_is_wrong_is_not_reported(
     def broken(*arguments):
         case = made(*arguments)
         off = 1 + 1e-4
-        return case._replace(run=lambda m, t, b: case.run(m, t, b) * (off if b == "cpu" else 1.0))
+        return case._replace(
+            run=lambda m, t, b, p: case.run(m, t, b, p) * (off if b == "cpu" else 1.0)
+        )
 
     monkeypatch.setattr(bench_ops, "make", broken)
-    with pytest.raises(SystemExit, match="not reported, wrong:\nmlp micro n = 10: output 0"):
+    with pytest.raises(
+        SystemExit, match=r"not reported, wrong:\nmlp micro n = 10 \(cpu\): output 0"
+    ):
         run(monkeypatch, "--ops", "mlp")
     assert "| mlp" not in capsys.readouterr().out
