@@ -1,0 +1,170 @@
+"""Finds the fastest launch settings of the Triton kernels on this GPU and writes its table.
+
+    python -m bench.tune [--ops knn ...] [--sizes micro small ...] [--precisions bf16 tf32]
+                         [--data DIR] [--again]
+
+Runs each op forward and backward at the sizes of the presets, tries every candidate of every kernel
+that it launches, and keeps the fastest whose results agree. The table of the GPU's family,
+``jetkern/ops/launch/sm<NN>.json``, is written after each choice, so the command can be stopped and
+given again: what the table has is kept unless ``--again`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.ops import OPS, PARTICLES, Case, batch, between, clock, make
+from jetkern.ops import dispatch, triton_tools
+from jetkern.presets import SIZES
+
+GAIN = 0.98  # of the default's time: a smaller gain is noise, and the default stays
+AGREE = {"ieee": 1e-5, "tf32": 4e-3, "bf16": 3e-2}  # relative distance of two right results
+
+
+def candidates() -> dict[str, list[dict[str, int]]]:
+    """Settings to try for each kernel, from all modules."""
+    found: dict[str, list[dict[str, int]]] = {}
+    for path in sorted(Path(triton_tools.__file__).parent.glob("*/triton.py")):
+        module = importlib.import_module(f"jetkern.ops.{path.parent.name}.triton")
+        found |= module.CANDIDATES
+    return found
+
+
+def results(case: Case, precision: str) -> list[Tensor]:
+    """Result and gradients on the Triton kernels."""
+    module, inputs, leaves = case.prepare(torch.float32, precision)
+    out = case.run(module, inputs, "triton", precision)
+    gradients = torch.autograd.grad(out, leaves, torch.ones_like(out)) if leaves else ()
+    return [out.detach(), *gradients]
+
+
+def seconds(case: Case, precision: str, repeats: int) -> float:
+    """Median time of forward and backward, after one uncounted round."""
+    module, inputs, leaves = case.prepare(torch.float32, precision)
+    mark = clock(inputs[0].device.type)
+    times = []
+    for _ in range(repeats + 1):
+        start = mark()
+        out = case.run(module, inputs, "triton", precision)
+        if leaves:
+            torch.autograd.grad(out, leaves, torch.ones_like(out))
+        times.append(between(start, mark()))
+    return statistics.median(times[1:])
+
+
+def agree(have: list[Tensor], want: list[Tensor], precision: str) -> bool:
+    """Whether results differ by no more than rounding."""
+    for a, b in zip(have, want, strict=True):
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return False
+        elif b.numel() > 1 and not (a - b).norm() <= AGREE[precision] * b.norm():
+            return False
+    return True
+
+
+def fastest(
+    case: Case, precision: str, kernel: str, key: str, tried: list[dict[str, int]], repeats: int
+) -> tuple[dict[str, int], float]:
+    """The best settings, {} for the default, and their time as a fraction of the default's."""
+    want = results(case, precision)
+    default = seconds(case, precision, repeats)
+    best, best_time = {}, GAIN * default
+    for settings in tried:
+        with triton_tools.forced_settings(kernel, key, settings):
+            try:
+                if not agree(results(case, precision), want, precision):
+                    print(f"{kernel} [{key}] {settings}: wrong result, left out", file=sys.stderr)
+                    continue
+                time_ = seconds(case, precision, repeats)
+            except Exception as error:  # more registers or shared memory than there are
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                print(f"{kernel} [{key}] {settings}: {reason}", file=sys.stderr)
+                continue
+        if time_ < best_time:
+            best, best_time = settings, time_
+    return best, best_time / default if best else 1.0
+
+
+def write(table: dict[str, Any], path: Path) -> None:
+    """Replaces the file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8"
+    ) as file:
+        json.dump(table, file, indent=1, sort_keys=True)
+        file.write("\n")
+    os.replace(file.name, path)
+
+
+def tune(case: Case, precision: str, table: dict[str, Any], path: Path, repeats: int) -> None:
+    """Tunes what one op launches and ``table`` has not, and writes it."""
+    choices = candidates()
+    with triton_tools.settings_asked() as asked:
+        results(case, precision)
+        wanted = sorted(asked)
+    for kernel, key in wanted:
+        if key in table.get(kernel, {}) or kernel not in choices:
+            continue
+        start = time.perf_counter()
+        tried = choices[kernel]
+        best, fraction = fastest(case, precision, kernel, key, tried, repeats)
+        table.setdefault(kernel, {})[key] = best
+        write(table, path)
+        print(
+            f"{kernel} [{key}]: {best or 'default'}, {fraction:.2f} of the default's time, "
+            f"{len(tried)} tried in {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument(
+        "--precisions", nargs="+", choices=dispatch.PRECISIONS, default=["bf16", "tf32"]
+    )
+    parser.add_argument("--data", default="", help="folder of HDF5 files; without it, drawn jets")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--again", action="store_true", help="tune what the table has, too")
+    settings = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("bench.tune: PyTorch finds no CUDA GPU")
+
+    device = torch.device("cuda")
+    family = triton_tools.family(device)
+    path = triton_tools.TABLES / f"sm{family}.json"
+    table: dict[str, Any] = {}
+    if path.is_file() and not settings.again:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    table["measured on"] = {
+        "gpu": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "command": " ".join(["python -m bench.tune", *sys.argv[1:]]),
+    }
+    cases = [(s, o, p) for s in settings.sizes for o in settings.ops for p in settings.precisions]
+    for number, (size, op, precision) in enumerate(cases, 1):
+        print(f"{number} of {len(cases)}: {op}, {size}, {precision}", flush=True)
+        jets = batch("real", PARTICLES["cuda"][size], settings.data).to(device)
+        tune(make(op, size, jets), precision, table, path, settings.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The tuner, on Triton's interpreter where there is no GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+from bench import tune
+from bench.ops import batch, make
+from jetkern.ops import triton_tools
+from tests.ops.helpers import triton_device
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(triton_tools, "TABLES", tmp_path)
+    triton_tools._table.cache_clear()
+    yield tmp_path / f"sm{triton_tools.family(torch.device(triton_device()))}.json"
+    triton_tools._table.cache_clear()
+
+
+def test_the_fastest_right_settings_are_kept_and_used(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = make("knn", "micro", batch("10", 40, "").to(triton_device()))
+    slow, fast, broken = ({"ROWS": 16}, {"ROWS": 32}, {"ROWS": 17})
+    monkeypatch.setattr(tune, "candidates", lambda: {"knn": [slow, fast, broken]})
+    times = {16: 3.0, 32: 1.0}
+
+    def seconds(case, precision, repeats):
+        asked = triton_tools.launch_settings("knn", "k15", torch.device("cpu"), {"ROWS": 16})
+        return times[asked["ROWS"]]
+
+    monkeypatch.setattr(tune, "seconds", seconds)
+    chosen: dict = {}
+    tune.tune(case, "ieee", chosen, table, repeats=1)
+    assert json.loads(table.read_text(encoding="utf-8")) == {"knn": {"k15": {"ROWS": 32}}}
+    said = capsys.readouterr()
+    assert "knn [k15]: {'ROWS': 32}, 0.33 of the default's time, 3 tried" in said.out
+    assert "knn [k15] {'ROWS': 17}: " in said.err
+    device = torch.device(triton_device())
+    triton_tools._table.cache_clear()
+    assert triton_tools.launch_settings("knn", "k15", device, {"ROWS": 16, "W": 4}) == {
+        "ROWS": 32,
+        "W": 4,
+    }
+
+    times[32] = 9.0  # what the table has is not tuned again
+    tune.tune(case, "ieee", chosen, table, repeats=1)
+    assert chosen == {"knn": {"k15": {"ROWS": 32}}}
+    assert [p.name for p in table.parent.iterdir()] == [table.name]
+
+
+def test_a_small_gain_leaves_the_default(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make("knn", "micro", batch("10", 40, "").to(triton_device()))
+    monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 32}]})
+    monkeypatch.setattr(tune, "seconds", lambda *_: 1.0)
+    tune.tune(case, "ieee", {}, table, repeats=1)
+    assert json.loads(table.read_text(encoding="utf-8")) == {"knn": {"k15": {}}}
+
+
+def test_settings_with_another_result_are_refused(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = make("knn", "micro", batch("10", 40, "").to(triton_device()))
+    monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 32}]})
+    monkeypatch.setattr(tune, "agree", lambda *_: False)
+    tune.tune(case, "ieee", {}, table, repeats=1)
+    assert json.loads(table.read_text(encoding="utf-8")) == {"knn": {"k15": {}}}
+    assert "wrong result, left out" in capsys.readouterr().err
+
+
+def test_agreement_is_relative_and_exact_for_rows() -> None:
+    a = torch.tensor([1.0, -2.0])
+    assert tune.agree([a], [a * (1 + 1e-3)], "tf32")
+    assert not tune.agree([a], [a * (1 + 1e-2)], "tf32")
+    assert not tune.agree([torch.full((2,), torch.nan)], [a], "bf16")
+    assert not tune.agree([torch.tensor([1, 2])], [torch.tensor([1, 3])], "bf16")
+
+
+def test_every_candidate_names_a_kernel_that_asks_for_it() -> None:
+    for kernel, settings in tune.candidates().items():
+        assert 0 < len(settings) <= 40, kernel
+        assert all("num_warps" in s for s in settings), kernel
