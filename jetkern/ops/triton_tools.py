@@ -114,13 +114,30 @@ def on_device(tensor: Tensor) -> Any:
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
 
 
+INTERPRETED = tl.constexpr(interpreted())
+
+
+@triton.jit
+def _without_bits(x, BITS: tl.constexpr):
+    """float32 rounded to nearest even without its last ``BITS`` bits."""
+    bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+    bits += (1 << (BITS - 1)) - 1 + ((bits >> BITS) & 1)
+    return (bits & -(1 << BITS)).to(tl.float32, bitcast=True)
+
+
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """a b + acc with factors rounded to ``PRECISION``, sums in float32.
 
-    "ieee" is three TF32 products on tensor cores, as exact as float32.
+    "ieee" is three TF32 products on tensor cores, as exact as float32. The interpreter rounds
+    explicitly: it multiplies bfloat16 by their bits and ignores TF32.
     """
-    if PRECISION == "bf16":
+    if INTERPRETED:
+        if PRECISION == "ieee":
+            return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+        BITS: tl.constexpr = 16 if PRECISION == "bf16" else 13
+        return tl.dot(_without_bits(a, BITS), _without_bits(b, BITS), acc)
+    elif PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
     elif PRECISION == "tf32":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32")
