@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -48,6 +49,17 @@ def _cpu_library() -> str:
     return f"loaded, {used} kernels ({'by JETKERN_CPU_ISA' if wished else 'the best of this CPU'})"
 
 
+def _gpu_libraries() -> list[str]:
+    if reason := dispatch.triton_package():
+        triton = reason
+    else:
+        triton = f"{version('triton')}{', its interpreter' if dispatch.interpreted() else ''}"
+    return [
+        f"Triton     {triton}",
+        f"CUDA ops   {dispatch.cuda_library() or 'loaded, run when asked for by name'}",
+    ]
+
+
 def report() -> str:
     """Machine, versions and a table of ops as text."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -58,6 +70,7 @@ def report() -> str:
         f"GPU        {gpu}",
         f"compiler   {_compiler()}",
         f"CPU ops    {_cpu_library()}",
+        *_gpu_libraries(),
     ]
     forced = os.environ.get("JETKERN_BACKEND")
     if forced:
