@@ -1,4 +1,4 @@
-"""Builds jetkern/_cpu.so if it can; without a compiler the package installs without it."""
+"""Builds jetkern/_cpu.so and jetkern/_cuda.so if it can; the package installs without them too."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ HERE = Path(__file__).parent
 
 
 class BuildPy(build_py):
-    """Compiles the CPU ops before the package's files are collected."""
+    """Compiles the C++ and CUDA ops before the package's files are collected."""
 
     def run(self) -> None:
+        self.compile("CPU", "build")
+        self.compile("CUDA", "build_cuda")
+        super().run()
+
+    def compile(self, ops: str, function: str) -> None:
+        """Runs a function of jetkern/build.py, or says why it cannot."""
         build = runpy.run_path(str(HERE / "jetkern" / "build.py"))
         try:
-            build["build"](HERE / "csrc", HERE / "jetkern")
+            build[function](HERE / "csrc", HERE / "jetkern")
         except (build["BuildError"], ImportError) as error:
-            print(
-                f"jetkern: CPU ops not built, its reference runs instead: {error}", file=sys.stderr
-            )
-        super().run()
+            print(f"jetkern: {ops} ops not built, others run instead: {error}", file=sys.stderr)
 
 
 class CompiledDistribution(Distribution):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from jetkern import __version__
-from jetkern.build import BuildError, build, compiler
+from jetkern.build import BuildError, build, build_cuda, compiler, nvcc
 from jetkern.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,12 @@ def _compiler() -> str:
         return f"none ({error})"
     except (OSError, IndexError) as error:
         return f"unusable ({error})"
+
+
+def _cuda_library() -> str:
+    if reason := dispatch.cuda_library():
+        return reason
+    return "loaded; used where asked for by name (backend='cuda')"
 
 
 def _cpu_library() -> str:
@@ -70,6 +76,7 @@ def report() -> str:
         f"GPU        {gpu}",
         f"compiler   {_compiler()}",
         f"CPU ops    {_cpu_library()}",
+        f"CUDA ops   {_cuda_library()}",
         *_gpu_libraries(),
     ]
     forced = os.environ.get("JETKERN_BACKEND")
@@ -95,27 +102,34 @@ def report() -> str:
 
 
 def main() -> None:
-    """Prints the report, or compiles the CPU ops."""
+    """Prints the report, or compiles the C++ and CUDA ops."""
     parser = argparse.ArgumentParser(prog="python -m jetkern", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    compile_ = commands.add_parser("build", help="compile the C++ ops of csrc/cpu in place")
+    compile_ = commands.add_parser("build", help="compile csrc/cpu, and csrc/cuda if there is nvcc")
     compile_.add_argument(
         "--into",
         type=Path,
         default=ROOT / "jetkern",
-        help="folder for the library, to be named in JETKERN_CPU_LIBRARY (default: the package)",
+        help="folder for the libraries, to be named in JETKERN_CPU_LIBRARY and JETKERN_CUDA_LIBRARY"
+        " (default: the package)",
     )
     compile_.add_argument(
         "--sanitize", action="store_true", help="with the address and undefined sanitizers"
     )
+    compile_.add_argument("--cuda", action="store_true", help="fail if CUDA ops cannot be compiled")
     arguments = parser.parse_args()
     try:
         if arguments.command is None:
             return print(report())
-        library = build(ROOT / "csrc", arguments.into, sanitize=arguments.sanitize)
+        print("compiled", build(ROOT / "csrc", arguments.into, sanitize=arguments.sanitize))
+        if not arguments.cuda:
+            try:
+                nvcc()
+            except BuildError as error:
+                return print(f"CUDA ops skipped: {error}")
+        print("compiled", build_cuda(ROOT / "csrc", arguments.into))
     except (BuildError, ValueError) as error:
         sys.exit(f"python -m jetkern: {error}")
-    print(f"compiled {library}")
 
 
 if __name__ == "__main__":

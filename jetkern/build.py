@@ -1,21 +1,24 @@
-"""Compiles the C++ ops of csrc/cpu with the machine's C++ compiler, into one library.
+"""Compiles the C++ ops of csrc/cpu into one library, the CUDA ops of csrc/cuda into another.
 
-Run by ``pip install`` (setup.py) and by ``python -m jetkern build``. Imports nothing else of the
-package, so that it also runs where the package is not installed yet.
+The first needs a C++ compiler, the second nvcc as well (and no GPU). Run by ``pip install``
+(setup.py) and by ``python -m jetkern build``. Imports nothing else of the package, so that it also
+runs where the package is not installed yet.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-LIBRARY = "_cpu.so"
+LIBRARY, CUDA_LIBRARY = "_cpu.so", "_cuda.so"
 FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
@@ -25,6 +28,10 @@ INSTRUCTION_SETS = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
+ARCHITECTURES = (80, 90)
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
+# Only what PyTorch 2.9 has, so that the library works with that and all later ones.
+STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x0209000000000000"]
 
 
 class BuildError(Exception):
@@ -45,19 +52,54 @@ def compiler() -> list[str]:
     raise BuildError("no C++ compiler: install g++ 12 or later (or clang++), or set CXX")
 
 
+def nvcc() -> str:
+    """CUDA's compiler: $NVCC, or the one in $CUDA_HOME, where CUDA is installed or in the PATH.
+
+    Raises:
+        BuildError: if there is none.
+    """
+    if os.environ.get("NVCC"):
+        return os.environ["NVCC"]
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    places = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    if found := next((str(p) for p in places if p.is_file()), None) or shutil.which("nvcc"):
+        return found
+    raise BuildError("no CUDA compiler: install CUDA 12 or later, or set CUDA_HOME or NVCC")
+
+
 def instruction_sets() -> list[str]:
     """Those that the kernels are compiled for on this architecture, slowest first."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return list(INSTRUCTION_SETS) if x86 else ["portable"]
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(f"{command[0]}: {error}") from error
     if done.returncode:
         raise BuildError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+    return done.stdout + done.stderr
+
+
+def _library(
+    jobs: list[tuple[list[str], Path, str]], link: list[str], last: list[str], target: Path
+) -> Path:
+    """Compiles each job (command, source, name) and links all, replacing ``target`` at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
+        objects = [f"{folder}/{source.stem}.{name}.o" for _, source, name in jobs]
+        commands = [
+            [*command, "-c", str(source), "-o", made]
+            for (command, source, _), made in zip(jobs, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        made = f"{folder}/{target.name}"
+        _run([*link, *objects, *last, "-o", made])
+        os.replace(made, target)
+    return target
 
 
 def build(sources: Path, target: Path, *, sanitize: bool = False) -> Path:
@@ -79,29 +121,93 @@ def build(sources: Path, target: Path, *, sanitize: bool = False) -> Path:
     cpu = sources / "cpu"
     if not cpu.is_dir():
         raise BuildError(f"no sources in {cpu}")
-    target.mkdir(parents=True, exist_ok=True)
     cxx = compiler()
     pytorch = Path(torch.__file__).parent
     flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     if sanitize:
         flags += ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     torch_flags = ["-isystem", str(pytorch / "include")]
-    jobs = [(source, "all", torch_flags) for source in sorted(cpu.glob("*.cpp"))]
+    jobs = [([*cxx, *flags, *torch_flags], source, "all") for source in sorted(cpu.glob("*.cpp"))]
     jobs += [
-        (source, name, [f"-DJETKERN_ISA={name}", *INSTRUCTION_SETS[name]])
+        ([*cxx, *flags, f"-DJETKERN_ISA={name}", *INSTRUCTION_SETS[name]], source, name)
         for source in sorted((cpu / "kernels").glob("*.cpp"))
         for name in instruction_sets()
     ]
-    with tempfile.TemporaryDirectory(dir=target, prefix=".build-") as folder:
-        objects = [f"{folder}/{source.stem}.{name}.o" for source, name, _ in jobs]
-        commands = [
-            [*cxx, *flags, *extra, "-c", str(source), "-o", made]
-            for (source, _, extra), made in zip(jobs, objects, strict=True)
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
-        made = f"{folder}/{LIBRARY}"
-        link = ["-shared", f"-L{pytorch / 'lib'}", "-ltorch_cpu", "-lpthread"]
-        _run([*cxx, *flags, *objects, *link, "-o", made])
-        os.replace(made, target / LIBRARY)
-    return target / LIBRARY
+    last = ["-shared", f"-L{pytorch / 'lib'}", "-ltorch_cpu", "-lpthread"]
+    return _library(jobs, [*cxx, *flags], last, target / LIBRARY)
+
+
+def build_cuda(sources: Path, target: Path) -> Path:
+    """Compiles ``sources/cuda`` to ``target/_cuda.so`` for all of ``ARCHITECTURES``.
+
+    Newer GPUs compile the kernels when they are first used. Arguments, result and errors are those
+    of ``build``.
+    """
+    import torch
+
+    cuda = sources / "cuda"
+    if not cuda.is_dir():
+        raise BuildError(f"no sources in {cuda}")
+    device, cxx = nvcc(), compiler()
+    pytorch = Path(torch.__file__).parent
+    codes = [f"arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    codes.append(f"arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+    kernels = [device, *NVCC_FLAGS, *(f"--generate-code={code}" for code in codes)]
+    host = [*cxx, *FLAGS, *STABLE_FLAGS, "-isystem", str(pytorch / "include")]
+    jobs = [(kernels, source, "device") for source in sorted(cuda.glob("*.cu"))]
+    jobs += [(host, source, "host") for source in sorted(cuda.glob("*.cpp"))]
+    link = [device, "-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL"]
+    last = [f"-L{pytorch / 'lib'}", "-ltorch_cpu", "-ldl"]
+    return _library(jobs, link, last, target / CUDA_LIBRARY)
+
+
+class CudaKernel(NamedTuple):
+    """What the assembler says of a kernel: registers and spilled bytes of a thread, shared of a
+    block."""
+
+    file: str
+    name: str
+    architecture: int
+    registers: int
+    spills: int
+    shared: int
+
+
+def cuda_resources(sources: Path, architectures: tuple[int, ...]) -> list[CudaKernel]:
+    """Compiles the kernels of ``sources/cuda`` and returns what each of them takes.
+
+    Raises:
+        BuildError: without nvcc, or with its message when compilation fails.
+    """
+    tasks = [(f, a) for f in sorted((sources / "cuda").glob("*.cu")) for a in architectures]
+    device = nvcc()
+
+    def compiled(task: tuple[Path, int]) -> list[CudaKernel]:
+        source, architecture = task
+        with tempfile.TemporaryDirectory() as folder:
+            said = _run([device, *NVCC_FLAGS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin",
+                         str(source), "-o", f"{folder}/kernel.cubin"])  # fmt: skip
+        parts = re.findall(
+            r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+            r".*?Used (\d+) registers(.*?)(?:\n|$)", said, re.DOTALL,
+        )  # fmt: skip
+        kernels = []
+        for name, stores, loads, registers, rest in parts:
+            shared = re.search(r"(\d+) bytes smem", rest)
+            kernels.append(CudaKernel(
+                source.name, demangled(name), architecture, int(registers),
+                int(stores) + int(loads), int(shared[1]) if shared else 0,
+            ))  # fmt: skip
+        return kernels
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [kernel for made in pool.map(compiled, tasks) for kernel in made]
+
+
+def demangled(name: str) -> str:
+    """A kernel's C++ name without namespaces and parameters, as far as c++filt is there."""
+    if not shutil.which("c++filt"):
+        return name
+    plain = _run(["c++filt", name]).strip().replace("(anonymous namespace)::", "")
+    plain = re.sub(r"\w+::", "", plain.removeprefix("void "))
+    return re.sub(r"\((?!\w+\)\d).*", "", plain)
