@@ -23,6 +23,7 @@ HURTING = {
     "longest": [150, 1],
     "last empty": [7, 0],
 }
+ROUNDED = {"tf32": 2e-3, "bf16": 1e-2}  # relative error of the root mean square allowed
 
 
 for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias"):
@@ -102,16 +103,29 @@ def convert(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def moved(value: Any, device: str) -> Any:
+    """Nested tuples and lists with every tensor on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(moved(v, device) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(moved(v, device) for v in value)
+    return value
+
+
 def result_and_gradients(
     op: Callable[..., Tensor],
     inputs: tuple[Any, ...],
     dtype: torch.dtype,
     backend: str,
     fixed: tuple[int, ...] = (),
+    **options: Any,
 ) -> list[Tensor]:
     """The op's result, then the gradient of each float tensor of ``inputs`` in order.
 
-    Inputs whose positions are in ``fixed`` get no gradient.
+    Inputs whose positions are in ``fixed`` get no gradient. On the CPU, wherever ``backend`` runs;
+    ``options`` are passed to the op.
     """
     leaves: list[Tensor] = []
 
@@ -122,7 +136,8 @@ def result_and_gradients(
     values = [
         convert(v, (lambda t: t.to(dtype)) if i in fixed else leaf) for i, v in enumerate(inputs)
     ]
-    out = op(*values, backend=backend)
+    device = triton_device() if backend == "triton" else "cpu"
+    out = op(*moved(values, device), backend=backend, **options).to("cpu")
     upstream = torch.randn(out.shape, generator=generator(7), dtype=torch.float32).to(dtype)
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
@@ -133,23 +148,32 @@ def check_accuracy(
     fixed: tuple[int, ...] = (),
     backend: str = "cpu",
     tiny: float = 1e-6,
+    precision: str = "ieee",
 ) -> list[Tensor]:
     """Asserts that result and gradients err at most twice as much as eager float32.
 
     ``tiny``, relative to the largest element, is what may be added to that: where eager PyTorch
-    happens to round luckily. The gradient of a norm's alpha is a sum over features that largely
+    happens to round luckily. At the precisions "tf32" and "bf16" the root mean square of the error
+    is held against ``ROUNDED``. The gradient of a norm's alpha is a sum over features that largely
     cancels; its scale is that of the gamma's gradient, which follows it. Returns what ``backend``
     computed.
     """
     exact = result_and_gradients(op, inputs, torch.float64, "reference", fixed)
     eager = result_and_gradients(op, inputs, torch.float32, "reference", fixed)
-    ours = result_and_gradients(op, inputs, torch.float32, backend, fixed)
+    options = {} if precision == "ieee" else {"precision": precision}
+    ours = result_and_gradients(op, inputs, torch.float32, backend, fixed, **options)
     for i, (want, plain, have) in enumerate(zip(exact, eager, ours, strict=True)):
         assert have.shape == want.shape
         if not want.numel():
             continue
         is_alpha = want.shape == (1,) and 0 < i < len(exact) - 1 and exact[i + 1].ndim == 1
         scale = (exact[i + 1].abs().sum() if is_alpha else want.abs().max()).item()
+        if precision != "ieee":
+            error = (have - want).square().mean().sqrt().item()
+            scale = scale if is_alpha else want.square().mean().sqrt().item()
+            allowed = ROUNDED[precision] * scale
+            assert error <= allowed, f"output {i} {tuple(want.shape)}: {error} > {allowed}"
+            continue
         error = (have - want).abs().max().item()
         allowed = 2 * (plain - want).abs().max().item() + tiny * scale
         assert error <= allowed, f"output {i} {tuple(want.shape)}: {error} > {allowed} of {scale}"
