@@ -2,10 +2,12 @@
 
 from jetkern.ops.attention import attention
 from jetkern.ops.attention_block import attention_block
+from jetkern.ops.dynamic_tanh import dynamic_tanh
 from jetkern.ops.knn import knn
+from jetkern.ops.linear import linear
 from jetkern.ops.local_block import local_block
-from jetkern.ops.mlp import dynamic_tanh, mlp
-from jetkern.ops.pair_bias import pair_bias
+from jetkern.ops.mlp import mlp
+from jetkern.ops.pair_bias import pair_bias, shared_pair_bias
 from jetkern.ops.pair_features import pair_features, pair_index, pair_offsets
 from jetkern.ops.parameters import BlockParameters, MLPParameters
 
@@ -16,10 +18,12 @@ __all__ = [
     "attention_block",
     "dynamic_tanh",
     "knn",
+    "linear",
     "local_block",
     "mlp",
     "pair_bias",
     "pair_features",
     "pair_index",
     "pair_offsets",
+    "shared_pair_bias",
 ]

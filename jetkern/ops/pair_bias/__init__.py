@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_offsets, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.dispatch import choose, implementation
 from jetkern.ops.parameters import MLPParameters
 
 
@@ -14,6 +15,8 @@ def pair_bias(
     offsets: Tensor,
     parameters: MLPParameters,
     *,
+    num_pairs: int | None = None,
+    dtype: torch.dtype | None = None,
     precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
@@ -26,6 +29,10 @@ def pair_bias(
         particles: (T, 4) delta eta, delta phi, ln pT, ln E.
         offsets: (B + 1,) int64.
         parameters: fc1 (C, 3) with bias, fc2 (H, C) with bias, no norm.
+        num_pairs: P, if the caller knows it. Without it a GPU is waited for once, as P depends on
+            the values of ``offsets``, and ``torch.compile`` has a size that it does not know. It
+            must be right: on a GPU nothing is written outside, but the result is meaningless.
+        dtype: of the result; None for that of ``particles``.
         precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
@@ -33,11 +40,59 @@ def pair_bias(
 
     Raises:
         ValueError: for wrong shapes or dtypes.
+        RuntimeError: on a CPU, if ``num_pairs`` is not the number of pairs.
     """
+    _check(particles, offsets, parameters)
+    return implementation("pair_bias", backend, particles, precision)(
+        particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype
+    )
+
+
+def shared_pair_bias(
+    particles: Tensor,
+    offsets: Tensor,
+    parameters: MLPParameters,
+    layers: int,
+    *,
+    num_pairs: int | None = None,
+    dtype: torch.dtype | None = None,
+    precision: str = "ieee",
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """``pair_bias`` for the attention of several layers: the same bias, once for each.
+
+    The memory is one bias's. Where the backend is "triton" one kernel reads the gradients of all
+    layers, so that autograd has not to add them one by one, each sum written and read again.
+
+    Args:
+        layers: number of layers; the other arguments are those of ``pair_bias``.
+
+    Returns:
+        ``layers`` tensors (H, P) that share their memory: not to be changed in place.
+
+    Raises:
+        ValueError: for wrong shapes or dtypes.
+        RuntimeError: on a CPU, if ``num_pairs`` is not the number of pairs.
+    """
+    _check(particles, offsets, parameters)
+    run = implementation("pair_bias", backend, particles, precision)
+    if choose("pair_bias", backend, particles.device.type, particles.dtype) == "triton":
+        from jetkern.ops.pair_bias import triton
+
+        return triton.shared_pair_bias(
+            particles,
+            offsets,
+            parameters,
+            layers,
+            num_pairs=num_pairs,
+            dtype=dtype,
+            precision=precision,
+        )
+    return (run(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype),) * layers
+
+
+def _check(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> None:
     check_float("particles", particles)
     check_shape("particles", particles, None, 4)
     check_offsets("offsets", offsets, particles.device)
     check_shape("fc1_weight", parameters.fc1_weight, None, 3)
-    return implementation("pair_bias", backend, particles, precision)(
-        particles, offsets, parameters
-    )

@@ -59,17 +59,29 @@ torch.library.register_autograd("jetkern::pair_bias", _backward, setup_context=_
 
 
 def pair_bias(
-    particles: Tensor, offsets: Tensor, parameters: MLPParameters, precision: str = "ieee"
+    particles: Tensor,
+    offsets: Tensor,
+    parameters: MLPParameters,
+    *,
+    num_pairs: int | None = None,
+    dtype: torch.dtype | None = None,
+    precision: str = "ieee",
 ) -> Tensor:
     """See ``jetkern.ops.pair_bias``. The gradient of the particles, and a perceptron with a norm
     or without its biases, are left to the reference."""
     p = parameters
     plain = p.alpha is None and p.fc1_bias is not None and p.fc2_bias is not None
     if not plain or (particles.requires_grad and torch.is_grad_enabled()):
-        return reference.pair_bias(particles, offsets, parameters)
+        return reference.pair_bias(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype)
     weights = (p.fc1_weight, p.fc1_bias, p.fc2_weight, p.fc2_bias)
-    return torch.ops.jetkern.pair_bias(
+    bias = torch.ops.jetkern.pair_bias(
         particles.contiguous(),
         offsets.contiguous(),
         *(w.contiguous() for w in weights if w is not None),
     )
+    if num_pairs is not None:
+        torch._check(
+            bias.shape[1] == num_pairs,
+            lambda: f"num_pairs is {num_pairs}, the jets have {bias.shape[1]} pairs",
+        )
+    return bias if dtype is None else bias.to(dtype)

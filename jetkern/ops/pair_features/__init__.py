@@ -14,11 +14,15 @@ def pair_offsets(offsets: Tensor) -> Tensor:
     return torch.nn.functional.pad(offsets.diff().square().cumsum(0), (1, 0))
 
 
-def pair_index(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows i and j, each (P,) int64, of all P = sum n^2 ordered pairs, jet by jet."""
+def pair_index(offsets: Tensor, num_pairs: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows i and j, each (P,) int64, of all P = sum n^2 ordered pairs, jet by jet.
+
+    Giving P avoids a host synchronisation.
+    """
     counts = offsets.diff()
     starts = pair_offsets(offsets)
-    jet = torch.arange(len(counts), device=offsets.device).repeat_interleave(counts.square())
+    jets = torch.arange(len(counts), device=offsets.device)
+    jet = jets.repeat_interleave(counts.square(), output_size=num_pairs)
     entry = torch.arange(len(jet), device=offsets.device) - starts[jet]
     n = counts[jet]
     return offsets[jet] + entry // n, offsets[jet] + entry % n
