@@ -116,7 +116,9 @@ class Body(nn.Module):
             rows (T + tokens, D) and their offsets (B + 1,).
         """
         x = self.embed_particles(jets, keep_pid, keep_tracks)
-        bias = ops.pair_bias(jets.particles, jets.offsets, self.pair_bias.weights)
+        biases = ops.shared_pair_bias(
+            jets.particles, jets.offsets, self.pair_bias.weights, len(self.blocks)
+        )
         jet = torch.arange(len(jets) + 1, device=x.device)
         sources = [(self.tokens.to(x.dtype).repeat(len(jets), 1), jet * self.config.global_tokens)]
         if time is not None:
@@ -128,7 +130,7 @@ class Body(nn.Module):
                 raise ValueError("this model is conditional, but the jets have no condition")
             sources.append((self.condition_embed(jets.condition), jet))
         x, offsets = join_segments([*sources, (x, jets.offsets)])
-        for block in self.blocks:
+        for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, offsets, bias, jets.offsets)
         return self.norm(x), offsets
 

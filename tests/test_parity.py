@@ -100,7 +100,10 @@ def run(fixture):
 @pytest.fixture
 def rounds_like_the_reference(monkeypatch):
     """Rounds the interaction bias and the Fourier features to float32, as the reference does."""
-    pair_bias, block = ops.pair_bias, layers.AttentionBlock.forward
+    block = layers.AttentionBlock.forward
+
+    def rounded_bias(particles, offsets, parameters, count):
+        return (ops.pair_bias(particles, offsets, parameters).float(),) * count
 
     def rounded_block(self, x, offsets, bias=None, particle_offsets=None):
         return block(self, x, offsets, None if bias is None else bias.to(x.dtype), particle_offsets)
@@ -109,7 +112,7 @@ def rounds_like_the_reference(monkeypatch):
         phase = time.float()[:, None] * self.freqs.float() + self.phases.float()
         return time[:, None] * (2**0.5 * phase.cos()).to(time.dtype)
 
-    monkeypatch.setattr(ops, "pair_bias", lambda *inputs: pair_bias(*inputs).float())
+    monkeypatch.setattr(ops, "shared_pair_bias", rounded_bias)
     monkeypatch.setattr(layers.AttentionBlock, "forward", rounded_block)
     monkeypatch.setattr(layers.TimeFourier, "forward", rounded_fourier)
 

@@ -160,7 +160,7 @@ def test_other_backends_share_by_repeating(backend: str) -> None:
     assert torch.equal(biases[0], pair_bias(particles, offsets, p, backend=backend))
     half = pair_bias(particles, offsets, p, dtype=torch.bfloat16, backend=backend)
     assert torch.equal(half, biases[0].bfloat16())
-    with pytest.raises(RuntimeError, match=r"num_pairs is 88|allocated size"):
+    with pytest.raises(RuntimeError, match=r"pairs|allocated size"):
         pair_bias(particles, offsets, p, num_pairs=88, backend=backend)
 
 
