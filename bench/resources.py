@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TYPE = re.compile(r"\*?(fp|bf|i|u)\d+")  # of a run-time argument; other values are constants
+TYPE = re.compile(r"\*bf16|\*?(fp|i|u)\d+")  # of a run-time argument; other values are constants
 OPS = Path(__file__).parents[1] / "jetkern" / "ops"
 ARCHITECTURES = (80, 90)
 SHARED_KB = {80: 164, 90: 228}  # of a multiprocessor (CUDA C++ Programming Guide, table 21)
