@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported now, so that --help is there at once and the server imports at the same time.
     from conversion.clean import Policy
     from conversion.plan import make_plan
-    from conversion.report import text
+    from conversion.report import show, text
     from conversion.run import ConversionError, convert
     from readers import schema
 
@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("convert: interrupted; the same command continues", file=sys.stderr)
         return 130
-    print(text(result))
+    show(text(result))
     return 0
 
 

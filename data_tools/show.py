@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conversion.report import table
+from conversion.report import show, table
 from readers.pid import CODES
 
 from jetkern.data import ShardError, Shards, Stream
@@ -138,10 +138,10 @@ def main(arguments: list[str] | None = None) -> int:
         shards = Shards(args.folder)
         n = max(1, min(args.jets, shards.num_jets))
         jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))
-        print(summary(shards, jets))
+        show(summary(shards, jets))
         if args.figure:
             draw(shards, jets, args.figure)
-            print(f"wrote {args.figure}")
+            show(f"wrote {args.figure}")
     except (ShardError, OSError) as error:
         print(f"show: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from conversion.clean import NUM_PID
-from conversion.report import table
+from conversion.report import show, table
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -188,8 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
             mean = particles / jets if jets else math.nan
             rows.append([name, f"{jets:,}", f"{particles:,}", f"{mean:.1f}"])
         state = f"{len(problems)} damages" if problems else "no damage"
-        print(f"{folder}: {len(shards.paths)} shards, {len(shards.index)} blocks: {state}")
-        print("\n".join(table(rows)))
+        show(f"{folder}: {len(shards.paths)} shards, {len(shards.index)} blocks: {state}")
+        show("\n".join(table(rows)))
     return int(damaged)
 
 

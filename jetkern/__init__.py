@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from jetkern.jets import Jets
-
 if TYPE_CHECKING:
+    from jetkern.jets import Jets
     from jetkern.objectives import Objective
     from jetkern.pet import PET, PETConfig
     from jetkern.presets import model_preset
@@ -12,8 +11,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["PET", "Jets", "Objective", "PETConfig", "__version__", "model_preset"]
 
-# Imported on first use: tools that only move data start without the model and its kernels.
+# Imported on first use: tools that only move data start without torch.
 _HOME = {
+    "Jets": "jets",
     "Objective": "objectives",
     "PET": "pet",
     "PETConfig": "pet",

@@ -14,6 +14,7 @@ from readers import InputError, Raw
 NUM_PID = 9
 MAX_DELTA_ETA = 10.0
 ENERGY_TOLERANCE = 1e-2  # in ln E - ln pT: what rounding and smearing do to massless particles
+_FOLD = 256
 _COLUMNS = ("delta eta", "delta phi", "ln pT", "ln E")
 
 Tally = dict[str, Any]
@@ -56,7 +57,11 @@ def clean(
     tally: Tally = {"read": len(raw.counts)}
     raw.particles = np.ascontiguousarray(raw.particles, np.float32)
     counts = np.asarray(raw.counts, np.int64)
-    owner = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(counts)
+
+    def owner(rows: Any) -> Any:
+        """The jets that particles belong to."""
+        return np.searchsorted(ends, rows, side="right")
 
     def fail(jet: int, what: str) -> None:
         raise InputError(f"{path}: jet {start + jet}: {what}")
@@ -73,7 +78,8 @@ def clean(
         wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
         if wrong.any():
             row = int(np.argmax(wrong))
-            fail(owner[row], f"a particle's identity is {raw.pid[row]}, expected 0 to 8")
+            fail(int(owner(row)), f"a particle's identity is {raw.pid[row]}, expected 0 to 8")
+        raw.pid = raw.pid.astype(np.uint8, copy=False)
 
     keep = np.ones(len(counts), bool)
 
@@ -91,7 +97,7 @@ def clean(
 
     def jets_of(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
         marked = np.zeros(len(counts), bool)
-        marked[owner[rows]] = True
+        marked[owner(np.flatnonzero(rows))] = True
         return marked
 
     judge("no particles", counts == 0, "the jet has no particles", policy.bad_jets)
@@ -100,8 +106,9 @@ def clean(
         finite = np.isfinite(raw.particles)
 
         def describe(jet: int) -> str:
-            row, column = np.argwhere(~finite & (owner == jet)[:, None])[0]
-            return f"{_COLUMNS[column]} of a particle is {raw.particles[row, column]}"
+            first = ends[jet] - counts[jet]
+            row, column = np.argwhere(~finite[first : ends[jet]])[0]
+            return f"{_COLUMNS[column]} of a particle is {raw.particles[first + row, column]}"
 
         judge("not finite", jets_of(~finite.all(axis=1)), describe, policy.bad_jets)
     if not np.abs(limits[:, 0]).max() <= MAX_DELTA_ETA:
@@ -177,11 +184,13 @@ def _wrap(raw: Raw, tally: Tally) -> Raw:
 
 
 def _sort(raw: Raw, tally: Tally) -> Raw:
-    owner = np.repeat(np.arange(len(raw.counts)), raw.counts)
     pt = raw.particles[:, 2]
-    rising = (pt[1:] > pt[:-1]) & (owner[1:] == owner[:-1])
+    rising = pt[1:] > pt[:-1]
+    starts = np.cumsum(raw.counts)[:-1]
+    rising[starts[(starts > 0) & (starts < len(pt))] - 1] = False
     if not rising.any():
         return raw
+    owner = np.repeat(np.arange(len(raw.counts)), raw.counts)
     unsorted = np.zeros(len(raw.counts), bool)
     unsorted[owner[1:][rising]] = True
     tally["jets sorted by pT"] = int(unsorted.sum())
@@ -235,11 +244,18 @@ def _observe(raw: Raw, tally: Tally) -> None:
 def _limits(array: Array) -> Array:
     """(2, columns) smallest and largest values; NaN if there is one. Zeros for no rows.
 
-    Column by column, which is several times faster than a reduction of rows of four.
+    As one row of many at first, because numpy reduces rows of four slowly.
     """
     if not len(array):
         return np.zeros((2, array.shape[1]), array.dtype)
-    return np.array([[f(column) for column in array.T] for f in (np.min, np.max)])
+    columns, whole = array.shape[1], len(array) - len(array) % _FOLD
+    limits = []
+    for extreme, none in ((np.minimum, np.inf), (np.maximum, -np.inf)):
+        long = array[:whole].reshape(-1, _FOLD * columns)
+        folded = extreme.reduce(long, axis=0, initial=none).reshape(_FOLD, columns)
+        rest = np.concatenate([folded, array[whole:]])
+        limits.append(extreme.reduce(rest, axis=0, initial=none))
+    return np.array(limits)
 
 
 def merge(tallies: list[Tally]) -> Tally:

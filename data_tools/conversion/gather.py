@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion.plan import Plan
-from conversion.scatter import read_piece, work_file
+from conversion.scatter import read_bucket, work_file
 from jetkern.data.order import hashes
-from jetkern.data.shards import AtomicFile, Block, Field, index_dtype, npy_bytes, write_shard
+from jetkern.data.shards import AtomicFile, Block, Field, index_dtype, write_shard
 
 Array = NDArray[Any]
 _SHUFFLE = 103
 
 
 def record_file(folder: Path, bucket: int) -> Path:
-    """Where the shard's rows of the index wait for the manifest; its presence marks the shard."""
-    return folder / f"bucket-{bucket:06d}.npy"
+    """Where what the manifest says of a shard waits for it; its presence marks the shard."""
+    return folder / f"bucket-{bucket:06d}.npz"
 
 
 def gather(
@@ -35,12 +36,8 @@ def gather(
     Returns:
         the shard's entry of the manifest, with the counts of its classes.
     """
-    pieces = [
-        read_piece(work_file(folder, u.number), bucket, sum(plan.splits.values()), plan.fields)
-        for u in plan.units
-    ]
-    jets = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-    del pieces
+    paths = [work_file(folder, u.number) for u in plan.units]
+    jets = read_bucket(paths, bucket, sum(plan.splits.values()), plan.fields)
     counts = jets.pop("counts").astype(np.int64)
     order = balanced_order(jets["label"], plan.seed, bucket)
     rows, digest = write_shard(
@@ -54,13 +51,15 @@ def gather(
         "blocks": len(rows),
         "jets": len(counts),
     }
-    record = record_file(folder, bucket)
-    with AtomicFile(record.with_suffix(".multiplicity.npy")) as file:
-        file.write(npy_bytes(counts[order].astype(np.uint8)))
-    with AtomicFile(record.with_suffix(".json")) as file:
-        file.write(json.dumps({**entry, "counts": per_class.tolist()}).encode())
-    with AtomicFile(record) as file:
-        file.write(npy_bytes(rows))
+    record = io.BytesIO()
+    np.savez(
+        record,
+        entry=np.frombuffer(json.dumps({**entry, "counts": per_class.tolist()}).encode(), "u1"),
+        index=rows,
+        multiplicity=counts[order].astype(np.uint8),
+    )
+    with AtomicFile(record_file(folder, bucket)) as file:
+        file.write(record.getbuffer())
     return entry
 
 
@@ -103,9 +102,9 @@ def read_record(
     folder: Path, bucket: int, fields: tuple[Field, ...]
 ) -> tuple[dict[str, Any], Array, Array]:
     """The entry, the index rows and the multiplicities of a finished shard."""
-    record = record_file(folder, bucket)
-    entry = json.loads(record.with_suffix(".json").read_text())
-    rows = np.load(record, allow_pickle=False)
-    if rows.dtype != index_dtype(fields):
-        raise ValueError(f"{record}: unexpected type {rows.dtype}")
-    return entry, rows, np.load(record.with_suffix(".multiplicity.npy"), allow_pickle=False)
+    path = record_file(folder, bucket)
+    with np.load(path, allow_pickle=False) as record:
+        rows = record["index"]
+        if rows.dtype != index_dtype(fields):
+            raise ValueError(f"{path}: unexpected type {rows.dtype}")
+        return json.loads(record["entry"].tobytes()), rows, record["multiplicity"]

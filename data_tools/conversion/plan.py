@@ -117,15 +117,19 @@ def make_plan(
     if sum(fractions.values()) and abs(sum(fractions.values()) - 1) > 1e-9:
         raise InputError(f"the fractions of the splits add up to {sum(fractions.values())}, not 1")
     found = _find(sources, reader)
-    if reader == "auto":
-        names = {readers.detect(path) for path, *_ in found}
-        if len(names) > 1:
-            raise InputError(f"the inputs have several formats: {', '.join(sorted(names))}")
-        reader = names.pop()
+    detected = reader == "auto"
+    if detected:
+        reader = readers.detect(found[0][0])
     module = readers.module(reader)
     inputs, layouts, own = [], [], []
     for path, name, split in found:
-        source = module.open_source(path, options)
+        try:
+            source = module.open_source(path, options)
+        except InputError:
+            if detected and (other := readers.detect(path)) != reader:
+                names = ", ".join(sorted((reader, other)))
+                raise InputError(f"the inputs have several formats: {names} ({path})") from None
+            raise
         try:
             stat = path.stat()
             inputs.append(

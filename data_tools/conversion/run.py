@@ -18,7 +18,7 @@ from tqdm import tqdm
 from conversion.clean import Tally, merge
 from conversion.gather import gather, num_blocks, read_record, record_file
 from conversion.plan import VERSION, Plan
-from conversion.scatter import scatter, work_file
+from conversion.scatter import close_source, scatter, work_file
 from conversion.workers import WorkerDied, Workers
 from jetkern.data.shards import MANIFEST, AtomicFile, sync_folder, write_manifest
 
@@ -183,14 +183,16 @@ def _first_pass(
     plan: Plan, work: Path, workers: Workers, max_dropped: float, progress: bool
 ) -> list[Tally]:
     tallies: dict[int, Tally] = {}
+    dropped = 0
     with tqdm(
         total=plan.num_jets, unit=" jets", unit_scale=True, desc="read ", disable=not progress
     ) as bar:
 
         def done(number: int, tally: Tally) -> None:
+            nonlocal dropped
             tallies[number] = tally
             bar.update(tally["read"])
-            dropped = sum(t["read"] - sum(t["jets in buckets"]) for t in tallies.values())
+            dropped += tally["read"] - sum(tally["jets in buckets"])
             if dropped > max_dropped * plan.num_jets:
                 raise ConversionError(
                     f"{dropped} jets were dropped, more than --max-dropped {max_dropped:g} of "
@@ -204,7 +206,10 @@ def _first_pass(
                 done(unit.number, json.loads(path.with_suffix(".json").read_text()))
             else:
                 waiting.append((unit.number, (plan, unit, work)))
-        workers.run(scatter, waiting, done)
+        try:
+            workers.run(scatter, waiting, done)
+        finally:
+            close_source()
     return [tallies[u.number] for u in plan.units]
 
 

@@ -9,19 +9,21 @@ the fields of the shards. Its ``.json`` beside it holds the counts and marks it 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import readers
 from numpy.typing import NDArray
-from readers import InputError, Raw
+from readers import InputError, Options, Raw, Source
 
 from conversion.clean import Tally, clean, take_jets
-from conversion.plan import Plan, Unit
+from conversion.plan import Input, Plan, Unit
 from jetkern.data.order import hashes
 from jetkern.data.shards import Field, npy_bytes
 
@@ -39,13 +41,7 @@ def work_file(folder: Path, unit: int) -> Path:
 def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
     """Reads, checks and deals one unit. Returns its counts, which are also on the disk."""
     entry = plan.inputs[unit.input]
-    source = readers.module(plan.reader).open_source(entry.path, plan.options)
-    try:
-        if source.num_jets != entry.num_jets:
-            raise InputError(f"{entry.path}: the file changed while it was being converted")
-        raw = source.read(unit.start, unit.stop)
-    finally:
-        source.close()
+    raw = _source(plan, entry).read(unit.start, unit.stop)
     raw, rows, tally = clean(raw, plan.policy, plan.layout.classes, entry.path, unit.start)
     split = _splits(plan, unit, raw, rows - unit.start)
     bucket = _deal(plan, unit, raw, split)
@@ -54,26 +50,47 @@ def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
     buckets = sum(plan.splits.values())
     edges = np.searchsorted(bucket, np.arange(buckets + 1))
     ends = np.concatenate([[0], np.cumsum(raw.counts)])
+    arrays = _work_arrays(plan.fields, raw)
     table = np.zeros(buckets, TABLE)
-    pieces = []
+    parts = []
     offset = len(npy_bytes(table))
     for b in np.flatnonzero(np.diff(edges)):
         jets, particles = slice(edges[b], edges[b + 1]), slice(ends[edges[b]], ends[edges[b + 1]])
-        piece = _piece(plan.fields, raw, jets, particles)
-        table[b] = (
-            offset,
-            len(piece),
-            jets.stop - jets.start,
-            particles.stop - particles.start,
-            zlib.crc32(piece),
-        )
-        offset += len(piece)
-        pieces.append(piece)
+        piece = [array[particles if per_particle else jets] for array, per_particle in arrays]
+        crc = 0
+        for part in piece:
+            crc = zlib.crc32(part.data, crc)
+        size = sum(part.nbytes for part in piece)
+        table[b] = offset, size, jets.stop - jets.start, particles.stop - particles.start, crc
+        offset += size
+        parts += piece
     path = work_file(folder, unit.number)
     tally["jets in buckets"] = table["jets"].tolist()
-    _write(path, [npy_bytes(table), *pieces])
+    _write(path, [npy_bytes(table), *(part.data for part in parts)])
     _write(path.with_suffix(".json"), [json.dumps(tally).encode()])
     return tally
+
+
+_opened: list[tuple[tuple[str, Input, Options], Source]] = []
+
+
+def _source(plan: Plan, entry: Input) -> Source:
+    """The opened input, which stays open until another one is asked for."""
+    key = (plan.reader, entry, plan.options)
+    if not _opened or _opened[0][0] != key:
+        close_source()
+        source = readers.module(plan.reader).open_source(entry.path, plan.options)
+        if source.num_jets != entry.num_jets:
+            source.close()
+            raise InputError(f"{entry.path}: the file changed while it was being converted")
+        _opened.append((key, source))
+    return _opened[0][1]
+
+
+def close_source() -> None:
+    """Closes the input that this process read last."""
+    while _opened:
+        _opened.pop()[1].close()
 
 
 def _splits(plan: Plan, unit: Unit, raw: Raw, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -107,12 +124,13 @@ def _deal(plan: Plan, unit: Unit, raw: Raw, split: NDArray[np.int64]) -> NDArray
     return bucket
 
 
-def _piece(fields: tuple[Field, ...], raw: Raw, jets: slice, particles: slice) -> bytes:
-    arrays = [raw.counts[jets].astype("u1")]
-    for field in fields[1:]:
-        rows = getattr(raw, field.name)[particles if field.per_particle else jets]
-        arrays.append(rows.astype(work_dtype(field)))
-    return b"".join(a.tobytes() for a in arrays)
+def _work_arrays(fields: tuple[Field, ...], raw: Raw) -> list[tuple[NDArray[Any], bool]]:
+    """What a work file holds of jets, and whether it has a row per particle."""
+    counts = (raw.counts.astype(np.uint8), False)
+    return [counts] + [
+        (np.ascontiguousarray(getattr(raw, f.name), work_dtype(f)), f.per_particle)
+        for f in fields[1:]
+    ]
 
 
 def work_dtype(field: Field) -> str:
@@ -120,35 +138,56 @@ def work_dtype(field: Field) -> str:
     return "<f4" if field.dtype == "<f2" else field.dtype
 
 
-def read_piece(
-    path: Path, bucket: int, buckets: int, fields: tuple[Field, ...]
+def read_bucket(
+    paths: list[Path], bucket: int, buckets: int, fields: tuple[Field, ...]
 ) -> dict[str, NDArray[Any]]:
-    """The jets of one bucket in a work file: counts and the shards' fields."""
+    """The jets of one bucket in all work files: ``counts`` and the shards' fields."""
     header = len(npy_bytes(np.zeros(buckets, TABLE))) - buckets * TABLE.itemsize
-    with open(path, "rb") as file:
-        row = np.frombuffer(
-            os.pread(file.fileno(), TABLE.itemsize, header + bucket * TABLE.itemsize), TABLE
-        )
-        size = int(row["bytes"][0]) if len(row) else -1
-        piece = os.pread(file.fileno(), size, int(row["offset"][0])) if size > 0 else b""
-    if len(piece) != size or zlib.crc32(piece) != row["crc"][0]:
-        raise InputError(f"{path}: damaged work file; remove it and run the same command again")
-    jets, particles = int(row["jets"][0]), int(row["particles"][0])
-    arrays = {"counts": np.frombuffer(piece, "u1", jets)}
-    at = jets
+    rows = np.zeros(len(paths), TABLE)
+    for i, path in enumerate(paths):
+        with open(path, "rb", buffering=0) as file:
+            _fill(file, rows[i : i + 1], header + bucket * TABLE.itemsize)
+    jets, particles = int(rows["jets"].sum()), int(rows["particles"].sum())
+    arrays = {"counts": np.empty(jets, np.uint8)}
     for field in fields[1:]:
-        shape, dtype = field.shape(jets, particles), np.dtype(work_dtype(field))
-        arrays[field.name] = np.frombuffer(piece, dtype, int(np.prod(shape)), at).reshape(shape)
-        at += arrays[field.name].nbytes
+        arrays[field.name] = np.empty(field.shape(jets, particles), work_dtype(field))
+    per_particle = [False, *(f.per_particle for f in fields[1:])]
+    jet = particle = 0
+    for path, row in zip(paths, rows.tolist(), strict=True):
+        offset, size, jets, particles, expected = row
+        crc = 0
+        with open(path, "rb", buffering=0) as file:
+            for array, by_particle in zip(arrays.values(), per_particle, strict=True):
+                part = array[particle:][:particles] if by_particle else array[jet:][:jets]
+                _fill(file, part, offset)
+                offset += part.nbytes
+                crc = zlib.crc32(part.data, crc)
+        if crc != expected or offset != row[0] + size:
+            raise _damaged(path)
+        jet, particle = jet + jets, particle + particles
     return arrays
 
 
-def _write(path: Path, parts: list[bytes]) -> None:
+def _fill(file: io.FileIO, array: NDArray[Any], offset: int) -> None:
+    """Reads a contiguous array from an offset."""
+    view = array.reshape(-1).view(np.uint8).data
+    while view:
+        got = os.preadv(file.fileno(), [view], offset)
+        if not got:
+            raise _damaged(Path(str(file.name)))
+        view, offset = view[got:], offset + got
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path}: damaged work file; remove it and run the same command again")
+
+
+def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     """A file that has its name only once it is complete. Work files are not worth a sync: a power
     cut that leaves holes is found by their checksums."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with open(part, "wb", buffering=1 << 20) as file:
             file.writelines(parts)
         os.replace(part, path)
     finally:

@@ -20,7 +20,9 @@ def start_server() -> None:
     It imports everything once, so workers need not, and it has no threads that a fork could harm.
     Started early, it imports while this process does.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["conversion.gather"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["conversion.gather", "readers.hdf5"]
+    )
     before = os.environ.get("PYTHONPATH")
     # The server does not get sys.path (until Python 3.14), without which it can preload nothing.
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from readers import InputError
 
 with suppress(ImportError):  # registers blosc and other filters of published files
     import hdf5plugin  # noqa: F401
+
+_PART_BYTES = 2 << 20
 
 
 def open_file(path: Path) -> h5py.File:
@@ -58,8 +61,35 @@ def dataset(file: h5py.File, name: str, *, ndim: int | None = None, kind: str = 
 
 def read(data: Any, start: int, stop: int) -> NDArray[Any]:
     """Rows of a dataset in native byte order."""
-    try:
+    with _named(data, start, stop):
         rows = data[start:stop]
+    return rows.astype(rows.dtype.newbyteorder("="), copy=False)
+
+
+def parts(data: Any, start: int, stop: int) -> Iterator[NDArray[Any]]:
+    """Rows of a dataset in native byte order, part by part.
+
+    All parts use the same small piece of memory, which stays in the processor's cache: reading a
+    padded dataset so is several times faster than ``read``, where most of the time goes into new
+    memory. They end where the dataset's chunks end, so that each chunk is decompressed once.
+    """
+    chunk = data.chunks[0] if data.chunks else 1
+    row = max(1, data.dtype.itemsize * int(np.prod(data.shape[1:])))
+    step = chunk * max(1, _PART_BYTES // (row * chunk))
+    memory = np.empty((min(step, stop - start), *data.shape[1:]), data.dtype.newbyteorder("="))
+    while start < stop:
+        end = min(stop, start - start % step + step)
+        with _named(data, start, end):
+            data.read_direct(memory, np.s_[start:end], np.s_[: end - start])
+        yield memory[: end - start]
+        start = end
+
+
+@contextmanager
+def _named(data: Any, start: int, stop: int) -> Iterator[None]:
+    """Errors of HDF5 as an ``InputError`` that says what could not be read."""
+    try:
+        yield
     except OSError as error:
         hint = ""
         if "plugin" in str(error) or "filter" in str(error):
@@ -68,7 +98,6 @@ def read(data: Any, start: int, stop: int) -> NDArray[Any]:
             f"{data.file.filename}: {data.name.lstrip('/')}: jets {start} to {stop - 1} cannot be "
             f"read ({error}){hint}"
         ) from None
-    return rows.astype(rows.dtype.newbyteorder("="), copy=False)
 
 
 def integers(values: NDArray[Any], what: str, path: Path, start: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@ have the columns of the original (E_0, PX_0, PY_0, PZ_0, ..., is_signal_new, ttv
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from readers.toptagging import TopColumns, top_layout
 NAME = "parquet"
 SUFFIXES = (".parquet",)
 LOOKS_FOR = "columns E_0, PX_0, PY_0, PZ_0 and is_signal_new"
+_BATCH = 4096  # jets
 
 
 def recognises(path: Path) -> bool:
@@ -29,7 +30,10 @@ def open_source(path: Path, options: Options) -> TopParquet:
 
 
 class Parquet:
-    """A file, read by row groups: memory is that of the groups a range lies in.
+    """A file, read as a stream: memory is that of a range and of a page (1 MB by default) of each
+    column, however large the row groups are.
+
+    Ranges in order are read in one go. Another one starts at the beginning of its row group.
 
     Raises:
         InputError: if the file is damaged or lacks one of the columns.
@@ -48,7 +52,8 @@ class Parquet:
         if not path.exists():
             raise InputError(f"{path}: no such file")
         try:
-            self._file = pyarrow.parquet.ParquetFile(path)
+            # By default, arrow holds all columns of a row group before it decodes the first rows.
+            self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
         except self._errors as error:
             raise InputError(f"{path}: not a complete parquet file ({error})") from None
         self.columns = self._file.schema_arrow.names
@@ -62,21 +67,24 @@ class Parquet:
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self.num_jets = int(self._starts[-1])
+        self._stream: Iterator[Any] = iter(())
+        self._streamed: list[str] = []
+        self._at = 0
+        self._rest: Any = None
 
     def read(
         self, columns: Iterable[str], start: int, stop: int
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """(values, counts) of each column: a list column as flat values and counts per jet."""
+        import pyarrow
+
         columns = list(columns)
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        last = int(np.searchsorted(self._starts, stop, side="left"))
         try:
-            table = self._file.read_row_groups(list(range(first, last)), columns=columns)
+            table = pyarrow.Table.from_batches(self._batches(columns, start, stop)).combine_chunks()
         except self._errors as error:
             raise InputError(
                 f"{self.path}: jets {start} to {stop - 1} cannot be read ({error})"
             ) from None
-        table = table.slice(start - int(self._starts[first]), stop - start).combine_chunks()
         values, counts = {}, {}
         for name in columns:
             array = table.column(name).combine_chunks()
@@ -91,8 +99,26 @@ class Parquet:
                 raise InputError(f"{self.path}: {name} has type {array.type}, expected numbers")
         return values, counts
 
+    def _batches(self, columns: list[str], start: int, stop: int) -> list[Any]:
+        """Record batches that make up a range, from where the stream is if that helps."""
+        group = int(np.searchsorted(self._starts, start, side="right")) - 1
+        if columns != self._streamed or not self._starts[group] <= self._at <= start:
+            groups = list(range(group, len(self._starts) - 1))
+            self._stream = self._file.iter_batches(_BATCH, row_groups=groups, columns=columns)
+            self._streamed, self._at, self._rest = columns, int(self._starts[group]), None
+        found = []
+        while self._at < stop:
+            batch = next(self._stream) if self._rest is None else self._rest
+            first, end = max(start - self._at, 0), min(stop - self._at, len(batch))
+            if first < end:
+                found.append(batch.slice(first, end - first))
+            self._at += end
+            self._rest = batch.slice(end) if end < len(batch) else None
+        return found
+
     def close(self) -> None:
         """Closes the file."""
+        self._stream, self._rest = iter(()), None
         self._file.close()
 
 

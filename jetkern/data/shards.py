@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.jets import PER_PARTICLE
-
 FORMAT = "jetkern-shards"
 VERSION = 1
 MANIFEST, INDEX, MULTIPLICITY = "manifest.json", "index.npy", "multiplicity.npy"
+PER_PARTICLE = ("particles", "pid", "tracks")  # as in jetkern.jets, which needs torch
 MAX_PARTICLES = 150  # of a jet; the multiplicities are stored in one byte
+
+_WRITE_BACK = 8 << 20
 
 Block = Mapping[str, NDArray[Any]]
 
@@ -178,11 +179,19 @@ class AtomicFile:
     def __enter__(self) -> AtomicFile:
         self._file = open(self._part, "wb")
         self._digest = hashlib.sha256()
+        self._begun = 0
         return self
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._digest.update(data)
+        written = self._file.tell()
+        if written - self._begun >= _WRITE_BACK:
+            # Linux begins to write these pages to the disk, so that the sync finds little left.
+            if hasattr(os, "posix_fadvise"):
+                size = written - self._begun
+                os.posix_fadvise(self._file.fileno(), self._begun, size, os.POSIX_FADV_DONTNEED)
+            self._begun = written
 
     def tell(self) -> int:
         return self._file.tell()
