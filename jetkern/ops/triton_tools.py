@@ -145,6 +145,31 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32x3")
 
 
+INTERPRETED = tl.constexpr(interpreted())
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x of float32 in one instruction (1 ulp); for |x| in [2^-126, 2^126]."""
+    if INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def exp2(x):
+    """2^x of float32 in one instruction (2 ulp); 0 below 2^-126."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
 @triton.jit
 def tanh(x):
     """tanh of float32, relative error 2e-8 before rounding: x P(x^2) / Q(x^2), own minimax fit."""
@@ -158,7 +183,7 @@ def tanh(x):
     q = q * s + 2.587704864e-2
     q = q * s + 4.671435620e-1
     q = q * s + 1.0
-    return x * p / q
+    return x * p * reciprocal(q)
 
 
 @triton.jit
@@ -176,7 +201,8 @@ def gelu(x):
     q = q * s + 2.863743022e-2
     q = q * s + 2.515338504e-1
     q = q * s + 1.0
-    return 0.5 * x * (z * p / q) + 0.5 * x
+    half = 0.5 * x
+    return half * (z * p * reciprocal(q)) + half
 
 
 @triton.jit
@@ -185,8 +211,8 @@ def gelu_and_slope(x):
 
     Phi(-|x|) = exp(-x^2 / 2) R(1 / (1 + 0.3 |x|)), R of degree 7 (absolute error 5e-9).
     """
-    t = 1.0 / (tl.abs(x) * 0.3 + 1.0)
-    e = tl.exp(-0.5 * x * x)
+    t = reciprocal(tl.abs(x) * 0.3 + 1.0)
+    e = exp2(x * x * -0.721347520)  # exp(-x^2 / 2)
     r = t * 3.885042051e-2 - 2.546664639e-1
     r = r * t + 5.505031605e-1
     r = r * t - 3.523918015e-1
