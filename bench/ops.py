@@ -100,7 +100,9 @@ def make(op: str, size: str, jets: Jets) -> Case:
             MLP(3, 2 * dim, heads, norm=False),
             [particles],
             0,
-            lambda m, t, b, p: ops.pair_bias(t[0], offsets, m.weights, precision=p, backend=b),
+            lambda m, t, b, p: ops.pair_bias(
+                t[0], offsets, m.weights, num_pairs=pairs, precision=p, backend=b
+            ),
         ),
         "attention": lambda: Case(
             nn.Module(),

@@ -30,7 +30,7 @@ CANDIDATES = {
 }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "stride"])
 def knn_kernel(
     coordinates,
     offsets,
