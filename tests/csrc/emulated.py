@@ -47,7 +47,7 @@ def compiled(*, sanitize: bool = False) -> Path:
 @functools.cache
 def device() -> str:
     """Where the CUDA ops run in this process, after loading them: "cuda" or "cpu"."""
-    for op in ("knn",):
+    for op in ("attention", "knn"):
         importlib.import_module(f"jetkern.ops.{op}.cuda")
     if torch.cuda.is_available():
         assert not dispatch.cuda_library(), dispatch.cuda_library()
