@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 NO_DECAY = ("norm", "token", "scale")
+AT_ONCE = (
+    1 << 23
+)  # elements that a multi-tensor call takes: its result is not the size of the model
+
+
+def _runs(params: list[Any]) -> Iterator[list[Any]]:
+    """Consecutive parameters with at most ``AT_ONCE`` elements together, or single ones."""
+    run: list[Any] = []
+    size = 0
+    for p in params:
+        if run and size + p.numel() > AT_ONCE:
+            yield run
+            run, size = [], 0
+        run.append(p)
+        size += p.numel()
+    if run:
+        yield run
 
 
 class Lion(torch.optim.Optimizer):
@@ -47,21 +64,19 @@ class Lion(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads = [p.grad for p in params]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-            momenta = [self.state[p]["exp_avg"] for p in params]
             lr, (beta1, beta2) = group["lr"], group["betas"]
-            if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
-            torch._foreach_sign_(updates)
-            torch._foreach_add_(params, updates, alpha=-lr)
-            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+            for params in _runs([p for p in group["params"] if p.grad is not None]):
+                grads = [p.grad for p in params]
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["exp_avg"] = torch.zeros_like(p)
+                momenta = [self.state[p]["exp_avg"] for p in params]
+                if group["weight_decay"]:
+                    torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+                updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
+                torch._foreach_sign_(updates)
+                torch._foreach_add_(params, updates, alpha=-lr)
+                torch._foreach_lerp_(momenta, grads, 1 - beta2)
         return loss
 
 

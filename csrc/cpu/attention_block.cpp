@@ -1,24 +1,25 @@
 #include "gradients.h"
 #include "segments.h"
 #include "select.h"
-#include "shapes.h"
+#include "weights.h"
 
-JETKERN_KERNEL(int64_t, attention_block_panels, (const BlockShape&));
+JETKERN_KERNEL(int64_t, attention_block_panels, (const BlockShape&, bool backward));
 JETKERN_KERNEL(void, attention_block_pack,
-               (const BlockShape&, const float* weights, float* panels));
+               (const BlockShape&, const float* const* weights, bool backward, float* panels));
+JETKERN_KERNEL(int64_t, attention_block_turns, (const BlockShape&));
 JETKERN_KERNEL(int64_t, attention_block_slots, (const Segments&, int64_t segment));
 JETKERN_KERNEL(int64_t, attention_block_scratch,
                (const BlockShape&, const Segments&, int64_t first, int64_t last, bool backward));
 JETKERN_KERNEL(void, attention_block_forward,
-               (const BlockShape&, const float* weights, float* panels, const Segments&,
+               (const BlockShape&, const float* const* weights, float* panels, const Segments&,
                 int64_t first, int64_t last, const float* x, const float* bias, float* out,
                 float* scratch));
 JETKERN_KERNEL(void, attention_block_backward,
-               (const BlockShape&, const float* weights, float* panels, const Segments&,
+               (const BlockShape&, const float* const* weights, float* panels, const Segments&,
                 int64_t first, int64_t last, const float* x, const float* bias,
-                const float* d_out, float* dx, float* d_bias, float* gradient, float* scratch));
+                const float* d_out, float* dx, float* d_bias, const Gradient&, float* scratch));
 JETKERN_KERNEL(void, attention_block_unfold,
-               (const BlockShape&, const float* weights, float* gradient));
+               (const BlockShape&, const float* const* weights, float* gradient));
 
 namespace jetkern {
 namespace {
@@ -28,22 +29,21 @@ struct Inputs {
   static constexpr int64_t TILE = 12;  // slots that fill a tile, unless one segment has more
 
   BlockShape shape;
-  const float *x, *weights, *bias = nullptr;
+  Weights weights;
+  const float *x, *bias = nullptr;
   Segments segments{};
   int64_t count;
   std::vector<int64_t> pairs, tiles{0};
   Scratch panels;
 
-  Inputs(const Tensor& rows, const Tensor& offsets, const Tensor& flat,
+  Inputs(const Tensor& rows, const Tensor& offsets, const Tensor& table,
          const std::optional<Tensor>& pair_bias, const std::optional<Tensor>& particle_offsets,
-         int64_t heads, int64_t hidden, int64_t parts)
-      : shape{rows.size(1), heads, mlp_shape(rows.size(1), hidden, rows.size(1), parts)},
+         int64_t heads, int64_t hidden, int64_t parts, bool bf16, bool backward)
+      : shape{rows.size(1), heads, mlp_shape(rows.size(1), hidden, rows.size(1), parts, bf16)},
+        weights(table, shape),
         x(data<float>(rows, "x")),
-        weights(data<float>(flat, "weights")),
         count(offsets.size(0) - 1),
-        panels(JETKERN_SELECT(attention_block_panels)(shape) * int64_t{sizeof(float)}) {
-    if (flat.numel() != number_of_weights(shape))
-      throw std::runtime_error("weights have the wrong size");
+        panels(JETKERN_SELECT(attention_block_panels)(shape, backward) * int64_t{sizeof(float)}) {
     segments.offsets = data<int64_t>(offsets, "offsets");
     check_offsets(segments.offsets, count, rows.size(0));
     if (pair_bias) {
@@ -70,7 +70,7 @@ struct Inputs {
       tiles.push_back(b + 1);
       filled = 0;
     }
-    JETKERN_SELECT(attention_block_pack)(shape, weights, panels.floats());
+    JETKERN_SELECT(attention_block_pack)(shape, weights.data, backward, panels.floats());
   }
 
   int64_t number_of_tiles() const { return static_cast<int64_t>(tiles.size()) - 1; }
@@ -89,13 +89,13 @@ struct Inputs {
 Tensor attention_block(const Tensor& x, const Tensor& offsets, const Tensor& weights,
                        const std::optional<Tensor>& bias,
                        const std::optional<Tensor>& particle_offsets, int64_t heads,
-                       int64_t hidden, int64_t parts) {
-  const Inputs in(x, offsets, weights, bias, particle_offsets, heads, hidden, parts);
+                       int64_t hidden, int64_t parts, bool bf16) {
+  const Inputs in(x, offsets, weights, bias, particle_offsets, heads, hidden, parts, bf16, false);
   Tensor out = torch::stable::empty_like(x);
   float* to = data<float>(out, "out");
   auto run = JETKERN_SELECT(attention_block_forward);
   parallel(in.number_of_tiles(), in.scratch(false), [&](int64_t t, float* scratch) {
-    run(in.shape, in.weights, in.panels.floats(), in.segments, in.tiles[t], in.tiles[t + 1], in.x,
+    run(in.shape, in.weights.data, in.panels.floats(), in.segments, in.tiles[t], in.tiles[t + 1], in.x,
         in.bias, to, scratch);
   });
   return out;
@@ -105,29 +105,28 @@ Tensor attention_block(const Tensor& x, const Tensor& offsets, const Tensor& wei
 std::tuple<Tensor, Tensor, Tensor> attention_block_backward(
     const Tensor& d_out, const Tensor& x, const Tensor& offsets, const Tensor& weights,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& particle_offsets,
-    int64_t heads, int64_t hidden, int64_t parts) {
-  const Inputs in(x, offsets, weights, bias, particle_offsets, heads, hidden, parts);
+    int64_t heads, int64_t hidden, int64_t parts, bool bf16) {
+  const Inputs in(x, offsets, weights, bias, particle_offsets, heads, hidden, parts, bf16, true);
   const float* from = data<float>(d_out, "d_out");
-  const int64_t size = number_of_weights(in.shape);
+  const int64_t size = in.weights.size;
   Tensor dx = torch::stable::empty_like(x);
-  Tensor d_weights = torch::stable::new_empty(weights, {size});
+  Tensor d_weights = torch::stable::new_empty(x, {size});
   Tensor d_bias = torch::stable::new_empty(x, {bias ? heads : 0, in.segments.total_pairs});
   float *to = data<float>(dx, "dx"), *gradient = data<float>(d_weights, "d_weights");
   float* to_bias = bias ? data<float>(d_bias, "d_bias") : nullptr;
   auto run = JETKERN_SELECT(attention_block_backward);
   auto slots = JETKERN_SELECT(attention_block_slots);
-  const auto bounds = split(in.number_of_tiles(), partial_sums(size), [&](int64_t t) {
-    int64_t cost = 1;
-    for (int64_t b = in.tiles[t]; b < in.tiles[t + 1]; b++) cost += slots(in.segments, b);
-    return static_cast<double>(cost);
-  });
-  sum_gradients(static_cast<int64_t>(bounds.size()) - 1, size, in.scratch(true), gradient,
-                [&](int64_t c, float* partial, float* scratch) {
-                  for (int64_t t = bounds[c]; t < bounds[c + 1]; t++)
-                    run(in.shape, in.weights, in.panels.floats(), in.segments, in.tiles[t],
-                        in.tiles[t + 1], in.x, in.bias, from, to, to_bias, partial, scratch);
+  const auto cost = [&](int64_t t) {
+    int64_t all = 1;
+    for (int64_t b = in.tiles[t]; b < in.tiles[t + 1]; b++) all += slots(in.segments, b);
+    return static_cast<double>(all);
+  };
+  sum_gradients(in.number_of_tiles(), cost, size, JETKERN_SELECT(attention_block_turns)(in.shape),
+                in.scratch(true), gradient, [&](int64_t t, const Gradient& sum, float* scratch) {
+                  run(in.shape, in.weights.data, in.panels.floats(), in.segments, in.tiles[t],
+                      in.tiles[t + 1], in.x, in.bias, from, to, to_bias, sum, scratch);
                 });
-  JETKERN_SELECT(attention_block_unfold)(in.shape, in.weights, gradient);
+  JETKERN_SELECT(attention_block_unfold)(in.shape, in.weights.data, gradient);
   return {dx, d_weights, d_bias};
 }
 
@@ -135,6 +134,6 @@ std::tuple<Tensor, Tensor, Tensor> attention_block_backward(
 }  // namespace jetkern
 
 STABLE_TORCH_LIBRARY_IMPL(jetkern, CPU, m) {
-  m.impl("attention_block", TORCH_BOX(&jetkern::attention_block));
-  m.impl("attention_block_backward", TORCH_BOX(&jetkern::attention_block_backward));
+  m.impl("cpu_attention_block", TORCH_BOX(&jetkern::attention_block));
+  m.impl("cpu_attention_block_backward", TORCH_BOX(&jetkern::attention_block_backward));
 }

@@ -1,27 +1,39 @@
-// Gradients of weights, summed over the work of a whole batch.
+// Gradients of weights, summed over the tiles of a whole batch.
 #pragma once
 
 #include <cstring>
 
 #include "parallel.h"
+#include "turns.h"
 
 namespace jetkern {
 
-// How many partial sums of `size` floats to hold: enough for every thread to find work, in at most
-// 16 MiB (fresh memory costs more time than it saves) unless four need more.
-inline int64_t partial_sums(int64_t size) {
+// to = sum over tiles of what work(tile, gradient, scratch) adds to `gradient`, of `size` floats in
+// parts that take `turns` turns. cost(tile) is about what a tile's work costs.
+//
+// Small gradients have 4 to 32 partial sums in at most 16 MiB (fresh memory costs more time than it
+// saves), so that no thread waits for another; for larger ones partial sums would take a model's worth
+// of memory, and all threads add to `to` in turn.
+template <class Cost, class Work>
+void sum_gradients(int64_t tiles, const Cost& cost, int64_t size, int64_t turns, int64_t floats,
+                   float* to, const Work& work) {
   const int64_t fit = (int64_t{16} << 20) / (size * int64_t{sizeof(float)} + 1);
-  return fit < 4 ? 4 : fit > 32 ? 32 : fit;
-}
-
-// to = sum over chunks, in their order, of what work(chunk, partial, scratch) adds to `partial`.
-template <class Work>
-void sum_gradients(int64_t chunks, int64_t size, int64_t floats, float* to, const Work& work) {
+  if (fit < 4 || tiles < 2) {
+    std::memset(to, 0, size * sizeof(float));
+    std::vector<int64_t> done(turns);
+    parallel(tiles, floats, [&](int64_t tile, float* scratch) {
+      work(tile, Gradient{to, done.data(), tile}, scratch);
+    });
+    return;
+  }
+  const auto bounds = split(tiles, fit < 32 ? fit : 32, cost);
+  const int64_t chunks = static_cast<int64_t>(bounds.size()) - 1;
   Scratch partial(chunks * size * int64_t{sizeof(float)});
   parallel(chunks, floats, [&](int64_t chunk, float* scratch) {
     float* mine = partial.floats() + chunk * size;
     std::memset(mine, 0, size * sizeof(float));
-    work(chunk, mine, scratch);
+    for (int64_t tile = bounds[chunk]; tile < bounds[chunk + 1]; tile++)
+      work(tile, Gradient{mine, nullptr, tile}, scratch);
   });
   reduce(partial.floats(), chunks, size, to);
 }

@@ -15,26 +15,39 @@ JETKERN_INLINE int64_t tile_size(int64_t slots, int64_t n) { return slots * slot
 // Slots that the products take at a time; chains of them stay in the first-level cache.
 constexpr int64_t SLOTS = W == 16 ? 3 : 2;
 
-// A matrix of weights (outputs, inputs), rearranged for `product`.
+// A matrix of weights, w(o, i) = w[o * row + i * column] * by_output[o] * by_input[i], either factor
+// null for ones, and how `product` takes it: rearranged beforehand, or, where `packed` is null, block
+// by block while it is used. With bf16 factors are rounded to bfloat16 and sums stay float.
 struct Panels {
-  const float* data;
-  int64_t outputs, inputs;
+  const float *w, *by_output, *by_input;
+  int64_t row, column, outputs, inputs;
+  bool bf16;
+  const float* packed;
 };
-int64_t panels_size(int64_t outputs, int64_t inputs);
 
-// Panels of w(o, i) = w[o * row + i * column] * by_output[o] * by_input[i]; either factor may be
-// null. `to` has panels_size(outputs, inputs) floats.
-Panels pack_panels(const float* w, int64_t row, int64_t column, const float* by_output,
-                   const float* by_input, int64_t outputs, int64_t inputs, float* to);
+// Floats of a packed matrix.
+int64_t panels_size(int64_t outputs, int64_t inputs, bool bf16);
+void pack_panels(const Panels& panels, float* to);
+
+// Floats of room that `product` and `outer_product` need for a matrix and so many slots.
+int64_t product_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16, bool packed);
 
 // y[s][o] = sum_i w(o, i) x[s][i] + bias[o] + add[s][o]; bias and add may be null, add may be y and
 // has its row length.
 void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row, int64_t slots,
-             const float* bias, const float* add);
+             const float* bias, const float* add, float* room);
 
-// to[o * inputs + i] += sum over slots and lanes of y[s][o] x[s][i]: a weight's gradient.
-void outer_product(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
-                   int64_t inputs, int64_t slots, float* to);
+// An outer product, the gradient of a weight (outputs, inputs), of which one call does some outputs:
+// to[o * inputs + i] += sum over slots and lanes of y[s][o] x[s][i].
+struct Outer {
+  const float *y, *x;
+  int64_t y_row, x_row, inputs, slots;
+  bool bf16;
+};
+// Rounds y and x into `room` if they are to be bfloat16; call it once before `outer_product`.
+Outer outer(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
+            int64_t inputs, int64_t slots, bool bf16, float* room);
+void outer_product(const Outer& factors, int64_t first, int64_t last, float* to);
 
 // to[o] += sum over slots and lanes of y[s][o]: a bias's gradient.
 void lane_sums(const float* y, int64_t y_row, int64_t outputs, int64_t slots, float* to);

@@ -1,21 +1,24 @@
 #include "gradients.h"
 #include "select.h"
-#include "shapes.h"
+#include "weights.h"
 
-JETKERN_KERNEL(int64_t, local_block_panels, (const LocalShape&));
-JETKERN_KERNEL(void, local_block_pack, (const LocalShape&, const float* weights, float* panels));
+JETKERN_KERNEL(int64_t, local_block_panels, (const LocalShape&, bool backward));
+JETKERN_KERNEL(void, local_block_pack,
+               (const LocalShape&, const float* const* weights, bool backward, float* panels));
+JETKERN_KERNEL(int64_t, local_block_turns, (const LocalShape&));
 JETKERN_KERNEL(int64_t, local_block_tile, (const LocalShape&));
 JETKERN_KERNEL(int64_t, local_block_scratch, (const LocalShape&, bool backward));
 JETKERN_KERNEL(bool, local_block_forward,
-               (const LocalShape&, const float* weights, float* panels, const float* particles,
-                const int64_t* neighbours, int64_t first, int64_t last, float* out,
-                float* scratch));
+               (const LocalShape&, const float* const* weights, float* panels,
+                const float* particles, const int64_t* neighbours, int64_t first, int64_t last,
+                float* out, float* scratch));
 JETKERN_KERNEL(bool, local_block_backward,
-               (const LocalShape&, const float* weights, float* panels, const float* particles,
-                const int64_t* neighbours, const float* d_out, int64_t first, int64_t last,
-                float* gradient, float* scratch));
+               (const LocalShape&, const float* const* weights, float* panels,
+                const float* particles, const int64_t* neighbours, const float* d_out,
+                int64_t first, int64_t last, const Gradient&, float* d_particles, float* d_edges,
+                float* scratch));
 JETKERN_KERNEL(void, local_block_unfold,
-               (const LocalShape&, const float* weights, float* gradient));
+               (const LocalShape&, const float* const* weights, float* gradient));
 
 namespace jetkern {
 namespace {
@@ -29,24 +32,28 @@ const LocalShape& checked(const LocalShape& shape) {
 // What forward and backward share: checked inputs and packed weights.
 struct Inputs {
   LocalShape shape;
-  const float *particles, *weights;
+  Weights weights;
+  const float* particles;
   const int64_t* neighbours;
+  int64_t total, tile, tiles;
   Scratch panels;
 
-  Inputs(const Tensor& particle_rows, const Tensor& neighbour_rows, const Tensor& flat,
+  Inputs(const Tensor& particle_rows, const Tensor& neighbour_rows, const Tensor& table,
          int64_t width, int64_t heads, int64_t blocks, int64_t embed_hidden, int64_t embed_parts,
-         int64_t hidden, int64_t parts)
+         int64_t hidden, int64_t parts, bool bf16, bool backward)
       : shape(checked({neighbour_rows.size(0), neighbour_rows.size(1), blocks,
-                       mlp_shape(7, embed_hidden, width, embed_parts),
-                       {width, heads, mlp_shape(width, hidden, width, parts)}})),
+                       mlp_shape(7, embed_hidden, width, embed_parts, bf16),
+                       {width, heads, mlp_shape(width, hidden, width, parts, bf16)}})),
+        weights(table, shape),
         particles(data<float>(particle_rows, "particles")),
-        weights(data<float>(flat, "weights")),
         neighbours(data<int64_t>(neighbour_rows, "neighbours")),
-        panels(JETKERN_SELECT(local_block_panels)(shape) * int64_t{sizeof(float)}) {
-    if (flat.numel() != number_of_weights(shape))
-      throw std::runtime_error("weights have the wrong size");
-    JETKERN_SELECT(local_block_pack)(shape, weights, panels.floats());
+        total(shape.particles),
+        tile(JETKERN_SELECT(local_block_tile)(shape)),
+        tiles((total + tile - 1) / tile),
+        panels(JETKERN_SELECT(local_block_panels)(shape, backward) * int64_t{sizeof(float)}) {
+    JETKERN_SELECT(local_block_pack)(shape, weights.data, backward, panels.floats());
   }
+  int64_t last(int64_t t) const { return (t + 1) * tile < total ? (t + 1) * tile : total; }
 };
 
 void check(bool inside) {
@@ -55,53 +62,61 @@ void check(bool inside) {
 
 Tensor local_block(const Tensor& particles, const Tensor& neighbours, const Tensor& weights,
                    int64_t width, int64_t heads, int64_t blocks, int64_t embed_hidden,
-                   int64_t embed_parts, int64_t hidden, int64_t parts) {
+                   int64_t embed_parts, int64_t hidden, int64_t parts, bool bf16) {
   const Inputs in(particles, neighbours, weights, width, heads, blocks, embed_hidden, embed_parts,
-                  hidden, parts);
-  const int64_t total = in.shape.particles, tile = JETKERN_SELECT(local_block_tile)(in.shape);
-  Tensor out = torch::stable::new_empty(particles, {total, width});
+                  hidden, parts, bf16, false);
+  Tensor out = torch::stable::new_empty(particles, {in.total, width});
   float* to = data<float>(out, "out");
   auto run = JETKERN_SELECT(local_block_forward);
-  parallel((total + tile - 1) / tile, JETKERN_SELECT(local_block_scratch)(in.shape, false),
-           [&](int64_t c, float* scratch) {
-             const int64_t last = (c + 1) * tile < total ? (c + 1) * tile : total;
-             check(run(in.shape, in.weights, in.panels.floats(), in.particles, in.neighbours,
-                       c * tile, last, to, scratch));
+  parallel(in.tiles, JETKERN_SELECT(local_block_scratch)(in.shape, false),
+           [&](int64_t t, float* scratch) {
+             check(run(in.shape, in.weights.data, in.panels.floats(), in.particles, in.neighbours,
+                       t * in.tile, in.last(t), to, scratch));
            });
   return out;
 }
 
-Tensor local_block_backward(const Tensor& d_out, const Tensor& particles, const Tensor& neighbours,
-                            const Tensor& weights, int64_t width, int64_t heads, int64_t blocks,
-                            int64_t embed_hidden, int64_t embed_parts, int64_t hidden,
-                            int64_t parts) {
+// Gradients of the particles (empty unless wanted) and of the weights, one after the other.
+std::tuple<Tensor, Tensor> local_block_backward(const Tensor& d_out, const Tensor& particles,
+                                                const Tensor& neighbours, const Tensor& weights,
+                                                int64_t width, int64_t heads, int64_t blocks,
+                                                int64_t embed_hidden, int64_t embed_parts,
+                                                int64_t hidden, int64_t parts, bool bf16,
+                                                bool need_particles) {
   const Inputs in(particles, neighbours, weights, width, heads, blocks, embed_hidden, embed_parts,
-                  hidden, parts);
-  const int64_t total = in.shape.particles, tile = JETKERN_SELECT(local_block_tile)(in.shape);
-  const int64_t size = number_of_weights(in.shape);
+                  hidden, parts, bf16, true);
   const float* from = data<float>(d_out, "d_out");
-  Tensor out = torch::stable::new_empty(weights, {size});
-  float* gradient = data<float>(out, "gradient");
+  const int64_t K = in.shape.neighbours, rows = need_particles ? in.total : 0;
+  Tensor d_weights = torch::stable::new_empty(particles, {in.weights.size});
+  Tensor d_particles = torch::stable::new_empty(particles, {rows, 4});
+  float* gradient = data<float>(d_weights, "d_weights");
+  float* centres = need_particles ? data<float>(d_particles, "d_particles") : nullptr;
+  Scratch edges(rows * K * 4 * int64_t{sizeof(float)});
   auto run = JETKERN_SELECT(local_block_backward);
-  const auto bounds =
-      split((total + tile - 1) / tile, partial_sums(size), [](int64_t) { return 1.0; });
-  sum_gradients(static_cast<int64_t>(bounds.size()) - 1, size,
+  sum_gradients(in.tiles, [](int64_t) { return 1.0; }, in.weights.size,
+                JETKERN_SELECT(local_block_turns)(in.shape),
                 JETKERN_SELECT(local_block_scratch)(in.shape, true), gradient,
-                [&](int64_t c, float* partial, float* scratch) {
-                  for (int64_t t = bounds[c]; t < bounds[c + 1]; t++) {
-                    const int64_t last = (t + 1) * tile < total ? (t + 1) * tile : total;
-                    check(run(in.shape, in.weights, in.panels.floats(), in.particles,
-                              in.neighbours, from, t * tile, last, partial, scratch));
-                  }
+                [&](int64_t t, const Gradient& sum, float* scratch) {
+                  check(run(in.shape, in.weights.data, in.panels.floats(), in.particles,
+                            in.neighbours, from, t * in.tile, in.last(t), sum, centres,
+                            edges.floats(), scratch));
                 });
-  JETKERN_SELECT(local_block_unfold)(in.shape, in.weights, gradient);
-  return out;
+  JETKERN_SELECT(local_block_unfold)(in.shape, in.weights.data, gradient);
+  // Particles as neighbours: edge after edge, so that the sums do not depend on the threads.
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t k = 0, edge = i * K; k < K; k++) {
+      const int64_t j = in.neighbours[i * K + k];
+      if (j < 0) continue;
+      for (int64_t c = 0; c < 4; c++) centres[j * 4 + c] += edges.floats()[edge * 4 + c];
+      edge++;
+    }
+  return {d_particles, d_weights};
 }
 
 }  // namespace
 }  // namespace jetkern
 
 STABLE_TORCH_LIBRARY_IMPL(jetkern, CPU, m) {
-  m.impl("local_block", TORCH_BOX(&jetkern::local_block));
-  m.impl("local_block_backward", TORCH_BOX(&jetkern::local_block_backward));
+  m.impl("cpu_local_block", TORCH_BOX(&jetkern::local_block));
+  m.impl("cpu_local_block_backward", TORCH_BOX(&jetkern::local_block_backward));
 }

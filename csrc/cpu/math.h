@@ -121,10 +121,11 @@ JETKERN_INLINE vfloat sinh(vfloat x) {
   return select(x < 0.0f, -p, p);
 }
 
-// sin(x)^2 for |x| up to about 1e4.
-JETKERN_INLINE vfloat sin_squared(vfloat x) {
+// sin(x) for |x| up to about 1e4.
+JETKERN_INLINE vfloat sin(vfloat x) {
   const float magic = 12582912.0f;
-  vfloat n = x * 0.318309886f + magic - magic;
+  vfloat shifted = x * 0.318309886f + magic;
+  vfloat n = shifted - magic;
   vfloat r = x - n * 3.140625f;  // pi in three parts
   r = r - n * 9.67025757e-4f;
   r = r - n * 6.27832957e-7f;
@@ -134,8 +135,7 @@ JETKERN_INLINE vfloat sin_squared(vfloat x) {
   p = p * s - 1.984086813e-4f;
   p = p * s + 8.333331108e-3f;
   p = p * s - 1.666666663e-1f;
-  vfloat sine = p * s * r + r;
-  return sine * sine;
+  return from_bits(bits(p * s * r + r) ^ (bits(shifted) << 31));  // minus for odd n
 }
 
 }  // namespace jetkern::JETKERN_ISA

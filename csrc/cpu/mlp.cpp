@@ -1,19 +1,22 @@
 #include "gradients.h"
 #include "select.h"
-#include "shapes.h"
+#include "weights.h"
 
-JETKERN_KERNEL(int64_t, mlp_panels, (const MlpShape&));
-JETKERN_KERNEL(void, mlp_pack, (const MlpShape&, const float* weights, float* panels));
+JETKERN_KERNEL(int64_t, mlp_panels, (const MlpShape&, bool backward));
+JETKERN_KERNEL(void, mlp_pack,
+               (const MlpShape&, const float* const* weights, bool backward, float* panels));
+JETKERN_KERNEL(int64_t, mlp_turns, (const MlpShape&));
 JETKERN_KERNEL(int64_t, mlp_tile, ());
 JETKERN_KERNEL(int64_t, mlp_scratch, (const MlpShape&));
 JETKERN_KERNEL(void, mlp_forward,
-               (const MlpShape&, const float* weights, float* panels, const float* x,
+               (const MlpShape&, const float* const* weights, float* panels, const float* x,
                 int64_t first, int64_t last, float* out, float* scratch));
 JETKERN_KERNEL(void, mlp_backward,
-               (const MlpShape&, const float* weights, float* panels, const float* x,
-                const float* d_out, int64_t first, int64_t last, float* dx, float* gradient,
+               (const MlpShape&, const float* const* weights, float* panels, const float* x,
+                const float* d_out, int64_t first, int64_t last, float* dx, const Gradient&,
                 float* scratch));
-JETKERN_KERNEL(void, mlp_unfold, (const MlpShape&, const float* weights, float* gradient));
+JETKERN_KERNEL(void, mlp_unfold,
+               (const MlpShape&, const float* const* weights, float* gradient));
 
 namespace jetkern {
 namespace {
@@ -21,61 +24,56 @@ namespace {
 // What forward and backward share: checked inputs and packed weights.
 struct Inputs {
   MlpShape shape;
-  const float *x, *weights;
-  int64_t rows, tile;
+  Weights weights;
+  const float* x;
+  int64_t rows, tile, tiles;
   Scratch panels;
 
-  Inputs(const Tensor& input, const Tensor& flat, int64_t hidden, int64_t out, int64_t parts)
-      : shape(mlp_shape(input.size(1), hidden, out, parts)),
+  Inputs(const Tensor& input, const Tensor& table, int64_t hidden, int64_t out, int64_t parts,
+         bool bf16, bool backward)
+      : shape(mlp_shape(input.size(1), hidden, out, parts, bf16)),
+        weights(table, shape),
         x(data<float>(input, "x")),
-        weights(data<float>(flat, "weights")),
         rows(input.size(0)),
         tile(JETKERN_SELECT(mlp_tile)()),
-        panels(JETKERN_SELECT(mlp_panels)(shape) * int64_t{sizeof(float)}) {
-    if (flat.numel() != number_of_weights(shape))
-      throw std::runtime_error("weights have the wrong size");
-    JETKERN_SELECT(mlp_pack)(shape, weights, panels.floats());
+        tiles((rows + tile - 1) / tile),
+        panels(JETKERN_SELECT(mlp_panels)(shape, backward) * int64_t{sizeof(float)}) {
+    JETKERN_SELECT(mlp_pack)(shape, weights.data, backward, panels.floats());
   }
+  int64_t last(int64_t t) const { return (t + 1) * tile < rows ? (t + 1) * tile : rows; }
 };
 
-Tensor mlp(const Tensor& x, const Tensor& weights, int64_t hidden, int64_t out, int64_t parts) {
-  const Inputs in(x, weights, hidden, out, parts);
+Tensor mlp(const Tensor& x, const Tensor& weights, int64_t hidden, int64_t out, int64_t parts,
+           bool bf16) {
+  const Inputs in(x, weights, hidden, out, parts, bf16, false);
   Tensor result = torch::stable::new_empty(x, {in.rows, out});
   float* to = data<float>(result, "result");
   auto run = JETKERN_SELECT(mlp_forward);
-  parallel((in.rows + in.tile - 1) / in.tile, JETKERN_SELECT(mlp_scratch)(in.shape),
-           [&](int64_t c, float* scratch) {
-             const int64_t last = (c + 1) * in.tile < in.rows ? (c + 1) * in.tile : in.rows;
-             run(in.shape, in.weights, in.panels.floats(), in.x, c * in.tile, last, to, scratch);
-           });
+  parallel(in.tiles, JETKERN_SELECT(mlp_scratch)(in.shape), [&](int64_t t, float* scratch) {
+    run(in.shape, in.weights.data, in.panels.floats(), in.x, t * in.tile, in.last(t), to, scratch);
+  });
   return result;
 }
 
-// Gradients of x (empty unless wanted) and of the weights.
+// Gradients of x (empty unless wanted) and of the weights, one after the other.
 std::tuple<Tensor, Tensor> mlp_backward(const Tensor& d_out, const Tensor& x,
                                         const Tensor& weights, int64_t hidden, int64_t out,
-                                        int64_t parts, bool need_dx) {
-  const Inputs in(x, weights, hidden, out, parts);
-  const int64_t size = number_of_weights(in.shape);
+                                        int64_t parts, bool bf16, bool need_dx) {
+  const Inputs in(x, weights, hidden, out, parts, bf16, true);
+  const int64_t size = in.weights.size;
   const float* from = data<float>(d_out, "d_out");
   Tensor dx = torch::stable::new_empty(x, {need_dx ? in.rows : 0, in.shape.in});
-  Tensor d_weights = torch::stable::new_empty(weights, {size});
+  Tensor d_weights = torch::stable::new_empty(x, {size});
   float* to = need_dx ? data<float>(dx, "dx") : nullptr;
   float* gradient = data<float>(d_weights, "d_weights");
   auto run = JETKERN_SELECT(mlp_backward);
-  const auto bounds =
-      split((in.rows + in.tile - 1) / in.tile, partial_sums(size), [](int64_t) { return 1.0; });
-  sum_gradients(static_cast<int64_t>(bounds.size()) - 1, size,
+  sum_gradients(in.tiles, [](int64_t) { return 1.0; }, size, JETKERN_SELECT(mlp_turns)(in.shape),
                 JETKERN_SELECT(mlp_scratch)(in.shape), gradient,
-                [&](int64_t c, float* partial, float* scratch) {
-                  for (int64_t t = bounds[c]; t < bounds[c + 1]; t++) {
-                    const int64_t last =
-                        (t + 1) * in.tile < in.rows ? (t + 1) * in.tile : in.rows;
-                    run(in.shape, in.weights, in.panels.floats(), in.x, from, t * in.tile, last,
-                        to, partial, scratch);
-                  }
+                [&](int64_t t, const Gradient& sum, float* scratch) {
+                  run(in.shape, in.weights.data, in.panels.floats(), in.x, from, t * in.tile,
+                      in.last(t), to, sum, scratch);
                 });
-  JETKERN_SELECT(mlp_unfold)(in.shape, in.weights, gradient);
+  JETKERN_SELECT(mlp_unfold)(in.shape, in.weights.data, gradient);
   return {dx, d_weights};
 }
 
@@ -83,6 +81,6 @@ std::tuple<Tensor, Tensor> mlp_backward(const Tensor& d_out, const Tensor& x,
 }  // namespace jetkern
 
 STABLE_TORCH_LIBRARY_IMPL(jetkern, CPU, m) {
-  m.impl("mlp", TORCH_BOX(&jetkern::mlp));
-  m.impl("mlp_backward", TORCH_BOX(&jetkern::mlp_backward));
+  m.impl("cpu_mlp", TORCH_BOX(&jetkern::mlp));
+  m.impl("cpu_mlp_backward", TORCH_BOX(&jetkern::mlp_backward));
 }

@@ -42,12 +42,17 @@ std::vector<PairRun> runs(const Tensor& particles, const Tensor& offsets, int64_
 
 }  // namespace
 
-// -> bias (H, P)
+// -> bias (H, P). num_pairs is P, or -1 if the caller does not know it.
 Tensor pair_bias(const Tensor& particles, const Tensor& offsets, const Tensor& fc1_weight,
-                 const Tensor& fc1_bias, const Tensor& fc2_weight, const Tensor& fc2_bias) {
+                 const Tensor& fc1_bias, const Tensor& fc2_weight, const Tensor& fc2_bias,
+                 int64_t num_pairs) {
   const auto p = perceptron(fc1_weight, fc1_bias, fc2_weight, fc2_bias);
   const auto all = runs(particles, offsets, 256);
-  Tensor bias = torch::stable::new_empty(particles, {p.heads, all.empty() ? 0 : all[0].pairs});
+  const int64_t pairs = all.empty() ? 0 : all[0].pairs;
+  if (num_pairs >= 0 && num_pairs != pairs)
+    throw std::runtime_error("num_pairs is " + std::to_string(num_pairs) + ", the jets have " +
+                             std::to_string(pairs) + " pairs");
+  Tensor bias = torch::stable::new_empty(particles, {p.heads, pairs});
   float* to = data<float>(bias, "bias");
   auto run = JETKERN_SELECT(pair_bias_forward);
   parallel(all.size(), pair_scratch(p.hidden, p.heads),
@@ -55,10 +60,12 @@ Tensor pair_bias(const Tensor& particles, const Tensor& offsets, const Tensor& f
   return bias;
 }
 
-// -> the gradient of the weights in one tensor, see pair_gradient_size
-Tensor pair_bias_backward(const Tensor& dbias, const Tensor& particles, const Tensor& offsets,
-                          const Tensor& fc1_weight, const Tensor& fc1_bias,
-                          const Tensor& fc2_weight, const Tensor& fc2_bias) {
+// -> the gradient of the weights in one tensor, see pair_gradient_size, and that of the particles
+// (empty unless wanted)
+std::tuple<Tensor, Tensor> pair_bias_backward(const Tensor& dbias, const Tensor& particles,
+                                              const Tensor& offsets, const Tensor& fc1_weight,
+                                              const Tensor& fc1_bias, const Tensor& fc2_weight,
+                                              const Tensor& fc2_bias, bool need_particles) {
   const auto p = perceptron(fc1_weight, fc1_bias, fc2_weight, fc2_bias);
   const int64_t size = pair_gradient_size(p.hidden, p.heads);
   const int64_t most = (int64_t{1} << 20) / size;  // 4 MiB of partial sums, 16 to 256 of them
@@ -66,14 +73,17 @@ Tensor pair_bias_backward(const Tensor& dbias, const Tensor& particles, const Te
   if (dbias.size(0) != p.heads || dbias.size(1) != (all.empty() ? 0 : all[0].pairs))
     throw std::runtime_error("dbias must be (H, P)");
   const float* from = data<float>(dbias, "dbias");
+  Tensor d_particles =
+      torch::stable::new_empty(particles, {need_particles ? particles.size(0) : 0, 4});
+  float* to = need_particles ? data<float>(d_particles, "d_particles") : nullptr;
   Scratch parts(all.size() * size * sizeof(float));
   auto run = JETKERN_SELECT(pair_bias_backward);
   parallel(all.size(), pair_scratch(p.hidden, p.heads), [&](int64_t i, float* scratch) {
-    run(p, all[i], from, parts.floats() + i * size, scratch);
+    run(p, all[i], from, parts.floats() + i * size, to, scratch);
   });
   Tensor gradient = torch::stable::new_empty(particles, {size});
   reduce(parts.floats(), all.size(), size, data<float>(gradient, "gradient"));
-  return gradient;
+  return {gradient, d_particles};
 }
 
 }  // namespace jetkern

@@ -32,7 +32,7 @@ constexpr int64_t PAIR_BLOCK = 64;  // hidden units that are worked on at once
 // Floats of scratch that either direction needs.
 inline int64_t pair_scratch(int64_t hidden, int64_t heads) {
   int64_t wide = (hidden + PAIR_BLOCK - 1) / PAIR_BLOCK * PAIR_BLOCK;
-  return 2 * PAIR_TILE * PAIR_BLOCK + (4 + PAIR_TILE) * heads + 4 * PAIR_TILE + 5 * wide;
+  return 2 * PAIR_TILE * PAIR_BLOCK + (4 + PAIR_TILE) * heads + 7 * PAIR_TILE + 5 * wide;
 }
 
 }  // namespace jetkern
@@ -41,7 +41,8 @@ inline int64_t pair_scratch(int64_t hidden, int64_t heads) {
 JETKERN_KERNEL(void, pair_bias_forward,
                (const PairPerceptron& perceptron, const PairRun& run, float* bias, float* scratch));
 
-// The gradient of the weights, from dbias (H, pairs), summed over these jets into `gradient`.
+// The gradient of the weights, from dbias (H, pairs), summed over these jets into `gradient`, and
+// unless null the rows of d_particles (T, 4) that belong to these jets.
 JETKERN_KERNEL(void, pair_bias_backward,
                (const PairPerceptron& perceptron, const PairRun& run, const float* dbias,
-                float* gradient, float* scratch));
+                float* gradient, float* d_particles, float* scratch));

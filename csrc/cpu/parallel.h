@@ -2,6 +2,8 @@
 // on the number of threads: then so do the results, to the last bit.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -15,20 +17,39 @@
 
 namespace jetkern {
 
-// `bytes` of memory aligned to a cache line, not initialised.
+// `bytes` of memory aligned to a cache line, not initialised. Large ones come from the system and go
+// back to it at once: in the heap they would leave holes as large, which nothing else fills.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes)
-      : data_(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr) {
-    if (bytes && !data_) throw std::bad_alloc();
+  explicit Scratch(int64_t bytes) : bytes_(bytes), mapped_(bytes >= LARGE) {
+    if (!bytes) return;
+    if (!mapped_) {
+      data_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    } else {
+      data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (data_ == MAP_FAILED) data_ = nullptr;
+#if defined(MADV_HUGEPAGE)
+      if (data_) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    if (!data_) throw std::bad_alloc();
   }
-  ~Scratch() { std::free(data_); }
+  ~Scratch() {
+    if (mapped_)
+      munmap(data_, bytes_);
+    else
+      std::free(data_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   float* floats() const { return static_cast<float*>(data_); }
 
  private:
-  void* data_;
+  static constexpr int64_t LARGE = 4 << 20;
+
+  void* data_ = nullptr;
+  int64_t bytes_;
+  bool mapped_;
 };
 
 // Calls work(chunk, scratch) for chunk = 0 .. chunks - 1, each thread taking the next one that is

@@ -8,6 +8,7 @@
 
 #include "lanes.h"
 #include "shapes.h"
+#include "turns.h"
 
 namespace jetkern::JETKERN_ISA {
 
@@ -23,38 +24,63 @@ struct Arena {
   }
 };
 
-// Where a weight lies in the flat array, and its panels.
+// A bias, alpha or gamma: its values (null where there is none), its place in the flat gradient and
+// its turn there (turns.h).
+struct Part {
+  const float* data;
+  int64_t at, turn;
+};
+
+// A matrix with its panels for both directions; its gradient takes a turn for every `turn_rows` rows.
 struct Weight {
-  int64_t at, at_gamma;  // at_gamma: the folded gamma, or -1
+  Part part, gamma;  // gamma: the folded one, if any
+  int64_t turn_rows;
   Panels forward, backward;
 };
 
 struct Mlp {
   MlpShape shape;
-  int64_t at_bias1, at_alpha, at_bias2;  // -1 where there is none
-  const float *bias1, *bias2;
-  float alpha;
+  Part bias1, bias2, alpha;
   Weight fc1, fc2;
+  float* room;  // for products
 };
 
 struct Block {
   BlockShape shape;
-  int64_t at_alpha1, at_alpha2;
-  float alpha1, alpha2;
+  Part alpha1, alpha2;
   Weight qkv, out;
   Mlp mlp;
+  float* room;
 };
 
-// Lays out one perceptron or block whose weights begin at weights[at], and moves `at` past it. The
-// panels go to `panels`: written if `pack`, else taken to be there. at_gamma as in Weight, for fc1.
-Mlp make_mlp(const MlpShape& shape, const float* weights, int64_t& at, int64_t at_gamma,
-             Arena& panels, bool pack);
-Block make_block(const BlockShape& shape, const float* weights, int64_t& at, Arena& panels,
-                 bool pack);
+// What is laid out, weight after weight: their values, in the order of jetkern/ops/parameters.py, and
+// the panels of those matrices that are packed beforehand. Without `weights` it only counts.
+struct Layout {
+  const float* const* weights;
+  Arena panels;
+  bool pack;      // write the panels; else they are there already
+  bool backward;  // also those of the transposed matrices
+  float* room;
+  int64_t at = 0, turns = 0;  // of the gradient so far
+
+  Part take(int64_t size, int64_t number_of_turns = 1) {
+    const Part part{weights ? *weights++ : nullptr, at, turns};
+    at += size;
+    turns += number_of_turns;
+    return part;
+  }
+};
+
+Mlp make_mlp(const MlpShape& shape, const Part& gamma, Layout& layout);
+Block make_block(const BlockShape& shape, Layout& layout);
+
+// Floats of room that the products of a perceptron, or of a block, need for so many slots.
+int64_t room_size(const MlpShape& shape, int64_t slots);
+int64_t room_size(const BlockShape& shape, int64_t slots);
 
 // Turns the gradients of folded weights into those of weights and gammas, in place.
-void unfold(const Mlp& mlp, const float* weights, float* gradient);
-void unfold(const Block& block, const float* weights, float* gradient);
+void unfold(const Mlp& mlp, float* gradient);
+void unfold(const Block& block, float* gradient);
 
 // Slots to take through a chain of layers at a time: few, so that they stay in the first-level
 // cache, or all, where the weights do not fit the second-level cache.
@@ -76,9 +102,9 @@ BlockTile take_block_tile(const BlockShape& shape, int64_t slots, Arena& arena);
 
 // to = tanh(alpha x), (slots, n) both.
 void norm(const float* x, float alpha, int64_t n, int64_t slots, float* to);
-// dx += dy (1 - y^2) alpha for y = tanh(alpha x), and *d_alpha gets the sum of dy (1 - y^2) x.
-void norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
-                   int64_t slots, float* dx, float* d_alpha);
+// dx += dy (1 - y^2) alpha for y = tanh(alpha x). Returns the gradient of alpha.
+float norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
+                    int64_t slots, float* dx);
 
 // The hidden vectors of x; `keep` for backward also stores gelu and slope.
 void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& tile, bool keep);
@@ -87,16 +113,22 @@ void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const
 
 // From d_normed, the gradient of tile.normed with slots d_row vectors apart (0: one for all), times
 // weight[slot] where given: the gradient before the GELU replaces tile.slope, dx (may be
-// null) is the gradient of x, *d_alpha is added to.
-void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
-                         const float* weight, int64_t slots, float* dx, float* d_alpha);
+// null) is the gradient of x. Returns the gradient of alpha.
+float mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
+                          const float* weight, int64_t slots, float* dx);
 // All of the backward from dy: gradient (flat, folded) is added to, dx may be null. `scratch` holds
 // tile_size(slots, hidden) floats.
 void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const float* dy,
-                  int64_t slots, float* dx, float* gradient, float* scratch);
+                  int64_t slots, float* dx, const Gradient& gradient, float* scratch);
+// The weight's gradient, y being the gradient of its product with x.
+void weight_backward(const Weight& weight, const float* dy, const float* x, int64_t slots,
+                     const Gradient& gradient, float* room);
+void add_alpha(const Part& alpha, float value, const Gradient& gradient);
+void bias_backward(const Part& bias, const float* dy, int64_t outputs, int64_t slots,
+                   const Gradient& gradient);
 // The part of it that belongs to fc1, after mlp_hidden_backward.
 void fc1_backward(const Mlp& mlp, const MlpTile& tile, const float* x, int64_t slots,
-                  float* gradient);
+                  const Gradient& gradient);
 
 // tile.in -> normed1, qkv.
 void before_attention(const Block& block, const BlockTile& tile, int64_t slots);
@@ -106,13 +138,14 @@ void after_attention(const Block& block, const BlockTile& tile, int64_t slots, b
 // dx: gradient of the block's result on entry, of tile.middle on return. `scratch` holds
 // tile_size(slots, hidden) + tile_size(slots, width) floats.
 void after_attention_backward(const Block& block, const BlockTile& tile, int64_t slots, float* dx,
-                              float* gradient, float* scratch);
+                              const Gradient& gradient, float* scratch);
 // d_mixed = the gradient of tile.mixed from dx, that of tile.middle.
 void out_backward(const Block& block, const BlockTile& tile, int64_t slots, const float* dx,
-                  float* d_mixed, float* gradient);
+                  float* d_mixed, const Gradient& gradient);
 // dx: gradient of tile.middle on entry, of tile.in on return, given d_qkv. `scratch` holds
 // tile_size(slots, width) floats.
 void before_attention_backward(const Block& block, const BlockTile& tile, int64_t slots,
-                               const float* d_qkv, float* dx, float* gradient, float* scratch);
+                               const float* d_qkv, float* dx, const Gradient& gradient,
+                               float* scratch);
 
 }  // namespace jetkern::JETKERN_ISA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,16 +45,34 @@ class BlockParameters(NamedTuple):
     mlp: MLPParameters
 
 
-def flat(*groups: MLPParameters | BlockParameters) -> Tensor:
-    """All weights in one row, in the order of their fields, as the compiled ops take them."""
-    rows: list[Tensor] = []
+def tensors(*groups: MLPParameters | BlockParameters) -> list[Tensor]:
+    """All weights that there are, contiguous, in the order of their fields."""
+    found: list[Tensor] = []
     for group in groups:
         for weight in group:
             if isinstance(weight, MLPParameters):
-                rows += [w.reshape(-1) for w in weight if w is not None]
+                found += tensors(weight)
             elif weight is not None:
-                rows.append(weight.reshape(-1))
-    return torch.cat(rows)
+                found.append(weight.contiguous())
+    return found
+
+
+def table(weights: Sequence[Tensor]) -> Tensor:
+    """(len(weights), 2) int64 addresses and sizes, as the C++ ops take weights.
+
+    Raises:
+        ValueError: for a weight that is not contiguous float32 on the CPU.
+    """
+    for w in weights:
+        if w.dtype != torch.float32 or w.device.type != "cpu" or not w.is_contiguous():
+            raise ValueError(f"weights must be contiguous float32 on the CPU, got {w.dtype}")
+    return torch.tensor([(w.data_ptr(), w.numel()) for w in weights], dtype=torch.int64)
+
+
+def split_gradient(gradient: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each weight, as views of a gradient of all, one after the other."""
+    parts = gradient.split([w.numel() for w in weights])
+    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
 def optional_parts(parameters: MLPParameters) -> int:

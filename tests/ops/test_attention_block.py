@@ -6,7 +6,7 @@ from torch import Tensor
 
 from jetkern.jets import offsets_from_counts
 from jetkern.ops import attention_block
-from jetkern.ops.parameters import flat
+from jetkern.ops.parameters import tensors
 from tests.ops.helpers import HURTING, check_accuracy, generator, random_block, threads
 
 WIDTHS = [(32, 64, 4), (20, 40, 4), (16, 24, 2), (18, 12, 1)]  # width, hidden width, heads
@@ -114,12 +114,13 @@ def test_opcheck_and_compile() -> None:
     arguments = (
         x.clone().requires_grad_(),
         offsets,
-        flat(block).requires_grad_(),
+        [w.clone().requires_grad_() for w in tensors(block)],
         bias.clone().requires_grad_(),
         particles,
         2,
         12,
         7,
+        False,
     )
     torch.library.opcheck(torch.ops.jetkern.attention_block, arguments)
     want = run(x, offsets, block, 2, bias, particles, "cpu")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from jetkern.ops import knn, local_block
-from jetkern.ops.parameters import flat
+from jetkern.ops.parameters import tensors
 from tests.ops.helpers import (
     HURTING,
     check_accuracy,
@@ -68,15 +68,14 @@ def test_coinciding_particles() -> None:
 
 def test_the_same_bits_with_any_number_of_threads() -> None:
     *tensors, embed, blocks = inputs([40] * 20, 16, 24, 5)
-    weight = blocks[0].qkv_weight.requires_grad_()
+    leaves = [tensors[0].requires_grad_(), blocks[0].qkv_weight.requires_grad_()]
     results = []
     for n in (1, 2, 3, 4):
         with threads(n):
             out = run(*tensors, embed, blocks, 2, "cpu")
-            results.append((out.detach(), torch.autograd.grad(out.square().sum(), weight)[0]))
-    for out, gradient in results[1:]:
-        assert out.equal(results[0][0])
-        assert gradient.equal(results[0][1])
+            results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    for result in results[1:]:
+        assert all(a.equal(b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_many_tiny_jets() -> None:
@@ -96,14 +95,20 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert run(spread, neighbours.t().contiguous().t(), embed, blocks, 2, "cpu").equal(want)
 
 
-def test_gradient_of_the_particles_comes_from_the_reference() -> None:
-    particles, neighbours, embed, blocks = inputs([9], 16, 24, 4)
-    particles.requires_grad_()
-    ours, reference = (
-        torch.autograd.grad(run(particles, neighbours, embed, blocks, 2, b).sum(), particles)[0]
-        for b in ("cpu", "reference")
-    )
-    assert ours.equal(reference)
+@pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
+def test_cpu_accuracy_of_the_gradient_of_the_particles(counts: list[int]) -> None:
+    check_accuracy(run, *inputs(counts, 16, 24, 4), 2)
+
+
+def test_cpu_accuracy_of_the_gradient_of_particles_that_coincide_or_nearly_do() -> None:
+    particles, neighbours, embed, blocks = inputs([12, 6], 16, 24, 4)
+    particles[3, :2] = particles[4, :2]
+    particles[5] = particles[6]
+    particles[7, :2] = particles[8, :2] + torch.tensor([1e-3, 0.0])  # terms of 1e3 that cancel
+    particles[9, 2] = particles[10, 2]  # the smaller pT is both
+    particles[12:, :2] *= 20
+    neighbours = knn(particles, torch.tensor([0, 12, 18]), 4, backend="reference")
+    check_accuracy(run, particles, neighbours, embed, blocks, 2, tiny=1e-5)
 
 
 def test_a_neighbour_beyond_the_last_particle_is_an_error() -> None:
@@ -115,8 +120,9 @@ def test_a_neighbour_beyond_the_last_particle_is_an_error() -> None:
 
 def test_opcheck_and_compile() -> None:
     particles, neighbours, embed, blocks = inputs([5, 0, 3], 8, 12, 3)
-    weights = flat(embed, *blocks).requires_grad_()
-    arguments = (particles, neighbours.contiguous(), weights, 8, 2, 2, 16, 7, 12, 7)
+    weights = [w.clone().requires_grad_() for w in tensors(embed, *blocks)]
+    leaf = particles.clone().requires_grad_()
+    arguments = (leaf, neighbours.contiguous(), weights, 8, 2, 2, 16, 7, 12, 7, False)
     torch.library.opcheck(torch.ops.jetkern.local_block, arguments)
     want = run(particles, neighbours, embed, blocks, 2, "cpu")
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jetkern.ops import mlp
-from jetkern.ops.parameters import flat, optional_parts
+from jetkern.ops.parameters import optional_parts, tensors
 from tests.ops.helpers import check_accuracy, generator, random_mlp, threads
 
 PARTS = [
@@ -52,8 +52,8 @@ def test_inputs_need_not_be_contiguous() -> None:
 def test_opcheck_and_compile() -> None:
     weights = random_mlp(3, 16, 4, bias2=False)
     x = torch.randn(20, 3, generator=generator(3))
-    row = flat(weights).requires_grad_()
-    arguments = (x.clone().requires_grad_(), row, 16, 4, optional_parts(weights))
+    leaves = [w.requires_grad_() for w in tensors(weights)]
+    arguments = (x.clone().requires_grad_(), leaves, 16, 4, optional_parts(weights), False)
     torch.library.opcheck(torch.ops.jetkern.mlp, arguments)
     compiled = torch.compile(mlp, fullgraph=True, backend="aot_eager")
     assert compiled(x, weights, backend="cpu").equal(mlp(x, weights, backend="cpu"))

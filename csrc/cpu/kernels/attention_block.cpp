@@ -29,7 +29,7 @@ Sizes tile_sizes(const Segments& segments, int64_t first, int64_t last) {
 struct Workspace {
   BlockTile tile;
   float *result, *weights, *transposed;
-  float *dx, *d_mixed, *d_qkv, *d_scores, *scratch;
+  float *dx, *d_mixed, *d_qkv, *d_scores, *scratch, *room;
 };
 
 void make_workspace(const BlockShape& shape, const Sizes& sizes, bool backward, Workspace& work,
@@ -37,6 +37,7 @@ void make_workspace(const BlockShape& shape, const Sizes& sizes, bool backward, 
   work.tile = take_block_tile(shape, sizes.slots, arena);
   work.result = arena.take(tile_size(sizes.slots, shape.width));
   work.weights = arena.take(W * (backward ? sizes.scores * shape.heads : sizes.most));
+  work.room = arena.take(room_size(shape, sizes.slots));
   if (!backward) return;
   work.transposed = arena.take(W * sizes.most);
   work.dx = arena.take(tile_size(sizes.slots, shape.width));
@@ -203,25 +204,24 @@ void store_rows(const BlockShape& shape, const Segments& segments, int64_t first
     }
 }
 
-Block block_of(const BlockShape& shape, const float* weights, float* panels, bool pack,
-               int64_t* used) {
-  Arena arena{panels};
-  int64_t at = 0;
-  const Block block = make_block(shape, weights, at, arena, pack);
-  if (used) *used = arena.used;
-  return block;
-}
-
 }  // namespace
 
-int64_t attention_block_panels(const BlockShape& shape) {
-  int64_t used;
-  block_of(shape, nullptr, nullptr, false, &used);
-  return used;
+int64_t attention_block_panels(const BlockShape& shape, bool backward) {
+  Layout layout{nullptr, {nullptr}, false, backward, nullptr};
+  make_block(shape, layout);
+  return layout.panels.used;
 }
 
-void attention_block_pack(const BlockShape& shape, const float* weights, float* panels) {
-  block_of(shape, weights, panels, true, nullptr);
+int64_t attention_block_turns(const BlockShape& shape) {
+  Layout layout{nullptr, {nullptr}, false, false, nullptr};
+  make_block(shape, layout);
+  return layout.turns;
+}
+
+void attention_block_pack(const BlockShape& shape, const float* const* weights, bool backward,
+                          float* panels) {
+  Layout layout{weights, {panels}, true, backward, nullptr};
+  make_block(shape, layout);
 }
 
 int64_t attention_block_slots(const Segments& segments, int64_t b) { return slots_of(segments, b); }
@@ -234,14 +234,15 @@ int64_t attention_block_scratch(const BlockShape& shape, const Segments& segment
   return arena.used;
 }
 
-void attention_block_forward(const BlockShape& shape, const float* weights, float* panels,
+void attention_block_forward(const BlockShape& shape, const float* const* weights, float* panels,
                              const Segments& segments, int64_t first, int64_t last, const float* x,
                              const float* bias, float* out, float* scratch) {
-  const Block block = block_of(shape, weights, panels, false, nullptr);
   const Sizes sizes = tile_sizes(segments, first, last);
   Workspace work;
   Arena arena{scratch};
   make_workspace(shape, sizes, false, work, arena);
+  Layout layout{weights, {panels}, false, false, work.room};
+  const Block block = make_block(shape, layout);
   load_rows(shape, segments, first, last, x, work.tile.in);
   before_attention(block, work.tile, sizes.slots);
   attend(shape, segments, first, last, bias, work.tile, work.weights, false);
@@ -251,15 +252,16 @@ void attention_block_forward(const BlockShape& shape, const float* weights, floa
 
 // Writes the rows of dx and the pairs of d_bias (null without a bias) of the segments, and adds
 // their contribution to the gradient of the folded weights.
-void attention_block_backward(const BlockShape& shape, const float* weights, float* panels,
+void attention_block_backward(const BlockShape& shape, const float* const* weights, float* panels,
                               const Segments& segments, int64_t first, int64_t last,
                               const float* x, const float* bias, const float* d_out, float* dx,
-                              float* d_bias, float* gradient, float* scratch) {
-  const Block block = block_of(shape, weights, panels, false, nullptr);
+                              float* d_bias, const Gradient& gradient, float* scratch) {
   const Sizes sizes = tile_sizes(segments, first, last);
   Workspace work;
   Arena arena{scratch};
   make_workspace(shape, sizes, true, work, arena);
+  Layout layout{weights, {panels}, false, true, work.room};
+  const Block block = make_block(shape, layout);
   load_rows(shape, segments, first, last, x, work.tile.in);
   before_attention(block, work.tile, sizes.slots);
   attend(shape, segments, first, last, bias, work.tile, work.weights, true);
@@ -273,8 +275,9 @@ void attention_block_backward(const BlockShape& shape, const float* weights, flo
   store_rows(shape, segments, first, last, work.dx, dx);
 }
 
-void attention_block_unfold(const BlockShape& shape, const float* weights, float* gradient) {
-  unfold(block_of(shape, weights, nullptr, false, nullptr), weights, gradient);
+void attention_block_unfold(const BlockShape& shape, const float* const* weights, float* gradient) {
+  Layout layout{weights, {nullptr}, false, false, nullptr};
+  unfold(make_block(shape, layout), gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

@@ -4,8 +4,9 @@ namespace jetkern::JETKERN_ISA {
 namespace {
 
 constexpr int64_t OUT = W == 16 ? 8 : 4;  // outputs per panel; OUT * SLOTS sums stay in registers
-constexpr int64_t DEPTH = 128;            // inputs per pass: SLOTS * DEPTH vectors fit the L1 cache
-constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit the L2
+constexpr int64_t DEPTH = 128;            // inputs (or pairs) per pass: SLOTS * DEPTH vectors fit L1
+constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit L2
+constexpr int64_t BLOCK = BREADTH * DEPTH;
 
 // Sums over the lanes of W vectors: lane i of the result is the sum of v[i].
 template <int64_t h>
@@ -23,8 +24,9 @@ JETKERN_INLINE vfloat sums(vfloat (&v)[W]) {
   return v[0];
 }
 
-// y(s, o) = sum_k w[o * STEP + k * w_depth] x(s, k) + bias[o] + add(s, o) for N slots, OUT outputs.
-template <int64_t N, int64_t STEP>
+// y(s, o) = sum_k w[o * STEP + k * w_depth] x(s, k) + bias[o] + add(s, o) for N slots, OUT outputs;
+// with BF16 k counts pairs of bfloat16.
+template <int64_t N, int64_t STEP, bool BF16 = false>
 JETKERN_INLINE void panel_product(const float* w, int64_t w_depth, int64_t depth, const float* x,
                                   int64_t x_slot, int64_t x_depth, float* y, int64_t y_slot,
                                   int64_t y_out, int64_t outputs, const float* bias,
@@ -41,9 +43,15 @@ JETKERN_INLINE void panel_product(const float* w, int64_t w_depth, int64_t depth
     for (int64_t n = 0; n < N; n++) xs[n] = load(x + n * x_slot);
 #pragma GCC unroll 8
     for (int64_t o = 0; o < OUT; o++) {
-      const vfloat weight = splat(w[o * STEP]);
+      if constexpr (BF16) {
+        const vint weight = splat_pairs(w + o * STEP);
 #pragma GCC unroll 4
-      for (int64_t n = 0; n < N; n++) acc[o][n] += weight * xs[n];
+        for (int64_t n = 0; n < N; n++) acc[o][n] = bf16_dot(acc[o][n], weight, bits(xs[n]));
+      } else {
+        const vfloat weight = splat(w[o * STEP]);
+#pragma GCC unroll 4
+        for (int64_t n = 0; n < N; n++) acc[o][n] += weight * xs[n];
+      }
     }
   }
 #pragma GCC unroll 8
@@ -85,38 +93,83 @@ JETKERN_INLINE void slots_product(const float* w, int64_t w_depth, int64_t depth
 
 }  // namespace
 
-int64_t panels_size(int64_t outputs, int64_t inputs) { return round_up(outputs, OUT) * inputs; }
+namespace {
 
-Panels pack_panels(const float* w, int64_t row, int64_t column, const float* by_output,
-                   const float* by_input, int64_t outputs, int64_t inputs, float* to) {
-  Panels panels{to, outputs, inputs};
-  for (int64_t b0 = 0; b0 < outputs; b0 += BREADTH)
-    for (int64_t k0 = 0; k0 < inputs; k0 += DEPTH)
-      for (int64_t o0 = b0; o0 < outputs && o0 < b0 + BREADTH; o0 += OUT) {
-        float factor[OUT];
-        int64_t from[OUT];
-        for (int64_t o = 0; o < OUT; o++) {
-          const bool inside = o0 + o < outputs;
-          from[o] = inside ? (o0 + o) * row : 0;
-          factor[o] = !inside ? 0.0f : by_output ? by_output[o0 + o] : 1.0f;
-        }
-        for (int64_t k = k0; k < inputs && k < k0 + DEPTH; k++, to += OUT) {
-          const float scale = by_input ? by_input[k] : 1.0f;
-          for (int64_t o = 0; o < OUT; o++) to[o] = w[from[o] + k * column] * scale * factor[o];
-        }
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Weights (or pairs) of a pass over outputs o0 .. and depth k0 ..
+int64_t block_size(int64_t breadth, int64_t depth) { return round_up(breadth, OUT) * depth; }
+
+// Panels of OUT outputs each: outputs o0 .. o0 + breadth, depth k0 .. k0 + depth (pairs if bf16).
+void pack_block(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_t depth, float* to) {
+  constexpr int64_t EACH = W / OUT;  // panels that a vector of outputs fills
+  const int64_t width = p.bf16 ? 2 : 1, step = W / width;
+  for (int64_t o = o0; o < o0 + breadth; o += W, to += EACH * OUT * depth) {
+    const int64_t outputs = smaller(o0 + breadth - o, W);
+    const vfloat factor = p.by_output ? load_first(p.by_output + o, outputs) : splat(1.0f);
+    for (int64_t k = 0; k < depth; k += step) {
+      const int64_t first = (k0 + k) * width, inputs = smaller(smaller(p.inputs - first, W), (depth - k) * width);
+      vfloat v[W];  // one vector of outputs for each input
+      const float* from = p.w + o * p.row + first * p.column;
+      if (p.column == 1) {
+#pragma GCC unroll 16
+        for (int64_t l = 0; l < W; l++)
+          v[l] = l < outputs ? load_first(from + l * p.row, inputs) : vfloat{};
+        transpose(v);
+      } else {
+#pragma GCC unroll 16
+        for (int64_t l = 0; l < W; l++)
+          v[l] = l < inputs ? load_first(from + l * p.column, outputs) : vfloat{};
       }
-  return panels;
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < W; l++) {
+        const float scale = p.by_input && l < inputs ? p.by_input[first + l] : 1.0f;
+        v[l] = v[l] * scale * factor;
+      }
+      for (int64_t l = 0; l < W && k + l / width < depth; l += width) {
+        float pair[W];
+        store(pair, p.bf16 ? from_bits(bf16_pairs(v[l], v[l + width - 1])) : v[l]);
+        for (int64_t e = 0; e < EACH && e * OUT < outputs; e++)
+          std::memcpy(to + (e * depth + k + l / width) * OUT, pair + e * OUT, OUT * sizeof(float));
+      }
+    }
+  }
 }
 
-void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row, int64_t slots,
-             const float* bias, const float* add) {
-  const int64_t x_step = x_row * W, y_step = y_row * W;
-  const float* block = w.data;
+int64_t depth_of(int64_t inputs, bool bf16) { return bf16 ? (inputs + 1) / 2 : inputs; }
+
+// Pairs of features: vector k of a slot holds features 2 k and 2 k + 1.
+void round_features(const float* x, int64_t x_row, int64_t inputs, int64_t slots, float* to) {
+  const int64_t pairs = depth_of(inputs, true), row = slot_row(pairs);
+  for (int64_t s = 0; s < slots; s++)
+    for (int64_t k = 0; k < pairs; k++) {
+      const float* at = x + (s * x_row + 2 * k) * W;
+      const vfloat high = 2 * k + 1 < inputs ? load(at + W) : vfloat{};
+      store(to + (s * row + k) * W, from_bits(bf16_pairs(load(at), high)));
+    }
+}
+
+// Pairs of slots: slot s of the result holds slots 2 s and 2 s + 1.
+void round_slots(const float* x, int64_t x_row, int64_t n, int64_t slots, float* to) {
+  for (int64_t s = 0; s < slots; s += 2, to += slot_row(n) * W)
+    for (int64_t i = 0; i < n; i++) {
+      const float* at = x + (s * x_row + i) * W;
+      const vfloat high = s + 1 < slots ? load(at + x_row * W) : vfloat{};
+      store(to + i * W, from_bits(bf16_pairs(load(at), high)));
+    }
+}
+
+template <bool BF16>
+void blocks_product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row,
+                    int64_t slots, const float* bias, const float* add, float* room) {
+  const int64_t x_step = x_row * W, y_step = y_row * W, all = depth_of(w.inputs, BF16);
+  const float* block = w.packed ? w.packed : room;
   for (int64_t b0 = 0; b0 < w.outputs; b0 += BREADTH) {
-    const int64_t breadth = w.outputs - b0 < BREADTH ? w.outputs - b0 : BREADTH;
-    for (int64_t k0 = 0; k0 < w.inputs; k0 += DEPTH) {
-      const int64_t depth = w.inputs - k0 < DEPTH ? w.inputs - k0 : DEPTH;
+    const int64_t breadth = smaller(w.outputs - b0, BREADTH);
+    for (int64_t k0 = 0; k0 < all; k0 += DEPTH) {
+      const int64_t depth = smaller(all - k0, DEPTH);
       const float* start = k0 ? y : add;
+      if (!w.packed) pack_block(w, b0, breadth, k0, depth, room);
       for (int64_t s = 0; s < slots;) {
         const int64_t left = slots - s;
         const int64_t n = left == 4 ? 2 : left < SLOTS ? left : SLOTS;
@@ -125,22 +178,55 @@ void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y
           const int64_t at = s * y_step + o * W;
           const float* a = start ? start + at : nullptr;
           const float* b = bias && !k0 ? bias + o : nullptr;
-          const int64_t outputs = w.outputs - o < OUT ? w.outputs - o : OUT;
+          const int64_t outputs = smaller(w.outputs - o, OUT);
           if (n == 3)
-            panel_product<3, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b,
-                                a);
+            panel_product<3, 1, BF16>(panel, OUT, depth, from, x_step, W, y + at, y_step, W,
+                                      outputs, b, a);
           else if (n == 2)
-            panel_product<2, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b,
-                                a);
+            panel_product<2, 1, BF16>(panel, OUT, depth, from, x_step, W, y + at, y_step, W,
+                                      outputs, b, a);
           else
-            panel_product<1, 1>(panel, OUT, depth, from, x_step, W, y + at, y_step, W, outputs, b,
-                                a);
+            panel_product<1, 1, BF16>(panel, OUT, depth, from, x_step, W, y + at, y_step, W,
+                                      outputs, b, a);
         }
         s += n;
       }
-      block += depth * round_up(breadth, OUT);
+      if (w.packed) block += block_size(breadth, depth);
     }
   }
+}
+
+}  // namespace
+
+int64_t panels_size(int64_t outputs, int64_t inputs, bool bf16) {
+  return block_size(outputs, depth_of(inputs, bf16));
+}
+
+void pack_panels(const Panels& panels, float* to) {
+  const int64_t all = depth_of(panels.inputs, panels.bf16);
+  for (int64_t b0 = 0; b0 < panels.outputs; b0 += BREADTH)
+    for (int64_t k0 = 0; k0 < all; k0 += DEPTH) {
+      const int64_t breadth = smaller(panels.outputs - b0, BREADTH);
+      const int64_t depth = smaller(all - k0, DEPTH);
+      pack_block(panels, b0, breadth, k0, depth, to);
+      to += block_size(breadth, depth);
+    }
+}
+
+int64_t product_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16, bool packed) {
+  const int64_t block = packed ? 0 : BLOCK;
+  const int64_t rounded = tile_size(slots, depth_of(inputs, true));
+  const int64_t paired = tile_size((slots + 1) / 2, outputs) + tile_size((slots + 1) / 2, inputs);
+  return !bf16 ? block : paired > block + rounded ? paired : block + rounded;
+}
+
+void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row, int64_t slots,
+             const float* bias, const float* add, float* room) {
+  if (!w.bf16) return blocks_product<false>(w, x, x_row, y, y_row, slots, bias, add, room);
+  float* rounded = room + (w.packed ? 0 : BLOCK);
+  round_features(x, x_row, w.inputs, slots, rounded);
+  blocks_product<true>(w, rounded, slot_row(depth_of(w.inputs, true)), y, y_row, slots, bias, add,
+                       room);
 }
 
 void by_token(const float* tokens, int64_t row, int64_t count, int64_t depth, const float* x,
@@ -172,6 +258,7 @@ constexpr int64_t ROWS = W == 4 ? 2 : 4, COLUMNS = W / ROWS;  // W sums at a tim
 typedef float quarter __attribute__((vector_size(COLUMNS * 4)));
 
 // W elements of the outer product; beyond an edge they repeat the last one and are not added.
+template <bool BF16>
 JETKERN_INLINE void outer_block(const float* y, int64_t y_step, int64_t outputs, const float* x,
                                 int64_t x_step, int64_t inputs, int64_t slots, float* to,
                                 int64_t to_row) {
@@ -191,7 +278,13 @@ JETKERN_INLINE void outer_block(const float* y, int64_t y_step, int64_t outputs,
     for (int64_t r = 0; r < ROWS; r++) {
       const vfloat left = load(ys[r] + s * y_step);
 #pragma GCC unroll 4
-      for (int64_t c = 0; c < COLUMNS; c++) acc[r * COLUMNS + c] += left * right[c];
+      for (int64_t c = 0; c < COLUMNS; c++) {
+        vfloat& sum = acc[r * COLUMNS + c];
+        if constexpr (BF16)
+          sum = bf16_dot(sum, bits(left), bits(right[c]));
+        else
+          sum += left * right[c];
+      }
     }
   }
   float total[W];
@@ -215,18 +308,36 @@ JETKERN_INLINE void outer_block(const float* y, int64_t y_step, int64_t outputs,
 // Vectors of x and of y that a pass works on: in the L1 and in the L2 cache.
 constexpr int64_t NEAR = 320, FAR = 2560;
 
+template <bool BF16>
+void outer_blocks(const Outer& f, int64_t first, int64_t last, float* to) {
+  const int64_t wide = round_up(NEAR / f.slots + 1, COLUMNS);
+  const int64_t tall = round_up(FAR / f.slots + 1, ROWS);
+  for (int64_t o0 = first; o0 < last; o0 += tall)
+    for (int64_t i0 = 0; i0 < f.inputs; i0 += wide)
+      for (int64_t o = o0; o < last && o < o0 + tall; o += ROWS)
+        for (int64_t i = i0; i < f.inputs && i < i0 + wide; i += COLUMNS)
+          outer_block<BF16>(f.y + o * W, f.y_row * W, last - o, f.x + i * W, f.x_row * W,
+                            f.inputs - i, f.slots, to + o * f.inputs + i, f.inputs);
+}
+
 }  // namespace
 
-void outer_product(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
-                   int64_t inputs, int64_t slots, float* to) {
-  if (!slots) return;
-  const int64_t wide = round_up(NEAR / slots + 1, COLUMNS), tall = round_up(FAR / slots + 1, ROWS);
-  for (int64_t o0 = 0; o0 < outputs; o0 += tall)
-    for (int64_t i0 = 0; i0 < inputs; i0 += wide)
-      for (int64_t o = o0; o < outputs && o < o0 + tall; o += ROWS)
-        for (int64_t i = i0; i < inputs && i < i0 + wide; i += COLUMNS)
-          outer_block(y + o * W, y_row * W, outputs - o, x + i * W, x_row * W, inputs - i, slots,
-                      to + o * inputs + i, inputs);
+Outer outer(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
+            int64_t inputs, int64_t slots, bool bf16, float* room) {
+  if (!bf16) return {y, x, y_row, x_row, inputs, slots, false};
+  const int64_t half = (slots + 1) / 2;
+  float* other = room + tile_size(half, outputs);
+  round_slots(y, y_row, outputs, slots, room);
+  round_slots(x, x_row, inputs, slots, other);
+  return {room, other, slot_row(outputs), slot_row(inputs), inputs, half, true};
+}
+
+void outer_product(const Outer& f, int64_t first, int64_t last, float* to) {
+  if (!f.slots) return;
+  if (f.bf16)
+    outer_blocks<true>(f, first, last, to);
+  else
+    outer_blocks<false>(f, first, last, to);
 }
 
 void lane_sums(const float* y, int64_t y_row, int64_t outputs, int64_t slots, float* to) {

@@ -1,4 +1,4 @@
-#include "../math.h"
+#include "../pair_features.h"
 #include "../transformer.h"
 
 namespace jetkern::JETKERN_ISA {
@@ -29,14 +29,9 @@ struct Network {
   Block block[LocalShape::MOST_BLOCKS];
 };
 
-void make_net(const LocalShape& shape, const float* weights, float* panels, bool pack, Network& net,
-              int64_t& used) {
-  Arena arena{panels};
-  int64_t at = 0;
-  net.embed = make_mlp(shape.embed, weights, at, -1, arena, pack);
-  for (int64_t b = 0; b < shape.blocks; b++)
-    net.block[b] = make_block(shape.block, weights, at, arena, pack);
-  used = arena.used;
+void make_net(const LocalShape& shape, Layout& layout, Network& net) {
+  net.embed = make_mlp(shape.embed, {}, layout);
+  for (int64_t b = 0; b < shape.blocks; b++) net.block[b] = make_block(shape.block, layout);
 }
 
 // The tokens of a tile: group g owns slots first[g] .. first[g + 1].
@@ -52,16 +47,31 @@ constexpr int64_t FEATURES = 7;
 // [x_i - x_j, ln m^2, ln dR, ln kT] of the pairs in the lanes.
 JETKERN_INLINE void edge_features(const vfloat (&a)[4], const vfloat (&b)[4], vfloat exists,
                                   float* to) {
-  const vfloat eta = a[0] - b[0], phi = a[1] - b[1];
-  const vfloat sine_h = sinh(0.5f * eta);
-  const vfloat angle = 2.0f * sine_h * sine_h + 2.0f * sin_squared(0.5f * phi);
-  const vfloat square = eta * eta + phi * phi;
-  const vfloat ln_r = 0.5f * log_or_zero(square);
-  const vfloat ln_m2 = 0.693147181f + a[2] + b[2] + log_or_zero(angle);
   for (int64_t c = 0; c < 4; c++) store(to + c * W, (a[c] - b[c]) * exists);
-  store(to + 4 * W, select(angle > 0.0f, ln_m2, vfloat{}) * exists);
-  store(to + 5 * W, ln_r * exists);
-  store(to + 6 * W, select(square > 0.0f, min(a[2], b[2]) + ln_r, vfloat{}) * exists);
+  const PairFeatures pair =
+      pair_features(a[0] - b[0], a[1] - b[1], a[2] + b[2], min(a[2], b[2]));
+  store(to + 4 * W, pair.ln_m2 * exists);
+  store(to + 5 * W, pair.ln_r * exists);
+  store(to + 6 * W, pair.ln_kt * exists);
+}
+
+// Gradients of both particles from that of the pair's features.
+JETKERN_INLINE void edge_backward(const float* features, const float* d_features, vfloat (&first)[4],
+                                  vfloat (&second)[4]) {
+  const vfloat eta = load(features), phi = load(features + W);
+  const PairSlopes slopes = pair_slopes(
+      eta, phi, {load(d_features + 4 * W), load(d_features + 5 * W), load(d_features + 6 * W)});
+  for (int64_t c = 0; c < 4; c++) {
+    first[c] = load(d_features + c * W);
+    second[c] = -first[c];
+  }
+  const vfloat share = share_of_first(load(features + 2 * W)) * slopes.min_ln_pt;
+  first[0] += slopes.eta;
+  first[1] += slopes.phi;
+  first[2] += slopes.sum_ln_pt + share;
+  second[0] -= slopes.eta;
+  second[1] -= slopes.phi;
+  second[2] += slopes.sum_ln_pt + (slopes.min_ln_pt - share);
 }
 
 // Gathers the tokens of centres first .. last. Returns false if a neighbour is out of range.
@@ -204,13 +214,36 @@ void mean(const float* x, int64_t n, const Tokens& tokens, float* to) {
   }
 }
 
+// From the gradient of the tokens' features: rows first .. last of d_particles and d_edges.
+void particles_backward(const LocalShape& shape, const Tokens& tokens, const float* d_features,
+                        int64_t first, int64_t last, float* d_particles, float* d_edges) {
+  const int64_t K = shape.neighbours;
+  for (int64_t g = 0; g < tokens.groups; g++) {
+    const int64_t begin = first + g * W, centres = last - begin < W ? last - begin : W;
+    vfloat sum[4] = {};
+    for (int64_t s = tokens.first[g]; s < tokens.first[g + 1]; s++) {
+      vfloat one[4], other[4];
+      edge_backward(tokens.features + s * slot_row(FEATURES) * W,
+                    d_features + s * slot_row(FEATURES) * W, one, other);
+      const vint exists = load(tokens.exists + s * W) > 0.0f;
+      for (int64_t c = 0; c < 4; c++) {
+        sum[c] += select(exists, one[c], vfloat{});
+        for (int64_t l = 0; l < centres; l++)
+          d_edges[((begin + l) * K + s - tokens.first[g]) * 4 + c] = other[c][l];
+      }
+    }
+    for (int64_t c = 0; c < 4; c++)
+      for (int64_t l = 0; l < centres; l++) d_particles[(begin + l) * 4 + c] = sum[c][l];
+  }
+}
+
 // Everything that a tile needs. Without `backward` the insides of all blocks share their memory.
 struct Workspace {
   Tokens tokens;
   MlpTile embed;
   BlockTile block[LocalShape::MOST_BLOCKS];
   float *weights[LocalShape::MOST_BLOCKS], *x, *mean_x, *mean_hidden, *result;
-  float *d_result, *d_hidden, *dx, *d_mixed, *d_qkv, *d_scores, *scratch;
+  float *d_result, *d_hidden, *dx, *d_mixed, *d_qkv, *d_scores, *d_features, *scratch, *room;
 };
 
 void make_workspace(const LocalShape& shape, bool backward, Workspace& work, Arena& arena) {
@@ -223,6 +256,8 @@ void make_workspace(const LocalShape& shape, bool backward, Workspace& work, Are
   work.mean_x = arena.take(tile_size(groups, width));
   work.mean_hidden = arena.take(tile_size(groups, hidden));
   work.result = arena.take(tile_size(groups, width));
+  const int64_t room = room_size(shape.block, slots), embed_room = room_size(shape.embed, slots);
+  work.room = arena.take(room > embed_room ? room : embed_room);
   work.embed = take_mlp_tile(shape.embed, slots, arena);
   for (int64_t b = 0; b < shape.blocks; b++) {
     if (b && !backward) {
@@ -240,6 +275,7 @@ void make_workspace(const LocalShape& shape, bool backward, Workspace& work, Are
   work.d_mixed = arena.take(tile_size(slots, width));
   work.d_qkv = arena.take(tile_size(slots, 3 * width));
   work.d_scores = arena.take(scores);
+  work.d_features = arena.take(tile_size(slots, FEATURES));
   const int64_t most = hidden > shape.embed.hidden ? hidden : shape.embed.hidden;
   work.scratch = arena.take(tile_size(slots, most) + tile_size(slots, width));
 }
@@ -264,17 +300,25 @@ void run_tile(const LocalShape& shape, const Network& net, Workspace& work, bool
 
 }  // namespace
 
-int64_t local_block_panels(const LocalShape& shape) {
+int64_t local_block_panels(const LocalShape& shape, bool backward) {
   Network net;
-  int64_t used;
-  make_net(shape, nullptr, nullptr, false, net, used);
-  return used;
+  Layout layout{nullptr, {nullptr}, false, backward, nullptr};
+  make_net(shape, layout, net);
+  return layout.panels.used;
 }
 
-void local_block_pack(const LocalShape& shape, const float* weights, float* panels) {
+int64_t local_block_turns(const LocalShape& shape) {
   Network net;
-  int64_t used;
-  make_net(shape, weights, panels, true, net, used);
+  Layout layout{nullptr, {nullptr}, false, false, nullptr};
+  make_net(shape, layout, net);
+  return layout.turns;
+}
+
+void local_block_pack(const LocalShape& shape, const float* const* weights, bool backward,
+                      float* panels) {
+  Network net;
+  Layout layout{weights, {panels}, true, backward, nullptr};
+  make_net(shape, layout, net);
 }
 
 int64_t local_block_tile(const LocalShape& shape) { return groups_per_tile(shape) * W; }
@@ -287,21 +331,21 @@ int64_t local_block_scratch(const LocalShape& shape, bool backward) {
 }
 
 // Rows first .. last of the result, at most local_block_tile of them.
-bool local_block_forward(const LocalShape& shape, const float* weights, float* panels,
+bool local_block_forward(const LocalShape& shape, const float* const* weights, float* panels,
                          const float* particles, const int64_t* neighbours, int64_t first,
                          int64_t last, float* out, float* scratch) {
-  Network net;
-  int64_t used;
-  make_net(shape, weights, panels, false, net, used);
   Workspace work;
   Arena arena{scratch};
   make_workspace(shape, false, work, arena);
+  Network net;
+  Layout layout{weights, {panels}, false, false, work.room};
+  make_net(shape, layout, net);
   const bool inside = gather(shape, particles, neighbours, first, last, work.tokens);
   run_tile(shape, net, work, false);
   const int64_t width = shape.block.width, row = slot_row(width);
   const Mlp& mlp = net.block[shape.blocks - 1].mlp;
   product(mlp.fc2.forward, work.mean_hidden, slot_row(mlp.shape.hidden), work.result, row,
-          work.tokens.groups, mlp.bias2, work.mean_x);
+          work.tokens.groups, mlp.bias2.data, work.mean_x, work.room);
   for (int64_t g = 0; g < work.tokens.groups; g++) {
     const vfloat inverse = load(work.tokens.inverse + g * W);
     float* slot = work.result + g * row * W;
@@ -313,16 +357,19 @@ bool local_block_forward(const LocalShape& shape, const float* weights, float* p
   return inside;
 }
 
-// Adds the gradient of the folded weights that rows first .. last contribute.
-bool local_block_backward(const LocalShape& shape, const float* weights, float* panels,
+// Adds the gradient of the folded weights that rows first .. last contribute. Unless null, writes
+// those rows of d_particles, the gradient of the centres, and of d_edges (particles, K, 4), that of
+// the neighbours that there are, in their order.
+bool local_block_backward(const LocalShape& shape, const float* const* weights, float* panels,
                           const float* particles, const int64_t* neighbours, const float* d_out,
-                          int64_t first, int64_t last, float* gradient, float* scratch) {
-  Network net;
-  int64_t used;
-  make_net(shape, weights, panels, false, net, used);
+                          int64_t first, int64_t last, const Gradient& gradient,
+                          float* d_particles, float* d_edges, float* scratch) {
   Workspace work;
   Arena arena{scratch};
   make_workspace(shape, true, work, arena);
+  Network net;
+  Layout layout{weights, {panels}, false, true, work.room};
+  make_net(shape, layout, net);
   const Tokens& tokens = work.tokens;
   const bool inside = gather(shape, particles, neighbours, first, last, work.tokens);
   run_tile(shape, net, work, true);
@@ -337,20 +384,17 @@ bool local_block_backward(const LocalShape& shape, const float* weights, float* 
     rows_to_slot(d_out + begin * width, width, width, count, slot);
     for (int64_t i = 0; i < width; i++) store(slot + i * W, load(slot + i * W) * some);
   }
-  outer_product(work.d_result, row, width, work.mean_hidden, hidden_row, hidden, tokens.groups,
-                gradient + mlp.fc2.at);
-  if (mlp.bias2)
-    lane_sums(work.d_result, row, width, tokens.groups, gradient + mlp.at_bias2);
+  weight_backward(mlp.fc2, work.d_result, work.mean_hidden, tokens.groups, gradient, work.room);
+  bias_backward(mlp.bias2, work.d_result, width, tokens.groups, gradient);
   product(mlp.fc2.backward, work.d_result, row, work.d_hidden, hidden_row, tokens.groups, nullptr,
-          nullptr);
+          nullptr, work.room);
   // The share of a token in its group's mean.
   for (int64_t g = 0; g < tokens.groups; g++)
     for (int64_t s = tokens.first[g]; s < tokens.first[g + 1]; s++) {
       float* share = work.tokens.exists + s * W;
       store(share, load(share) * load(tokens.inverse + g * W));
     }
-  float unused = 0.0f;
-  float* d_alpha = mlp.shape.norm ? gradient + mlp.at_alpha : &unused;
+  float d_alpha = 0.0f, d_alpha2 = 0.0f;
   const BlockTile& tile = work.block[final];
   float* d_normed = work.scratch;
   for (int64_t g = 0; g < tokens.groups; g++)
@@ -359,17 +403,19 @@ bool local_block_backward(const LocalShape& shape, const float* weights, float* 
       step = chain(mlp.shape, left);
       const int64_t at = s * hidden_row * W;
       const MlpTile part{tile.mlp.normed + at, tile.mlp.gelu + at, tile.mlp.slope + at};
-      mlp_hidden_backward(mlp, part, work.d_hidden + g * hidden_row * W, 0, tokens.exists + s * W,
-                          step, d_normed, d_alpha);
+      d_alpha += mlp_hidden_backward(mlp, part, work.d_hidden + g * hidden_row * W, 0,
+                                     tokens.exists + s * W, step, d_normed);
       const int64_t begin = s * row * W;
       for (int64_t n = s; n < s + step; n++) {
         const vfloat share = load(tokens.exists + n * W);
         for (int64_t i = 0; i < width; i++)
           store(work.dx + (n * row + i) * W, load(work.d_result + (g * row + i) * W) * share);
       }
-      norm_backward(tile.middle + begin, tile.normed2 + begin, d_normed, net.block[final].alpha2,
-                    width, step, work.dx + begin, gradient + net.block[final].at_alpha2);
+      d_alpha2 += norm_backward(tile.middle + begin, tile.normed2 + begin, d_normed,
+                                *net.block[final].alpha2.data, width, step, work.dx + begin);
     }
+  if (mlp.shape.norm) add_alpha(mlp.alpha, d_alpha, gradient);
+  add_alpha(net.block[final].alpha2, d_alpha2, gradient);
   fc1_backward(mlp, tile.mlp, tile.normed2, tokens.slots, gradient);
   for (int64_t b = final; b >= 0; b--) {
     if (b < final)
@@ -381,17 +427,19 @@ bool local_block_backward(const LocalShape& shape, const float* weights, float* 
     before_attention_backward(net.block[b], work.block[b], tokens.slots, work.d_qkv, work.dx,
                               gradient, work.scratch);
   }
-  mlp_backward(net.embed, work.embed, tokens.features, work.dx, tokens.slots, nullptr, gradient,
-               work.scratch);
+  mlp_backward(net.embed, work.embed, tokens.features, work.dx, tokens.slots,
+               d_particles ? work.d_features : nullptr, gradient, work.scratch);
+  if (d_particles)
+    particles_backward(shape, tokens, work.d_features, first, last, d_particles, d_edges);
   return inside;
 }
 
-void local_block_unfold(const LocalShape& shape, const float* weights, float* gradient) {
+void local_block_unfold(const LocalShape& shape, const float* const* weights, float* gradient) {
   Network net;
-  int64_t used;
-  make_net(shape, weights, nullptr, false, net, used);
-  unfold(net.embed, weights, gradient);
-  for (int64_t b = 0; b < shape.blocks; b++) unfold(net.block[b], weights, gradient);
+  Layout layout{weights, {nullptr}, false, false, nullptr};
+  make_net(shape, layout, net);
+  unfold(net.embed, gradient);
+  for (int64_t b = 0; b < shape.blocks; b++) unfold(net.block[b], gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

@@ -3,19 +3,11 @@
 namespace jetkern::JETKERN_ISA {
 namespace {
 
-Mlp mlp_of(const MlpShape& shape, const float* weights, float* panels, bool pack, int64_t* used) {
-  Arena arena{panels};
-  int64_t at = 0;
-  const Mlp mlp = make_mlp(shape, weights, at, -1, arena, pack);
-  if (used) *used = arena.used;
-  return mlp;
-}
-
 constexpr int64_t TILE = 6;  // slots
 
 struct Workspace {
   MlpTile tile;
-  float *in, *out, *d_in, *scratch;
+  float *in, *out, *d_in, *scratch, *room;
 };
 
 void make_workspace(const MlpShape& shape, Workspace& work, Arena& arena) {
@@ -24,6 +16,7 @@ void make_workspace(const MlpShape& shape, Workspace& work, Arena& arena) {
   work.out = arena.take(tile_size(TILE, shape.out));
   work.d_in = arena.take(tile_size(TILE, shape.in));
   work.scratch = arena.take(tile_size(TILE, shape.hidden));
+  work.room = arena.take(room_size(shape, TILE));
 }
 
 int64_t load_tile(const float* x, int64_t n, int64_t first, int64_t last, float* to) {
@@ -40,14 +33,21 @@ void store_tile(const float* from, int64_t n, int64_t first, int64_t last, float
 
 }  // namespace
 
-int64_t mlp_panels(const MlpShape& shape) {
-  int64_t used;
-  mlp_of(shape, nullptr, nullptr, false, &used);
-  return used;
+int64_t mlp_panels(const MlpShape& shape, bool backward) {
+  Layout layout{nullptr, {nullptr}, false, backward, nullptr};
+  make_mlp(shape, {}, layout);
+  return layout.panels.used;
 }
 
-void mlp_pack(const MlpShape& shape, const float* weights, float* panels) {
-  mlp_of(shape, weights, panels, true, nullptr);
+int64_t mlp_turns(const MlpShape& shape) {
+  Layout layout{nullptr, {nullptr}, false, false, nullptr};
+  make_mlp(shape, {}, layout);
+  return layout.turns;
+}
+
+void mlp_pack(const MlpShape& shape, const float* const* weights, bool backward, float* panels) {
+  Layout layout{weights, {panels}, true, backward, nullptr};
+  make_mlp(shape, {}, layout);
 }
 
 int64_t mlp_tile() { return TILE * W; }
@@ -60,12 +60,13 @@ int64_t mlp_scratch(const MlpShape& shape) {
 }
 
 // Rows first .. last, at most mlp_tile() of them.
-void mlp_forward(const MlpShape& shape, const float* weights, float* panels, const float* x,
+void mlp_forward(const MlpShape& shape, const float* const* weights, float* panels, const float* x,
                  int64_t first, int64_t last, float* out, float* scratch) {
-  const Mlp mlp = mlp_of(shape, weights, panels, false, nullptr);
   Workspace work;
   Arena arena{scratch};
   make_workspace(shape, work, arena);
+  Layout layout{weights, {panels}, false, false, work.room};
+  const Mlp mlp = make_mlp(shape, {}, layout);
   const int64_t slots = load_tile(x, shape.in, first, last, work.in);
   mlp_hidden(mlp, work.in, slots, work.tile, false);
   mlp_out(mlp, work.tile, slots, work.out, nullptr);
@@ -73,13 +74,14 @@ void mlp_forward(const MlpShape& shape, const float* weights, float* panels, con
 }
 
 // Writes the rows of dx (unless null) and adds to the gradient of the folded weights.
-void mlp_backward(const MlpShape& shape, const float* weights, float* panels, const float* x,
-                  const float* d_out, int64_t first, int64_t last, float* dx, float* gradient,
-                  float* scratch) {
-  const Mlp mlp = mlp_of(shape, weights, panels, false, nullptr);
+void mlp_backward(const MlpShape& shape, const float* const* weights, float* panels, const float* x,
+                  const float* d_out, int64_t first, int64_t last, float* dx,
+                  const Gradient& gradient, float* scratch) {
   Workspace work;
   Arena arena{scratch};
   make_workspace(shape, work, arena);
+  Layout layout{weights, {panels}, false, true, work.room};
+  const Mlp mlp = make_mlp(shape, {}, layout);
   const int64_t slots = load_tile(x, shape.in, first, last, work.in);
   mlp_hidden(mlp, work.in, slots, work.tile, true);
   load_tile(d_out, shape.out, first, last, work.out);
@@ -88,8 +90,9 @@ void mlp_backward(const MlpShape& shape, const float* weights, float* panels, co
   if (dx) store_tile(work.d_in, shape.in, first, last, dx);
 }
 
-void mlp_unfold(const MlpShape& shape, const float* weights, float* gradient) {
-  unfold(mlp_of(shape, weights, nullptr, false, nullptr), weights, gradient);
+void mlp_unfold(const MlpShape& shape, const float* const* weights, float* gradient) {
+  Layout layout{weights, {nullptr}, false, false, nullptr};
+  unfold(make_mlp(shape, {}, layout), gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

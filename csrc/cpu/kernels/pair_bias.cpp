@@ -1,7 +1,7 @@
 #include "../pair_bias.h"
 
 #include "../gemm.h"
-#include "../math.h"
+#include "../pair_features.h"
 
 namespace jetkern::JETKERN_ISA {
 
@@ -9,29 +9,26 @@ namespace {
 
 // Pairs i < j, gathered over the jets of a run; entries past `used` repeat the pair (0, 0, 0, 0).
 struct Tile {
-  float d_eta[PAIR_TILE], d_phi[PAIR_TILE], sum_ln_pt[PAIR_TILE], min_ln_pt[PAIR_TILE];
+  float d_eta[PAIR_TILE], d_phi[PAIR_TILE], d_ln_pt[PAIR_TILE];
+  float sum_ln_pt[PAIR_TILE], min_ln_pt[PAIR_TILE];
   int64_t upper[PAIR_TILE], lower[PAIR_TILE];  // columns of (i, j) and (j, i)
+  int64_t first[PAIR_TILE], second[PAIR_TILE]; // rows of i and j
   int64_t used;
 
   void clear() {
     for (int64_t q = 0; q < PAIR_TILE; q++)
-      d_eta[q] = d_phi[q] = sum_ln_pt[q] = min_ln_pt[q] = 0.0f;
+      d_eta[q] = d_phi[q] = d_ln_pt[q] = sum_ln_pt[q] = min_ln_pt[q] = 0.0f;
     used = 0;
   }
 
   // ln m^2, ln delta R and ln kT (3, PAIR_TILE); the specification is in pair_features/reference.py.
   void features(float* to) const {
     for (int64_t q = 0; q < PAIR_TILE; q += W) {
-      vfloat eta = load(d_eta + q), phi = load(d_phi + q);
-      vfloat s = sinh(0.5f * eta);
-      vfloat angle = 2.0f * s * s + 2.0f * sin_squared(0.5f * phi);
-      vfloat square = eta * eta + phi * phi;
-      vfloat ln_r = 0.5f * log_or_zero(square);
-      vfloat ln_m2 = 0.693147181f + load(sum_ln_pt + q) + log_or_zero(angle);
-      store(to + q, select(angle > 0.0f, ln_m2, vfloat{}));
-      store(to + PAIR_TILE + q, ln_r);
-      store(to + 2 * PAIR_TILE + q,
-            select(square > 0.0f, load(min_ln_pt + q) + ln_r, vfloat{}));
+      const PairFeatures pair = pair_features(load(d_eta + q), load(d_phi + q),
+                                              load(sum_ln_pt + q), load(min_ln_pt + q));
+      store(to + q, pair.ln_m2);
+      store(to + PAIR_TILE + q, pair.ln_r);
+      store(to + 2 * PAIR_TILE + q, pair.ln_kt);
     }
   }
 };
@@ -52,10 +49,13 @@ void each_tile(const PairRun& run, const Flush& flush, const Diagonal& diagonal)
         const int64_t q = tile.used++;
         tile.d_eta[q] = a[0] - c[0];
         tile.d_phi[q] = a[1] - c[1];
+        tile.d_ln_pt[q] = a[2] - c[2];
         tile.sum_ln_pt[q] = a[2] + c[2];
         tile.min_ln_pt[q] = a[2] < c[2] ? a[2] : c[2];
         tile.upper[q] = start + i * n + j;
         tile.lower[q] = start + j * n + i;
+        tile.first[q] = run.offsets[b] + i;
+        tile.second[q] = run.offsets[b] + j;
         if (tile.used == PAIR_TILE) {
           flush(tile);
           tile.used = 0;
@@ -91,6 +91,32 @@ void evaluate(const PairPerceptron& p, const float* features, float* hidden, flo
 
 }  // namespace
 
+namespace {
+
+// Adds the gradients of both particles of the tile's pairs, from that of their features.
+void particles_backward(const Tile& tile, const float* d_features, float* to) {
+  for (int64_t start = 0; start < tile.used; start += W) {
+    const PairSlopes slopes = pair_slopes(
+        load(tile.d_eta + start), load(tile.d_phi + start),
+        {load(d_features + start), load(d_features + PAIR_TILE + start),
+         load(d_features + 2 * PAIR_TILE + start)});
+    const vfloat share = share_of_first(load(tile.d_ln_pt + start)) * slopes.min_ln_pt;
+    const vfloat one = slopes.sum_ln_pt + share;
+    const vfloat other = slopes.sum_ln_pt + (slopes.min_ln_pt - share);
+    for (int64_t l = 0; l < smaller(tile.used - start, W); l++) {
+      float *a = to + tile.first[start + l] * 4, *b = to + tile.second[start + l] * 4;
+      a[0] += slopes.eta[l];
+      b[0] -= slopes.eta[l];
+      a[1] += slopes.phi[l];
+      b[1] -= slopes.phi[l];
+      a[2] += one[l];
+      b[2] += other[l];
+    }
+  }
+}
+
+}  // namespace
+
 void pair_bias_forward(const PairPerceptron& p, const PairRun& run, float* bias, float* scratch) {
   float* hidden = scratch;
   float* features = hidden + PAIR_BLOCK * PAIR_TILE;
@@ -117,22 +143,27 @@ void pair_bias_forward(const PairPerceptron& p, const PairRun& run, float* bias,
 }
 
 void pair_bias_backward(const PairPerceptron& p, const PairRun& run, const float* dbias,
-                        float* gradient, float* scratch) {
+                        float* gradient, float* d_particles, float* scratch) {
   const int64_t C = p.hidden, wide = round_up(C, PAIR_BLOCK);
   float* hidden = scratch;                           // (PAIR_TILE, PAIR_BLOCK) gelu(fc1)
   float* slopes = hidden + PAIR_TILE * PAIR_BLOCK;   // (PAIR_TILE, PAIR_BLOCK) d loss / d fc1
   float* features = slopes + PAIR_TILE * PAIR_BLOCK; // (4, PAIR_TILE), the last row 1
   float* dout = features + 4 * PAIR_TILE;            // (PAIR_TILE, H)
   float* same = dout + PAIR_TILE * p.heads;          // (H) gradient of the diagonals
-  float* fc1 = same + p.heads;                       // (4, wide) weight transposed, then bias
+  float* d_features = same + p.heads;                // (3, PAIR_TILE)
+  float* fc1 = d_features + 3 * PAIR_TILE;           // (4, wide) weight transposed, then bias
   for (int64_t c = 0; c < wide; c++)
     for (int64_t k = 0; k < 4; k++)
       fc1[k * wide + c] = c >= C ? 0.0f : k < 3 ? p.fc1_weight[c * 3 + k] : p.fc1_bias[c];
   for (int64_t i = 0; i < pair_gradient_size(C, p.heads); i++) gradient[i] = 0.0f;
+  if (d_particles)
+    for (int64_t i = 4 * run.offsets[run.first]; i < 4 * run.offsets[run.last]; i++)
+      d_particles[i] = 0.0f;
   for (int64_t h = 0; h < p.heads; h++) same[h] = 0.0f;
   for (int64_t q = 0; q < PAIR_TILE; q++) features[3 * PAIR_TILE + q] = 1.0f;
 
   auto accumulate = [&](int64_t used) {
+    for (int64_t q = 0; q < 3 * PAIR_TILE; q++) d_features[q] = 0.0f;
     for (int64_t h = 0; h < p.heads; h++) {
       float total = 0.0f;
       for (int64_t q = 0; q < used; q++) total += dout[q * p.heads + h];
@@ -153,6 +184,14 @@ void pair_bias_backward(const PairPerceptron& p, const PairRun& run, const float
           store(slopes + q * PAIR_BLOCK + c, load(slopes + q * PAIR_BLOCK + c) * slope);
         }
       }
+      if (d_particles)
+        for (int64_t q = 0; q < used; q++)
+          for (int64_t k = 0; k < 3; k++) {
+            vfloat total{};
+            for (int64_t c = 0; c < block; c += W)
+              total += load(slopes + q * PAIR_BLOCK + c) * load(fc1 + k * wide + first + c);
+            d_features[k * PAIR_TILE + q] += sum(total);
+          }
       gemm(4, block, used, features, PAIR_TILE, 1, row_major(slopes, PAIR_BLOCK), gradient + first,
            C, true);
       gemm(p.heads, block, used, dout, 1, p.heads, row_major(hidden, PAIR_BLOCK),
@@ -170,6 +209,7 @@ void pair_bias_backward(const PairPerceptron& p, const PairRun& run, const float
             dout[q * p.heads + h] = from[tile.upper[q]] + from[tile.lower[q]];
         }
         accumulate(tile.used);
+        if (d_particles) particles_backward(tile, d_features, d_particles);
       },
       [&](int64_t start, int64_t n) {
         for (int64_t h = 0; h < p.heads; h++)

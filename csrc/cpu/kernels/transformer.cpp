@@ -5,47 +5,53 @@
 namespace jetkern::JETKERN_ISA {
 namespace {
 
-Weight make_weight(const float* weights, int64_t& at, int64_t outputs, int64_t inputs,
-                   int64_t at_gamma, Arena& panels, bool pack) {
-  Weight weight{at, at_gamma, {}, {}};
-  float* forward = panels.take(panels_size(outputs, inputs));
-  float* backward = panels.take(panels_size(inputs, outputs));
-  if (pack) {
-    const float* w = weights + at;
-    const float* gamma = at_gamma < 0 ? nullptr : weights + at_gamma;
-    pack_panels(w, inputs, 1, nullptr, gamma, outputs, inputs, forward);
-    pack_panels(w, 1, inputs, gamma, nullptr, inputs, outputs, backward);
-  }
-  weight.forward = {forward, outputs, inputs};
-  weight.backward = {backward, inputs, outputs};
-  at += outputs * inputs;
+constexpr int64_t LARGE = 1 << 18;     // elements from which a matrix is packed while it is used
+constexpr int64_t PER_TURN = 1 << 15;  // elements of a gradient that are added to in one turn
+constexpr int64_t NARROW = 16;         // with fewer inputs bfloat16 would cost accuracy for nothing
+
+bool is_packed(int64_t outputs, int64_t inputs) { return outputs * inputs < LARGE; }
+bool is_bf16(bool wanted, int64_t inputs) { return wanted && inputs >= NARROW; }
+
+void place(Panels& panels, Layout& layout) {
+  float* to = layout.panels.take(panels_size(panels.outputs, panels.inputs, panels.bf16));
+  if (layout.pack) pack_panels(panels, to);
+  panels.packed = to;
+}
+
+Weight make_weight(int64_t outputs, int64_t inputs, bool bf16, const Part& gamma, Layout& layout) {
+  Weight weight{};
+  weight.turn_rows = (PER_TURN + inputs - 1) / inputs;
+  weight.part = layout.take(outputs * inputs, (outputs + weight.turn_rows - 1) / weight.turn_rows);
+  weight.gamma = gamma;
+  bf16 = is_bf16(bf16, inputs);
+  const float* w = weight.part.data;
+  weight.forward = {w, nullptr, gamma.data, inputs, 1, outputs, inputs, bf16, nullptr};
+  weight.backward = {w, gamma.data, nullptr, 1, inputs, inputs, outputs, bf16, nullptr};
+  if (!is_packed(outputs, inputs)) return weight;
+  place(weight.forward, layout);
+  if (layout.backward) place(weight.backward, layout);
   return weight;
 }
 
-int64_t skip(int64_t& at, int64_t count) {
-  const int64_t here = at;
-  at += count;
-  return here;
+int64_t weight_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16) {
+  const int64_t forward = product_room(outputs, inputs, slots, is_bf16(bf16, inputs),
+                                       is_packed(outputs, inputs));
+  const int64_t backward = product_room(inputs, outputs, slots, is_bf16(bf16, inputs),
+                                        is_packed(outputs, inputs));
+  return forward > backward ? forward : backward;
 }
 
-void unfold(const Weight& weight, const float* weights, float* gradient) {
-  if (weight.at_gamma < 0) return;
+void unfold(const Weight& weight, float* gradient) {
+  if (!weight.gamma.data) return;
   const int64_t outputs = weight.forward.outputs, inputs = weight.forward.inputs;
-  const float *w = weights + weight.at, *gamma = weights + weight.at_gamma;
-  float *dw = gradient + weight.at, *d_gamma = gradient + weight.at_gamma;
+  const float *w = weight.part.data, *gamma = weight.gamma.data;
+  float *dw = gradient + weight.part.at, *d_gamma = gradient + weight.gamma.at;
   for (int64_t i = 0; i < inputs; i++) d_gamma[i] = 0.0f;
   for (int64_t o = 0; o < outputs; o++)
     for (int64_t i = 0; i < inputs; i++) {
       d_gamma[i] += dw[o * inputs + i] * w[o * inputs + i];
       dw[o * inputs + i] *= gamma[i];
     }
-}
-
-void weight_backward(const Weight& weight, const float* dy, const float* x, int64_t slots,
-                     float* gradient) {
-  const int64_t outputs = weight.forward.outputs, inputs = weight.forward.inputs;
-  outer_product(dy, slot_row(outputs), outputs, x, slot_row(inputs), inputs, slots,
-                gradient + weight.at);
 }
 
 constexpr int64_t FEW_WEIGHTS = 1 << 15;  // of a perceptron: several layers fit the L2 cache
@@ -59,49 +65,81 @@ int64_t chain(const MlpShape& shape, int64_t slots) {
   return shape.hidden * (shape.in + shape.out) > FEW_WEIGHTS ? slots : few;
 }
 
-Mlp make_mlp(const MlpShape& shape, const float* weights, int64_t& at, int64_t at_gamma,
-             Arena& panels, bool pack) {
+Mlp make_mlp(const MlpShape& shape, const Part& gamma, Layout& layout) {
   Mlp mlp{};
+  Part own{};
   mlp.shape = shape;
-  mlp.fc1 = make_weight(weights, at, shape.hidden, shape.in, at_gamma, panels, pack);
-  mlp.at_bias1 = shape.bias1 ? skip(at, shape.hidden) : -1;
-  mlp.at_alpha = shape.norm ? skip(at, 1) : -1;
-  const int64_t at_own_gamma = shape.norm ? skip(at, shape.hidden) : -1;
-  mlp.fc2 = make_weight(weights, at, shape.out, shape.hidden, at_own_gamma, panels, pack);
-  mlp.at_bias2 = shape.bias2 ? skip(at, shape.out) : -1;
-  if (!weights) return mlp;
-  mlp.bias1 = shape.bias1 ? weights + mlp.at_bias1 : nullptr;
-  mlp.bias2 = shape.bias2 ? weights + mlp.at_bias2 : nullptr;
-  mlp.alpha = shape.norm ? weights[mlp.at_alpha] : 0.0f;
+  mlp.room = layout.room;
+  mlp.fc1 = make_weight(shape.hidden, shape.in, shape.bf16, gamma, layout);
+  if (shape.bias1) mlp.bias1 = layout.take(shape.hidden);
+  if (shape.norm) mlp.alpha = layout.take(1);
+  if (shape.norm) own = layout.take(shape.hidden);
+  mlp.fc2 = make_weight(shape.out, shape.hidden, shape.bf16, own, layout);
+  if (shape.bias2) mlp.bias2 = layout.take(shape.out);
   return mlp;
 }
 
-Block make_block(const BlockShape& shape, const float* weights, int64_t& at, Arena& panels,
-                 bool pack) {
+Block make_block(const BlockShape& shape, Layout& layout) {
   const int64_t width = shape.width;
+  const bool bf16 = shape.mlp.bf16;
   Block block{};
   block.shape = shape;
-  block.at_alpha1 = skip(at, 1);
-  const int64_t at_gamma1 = skip(at, width);
-  block.qkv = make_weight(weights, at, 3 * width, width, at_gamma1, panels, pack);
-  block.out = make_weight(weights, at, width, width, -1, panels, pack);
-  block.at_alpha2 = skip(at, 1);
-  const int64_t at_gamma2 = skip(at, width);
-  block.mlp = make_mlp(shape.mlp, weights, at, at_gamma2, panels, pack);
-  if (!weights) return block;
-  block.alpha1 = weights[block.at_alpha1];
-  block.alpha2 = weights[block.at_alpha2];
+  block.room = layout.room;
+  block.alpha1 = layout.take(1);
+  const Part gamma1 = layout.take(width);
+  block.qkv = make_weight(3 * width, width, bf16, gamma1, layout);
+  block.out = make_weight(width, width, bf16, {}, layout);
+  block.alpha2 = layout.take(1);
+  const Part gamma2 = layout.take(width);
+  block.mlp = make_mlp(shape.mlp, gamma2, layout);
   return block;
 }
 
-void unfold(const Mlp& mlp, const float* weights, float* gradient) {
-  unfold(mlp.fc1, weights, gradient);
-  unfold(mlp.fc2, weights, gradient);
+int64_t room_size(const MlpShape& shape, int64_t slots) {
+  const int64_t fc1 = weight_room(shape.hidden, shape.in, slots, shape.bf16);
+  const int64_t fc2 = weight_room(shape.out, shape.hidden, slots, shape.bf16);
+  return fc1 > fc2 ? fc1 : fc2;
 }
 
-void unfold(const Block& block, const float* weights, float* gradient) {
-  unfold(block.qkv, weights, gradient);
-  unfold(block.mlp, weights, gradient);
+int64_t room_size(const BlockShape& shape, int64_t slots) {
+  const int64_t qkv = weight_room(3 * shape.width, shape.width, slots, shape.mlp.bf16);
+  const int64_t mlp = room_size(shape.mlp, slots);
+  return qkv > mlp ? qkv : mlp;  // the weight after the attention is smaller than qkv
+}
+
+void unfold(const Mlp& mlp, float* gradient) {
+  unfold(mlp.fc1, gradient);
+  unfold(mlp.fc2, gradient);
+}
+
+void unfold(const Block& block, float* gradient) {
+  unfold(block.qkv, gradient);
+  unfold(block.mlp, gradient);
+}
+
+void weight_backward(const Weight& weight, const float* dy, const float* x, int64_t slots,
+                     const Gradient& gradient, float* room) {
+  const int64_t outputs = weight.forward.outputs, inputs = weight.forward.inputs;
+  const Outer factors = outer(dy, slot_row(outputs), outputs, x, slot_row(inputs), inputs, slots,
+                              weight.forward.bf16, room);
+  const int64_t rows = gradient.turns ? weight.turn_rows : outputs;
+  float* to = gradient.to + weight.part.at;
+  for (int64_t first = 0, turn = weight.part.turn; first < outputs; first += rows, turn++)
+    gradient.in_turn(turn, [&] {
+      outer_product(factors, first, at_most(first + rows, outputs), to);
+    });
+}
+
+void add_alpha(const Part& alpha, float value, const Gradient& gradient) {
+  gradient.in_turn(alpha.turn, [&] { gradient.to[alpha.at] += value; });
+}
+
+void bias_backward(const Part& bias, const float* dy, int64_t outputs, int64_t slots,
+                   const Gradient& gradient) {
+  if (!bias.data) return;
+  gradient.in_turn(bias.turn, [&] {
+    lane_sums(dy, slot_row(outputs), outputs, slots, gradient.to + bias.at);
+  });
 }
 
 MlpTile take_mlp_tile(const MlpShape& shape, int64_t slots, Arena& arena) {
@@ -132,8 +170,8 @@ void norm(const float* x, float alpha, int64_t n, int64_t slots, float* to) {
       store(to + i * W, tanh(load(x + i * W) * alpha));
 }
 
-void norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
-                   int64_t slots, float* dx, float* d_alpha) {
+float norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
+                    int64_t slots, float* dx) {
   vfloat totals[4] = {};
   for (int64_t s = 0; s < slots; s++) {
     const int64_t at = s * slot_row(n) * W;
@@ -149,16 +187,17 @@ void norm_backward(const float* x, const float* y, const float* dy, float alpha,
       for (int64_t u = 0; u < 4; u++) feature(i + u * W, totals[u]);
     for (; i < at + n * W; i += W) feature(i, totals[0]);
   }
-  *d_alpha += sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
 }
 
 void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& tile, bool keep) {
   const int64_t n = mlp.shape.hidden, row = slot_row(n), x_row = slot_row(mlp.shape.in);
+  const float alpha = mlp.alpha.data ? *mlp.alpha.data : 0.0f;
   const int64_t step = chain(mlp.shape, slots);
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
-    product(mlp.fc1.forward, x + s * x_row * W, x_row, tile.gelu + at, row, count, mlp.bias1,
-            nullptr);
+    product(mlp.fc1.forward, x + s * x_row * W, x_row, tile.gelu + at, row, count,
+            mlp.bias1.data, nullptr, mlp.room);
     for (int64_t c = 0; c < count; c++) {
       float* value = tile.gelu + at + c * row * W;
       float* slope = tile.slope + at + c * row * W;
@@ -172,11 +211,11 @@ void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& ti
         }
         if (mlp.shape.norm)
           for (int64_t i = 0; i < n * W; i += W)
-            store(normed + i, tanh(load(value + i) * mlp.alpha));
+            store(normed + i, tanh(load(value + i) * alpha));
       } else {
         for (int64_t i = 0; i < n * W; i += W) {
           const vfloat g = gelu(load(value + i));
-          store(normed + i, mlp.shape.norm ? tanh(g * mlp.alpha) : g);
+          store(normed + i, mlp.shape.norm ? tanh(g * alpha) : g);
         }
       }
     }
@@ -185,12 +224,13 @@ void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& ti
 
 void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const float* add) {
   product(mlp.fc2.forward, tile.normed, slot_row(mlp.shape.hidden), y, slot_row(mlp.shape.out),
-          slots, mlp.bias2, add);
+          slots, mlp.bias2.data, add, mlp.room);
 }
 
-void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
-                         const float* weight, int64_t slots, float* dx, float* d_alpha) {
+float mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
+                          const float* weight, int64_t slots, float* dx) {
   const int64_t n = mlp.shape.hidden, row = slot_row(n);
+  const float alpha = mlp.alpha.data ? *mlp.alpha.data : 0.0f;
   vfloat totals[4] = {};
   for (int64_t s = 0; s < slots; s++) {
     const vfloat factor = weight ? load(weight + s * W) : splat(1.0f);
@@ -202,7 +242,7 @@ void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_nor
         const vfloat value = load(normed + i);
         const vfloat inner = load(d + i) * factor * (1.0f - value * value);
         total += inner * load(g + i);
-        store(slope + i, inner * mlp.alpha * load(slope + i));
+        store(slope + i, inner * alpha * load(slope + i));
       };
       int64_t i = 0;
       for (; i + 4 * W <= n * W; i += 4 * W)
@@ -214,35 +254,35 @@ void mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_nor
         store(slope + i, load(d + i) * factor * load(slope + i));
     }
   }
-  if (mlp.shape.norm) *d_alpha += sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
   if (dx)
-    product(mlp.fc1.backward, tile.slope, row, dx, slot_row(mlp.shape.in), slots, nullptr, nullptr);
+    product(mlp.fc1.backward, tile.slope, row, dx, slot_row(mlp.shape.in), slots, nullptr, nullptr,
+            mlp.room);
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
 }
 
 void fc1_backward(const Mlp& mlp, const MlpTile& tile, const float* x, int64_t slots,
-                  float* gradient) {
-  weight_backward(mlp.fc1, tile.slope, x, slots, gradient);
-  if (mlp.bias1)
-    lane_sums(tile.slope, slot_row(mlp.shape.hidden), mlp.shape.hidden, slots,
-              gradient + mlp.at_bias1);
+                  const Gradient& gradient) {
+  weight_backward(mlp.fc1, tile.slope, x, slots, gradient, mlp.room);
+  bias_backward(mlp.bias1, tile.slope, mlp.shape.hidden, slots, gradient);
 }
 
 void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const float* dy,
-                  int64_t slots, float* dx, float* gradient, float* scratch) {
+                  int64_t slots, float* dx, const Gradient& gradient, float* scratch) {
   const int64_t row = slot_row(mlp.shape.hidden) * W, out = slot_row(mlp.shape.out);
   const int64_t in = slot_row(mlp.shape.in);
-  weight_backward(mlp.fc2, dy, tile.normed, slots, gradient);
-  if (mlp.bias2) lane_sums(dy, out, mlp.shape.out, slots, gradient + mlp.at_bias2);
-  float unused = 0.0f;
-  float* d_alpha = mlp.shape.norm ? gradient + mlp.at_alpha : &unused;
+  weight_backward(mlp.fc2, dy, tile.normed, slots, gradient, mlp.room);
+  bias_backward(mlp.bias2, dy, mlp.shape.out, slots, gradient);
+  float d_alpha = 0.0f;
   const int64_t step = chain(mlp.shape, slots);
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step);
-    product(mlp.fc2.backward, dy + s * out * W, out, scratch, row / W, count, nullptr, nullptr);
+    product(mlp.fc2.backward, dy + s * out * W, out, scratch, row / W, count, nullptr, nullptr,
+            mlp.room);
     const MlpTile part{tile.normed + s * row, tile.gelu + s * row, tile.slope + s * row};
-    mlp_hidden_backward(mlp, part, scratch, row / W, nullptr, count,
-                        dx ? dx + s * in * W : nullptr, d_alpha);
+    d_alpha += mlp_hidden_backward(mlp, part, scratch, row / W, nullptr, count,
+                                   dx ? dx + s * in * W : nullptr);
   }
+  if (mlp.shape.norm) add_alpha(mlp.alpha, d_alpha, gradient);
   fc1_backward(mlp, tile, x, slots, gradient);
 }
 
@@ -251,9 +291,9 @@ void before_attention(const Block& block, const BlockTile& tile, int64_t slots) 
   const int64_t step = chain(block.shape.mlp, slots);
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
-    norm(tile.in + at, block.alpha1, width, count, tile.normed1 + at);
+    norm(tile.in + at, *block.alpha1.data, width, count, tile.normed1 + at);
     product(block.qkv.forward, tile.normed1 + at, row, tile.qkv + s * row3 * W, row3, count,
-            nullptr, nullptr);
+            nullptr, nullptr, block.room);
   }
 }
 
@@ -265,8 +305,8 @@ void after_attention(const Block& block, const BlockTile& tile, int64_t slots, b
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
     product(block.out.forward, tile.mixed + at, row, tile.middle + at, row, count, nullptr,
-            tile.in + at);
-    norm(tile.middle + at, block.alpha2, width, count, tile.normed2 + at);
+            tile.in + at, block.room);
+    norm(tile.middle + at, *block.alpha2.data, width, count, tile.normed2 + at);
     const MlpTile part{tile.mlp.normed + s * hidden, tile.mlp.gelu + s * hidden,
                        tile.mlp.slope + s * hidden};
     mlp_hidden(block.mlp, tile.normed2 + at, count, part, keep);
@@ -275,32 +315,37 @@ void after_attention(const Block& block, const BlockTile& tile, int64_t slots, b
 }
 
 void after_attention_backward(const Block& block, const BlockTile& tile, int64_t slots, float* dx,
-                              float* gradient, float* scratch) {
+                              const Gradient& gradient, float* scratch) {
   const int64_t width = block.shape.width;
   float* d_normed = scratch + tile_size(slots, block.mlp.shape.hidden);
   mlp_backward(block.mlp, tile.mlp, tile.normed2, dx, slots, d_normed, gradient, scratch);
-  norm_backward(tile.middle, tile.normed2, d_normed, block.alpha2, width, slots, dx,
-                gradient + block.at_alpha2);
+  const float d_alpha = norm_backward(tile.middle, tile.normed2, d_normed, *block.alpha2.data,
+                                      width, slots, dx);
+  add_alpha(block.alpha2, d_alpha, gradient);
 }
 
 void out_backward(const Block& block, const BlockTile& tile, int64_t slots, const float* dx,
-                  float* d_mixed, float* gradient) {
+                  float* d_mixed, const Gradient& gradient) {
   const int64_t row = slot_row(block.shape.width);
-  weight_backward(block.out, dx, tile.mixed, slots, gradient);
-  product(block.out.backward, dx, row, d_mixed, row, slots, nullptr, nullptr);
+  weight_backward(block.out, dx, tile.mixed, slots, gradient, block.room);
+  product(block.out.backward, dx, row, d_mixed, row, slots, nullptr, nullptr, block.room);
 }
 
 void before_attention_backward(const Block& block, const BlockTile& tile, int64_t slots,
-                               const float* d_qkv, float* dx, float* gradient, float* scratch) {
+                               const float* d_qkv, float* dx, const Gradient& gradient,
+                               float* scratch) {
   const int64_t width = block.shape.width, row = slot_row(width), row3 = slot_row(3 * width);
-  weight_backward(block.qkv, d_qkv, tile.normed1, slots, gradient);
+  weight_backward(block.qkv, d_qkv, tile.normed1, slots, gradient, block.room);
   const int64_t step = chain(block.shape.mlp, slots);
+  float d_alpha = 0.0f;
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
-    product(block.qkv.backward, d_qkv + s * row3 * W, row3, scratch, row, count, nullptr, nullptr);
-    norm_backward(tile.in + at, tile.normed1 + at, scratch, block.alpha1, width, count, dx + at,
-                  gradient + block.at_alpha1);
+    product(block.qkv.backward, d_qkv + s * row3 * W, row3, scratch, row, count, nullptr, nullptr,
+            block.room);
+    d_alpha += norm_backward(tile.in + at, tile.normed1 + at, scratch, *block.alpha1.data, width,
+                             count, dx + at);
   }
+  add_alpha(block.alpha1, d_alpha, gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

@@ -12,46 +12,69 @@ from jetkern.ops.parameters import MLPParameters
 
 WEIGHTS = "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias"
 torch.library.define(
-    "jetkern::pair_bias", f"(Tensor particles, Tensor offsets, {WEIGHTS}) -> Tensor"
+    "jetkern::pair_bias",
+    f"(Tensor particles, Tensor offsets, {WEIGHTS}, SymInt num_pairs) -> Tensor",
 )
 torch.library.define(
     "jetkern::pair_bias_backward",
-    f"(Tensor dbias, Tensor particles, Tensor offsets, {WEIGHTS}) -> Tensor",
+    f"(Tensor dbias, Tensor particles, Tensor offsets, {WEIGHTS}, bool need_particles)"
+    " -> (Tensor gradient, Tensor d_particles)",
 )
 
 
 @torch.library.register_fake("jetkern::pair_bias")
-def _forward_fake(particles: Tensor, offsets: Tensor, *weights: Tensor) -> Tensor:
-    pairs = torch.library.get_ctx().new_dynamic_size()
-    return particles.new_empty(weights[3].shape[0], pairs)
+def _forward_fake(
+    particles: Tensor,
+    offsets: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    num_pairs: int | torch.SymInt,
+) -> Tensor:
+    if isinstance(num_pairs, int) and num_pairs < 0:
+        num_pairs = torch.library.get_ctx().new_dynamic_size()
+    return particles.new_empty((fc2_weight.shape[0], num_pairs))
 
 
 @torch.library.register_fake("jetkern::pair_bias_backward")
-def _backward_fake(dbias: Tensor, particles: Tensor, offsets: Tensor, *weights: Tensor) -> Tensor:
-    heads, hidden = weights[2].shape
-    return particles.new_empty((4 + heads) * hidden + heads)
+def _backward_fake(
+    dbias: Tensor,
+    particles: Tensor,
+    offsets: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    need_particles: bool,
+) -> tuple[Tensor, Tensor]:
+    heads, hidden = fc2_weight.shape
+    rows = particles.shape[0] if need_particles else 0
+    return particles.new_empty((4 + heads) * hidden + heads), particles.new_empty(rows, 4)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:-1])
 
 
 def _backward(ctx: Any, dbias: Tensor) -> tuple[Tensor | None, ...]:
     particles, offsets, *weights = ctx.saved_tensors
-    gradient = torch.ops.jetkern.pair_bias_backward(
-        dbias.contiguous(), particles, offsets, *weights
+    need_particles = ctx.needs_input_grad[0]
+    gradient, d_particles = torch.ops.jetkern.pair_bias_backward(
+        dbias.contiguous(), particles, offsets, *weights, need_particles
     )
     heads, hidden = weights[2].shape
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = gradient.split(
         [3 * hidden, hidden, heads * hidden, heads]
     )
     return (
-        None,
+        d_particles if need_particles else None,
         None,
         fc1_weight.view(3, hidden).t(),
         fc1_bias,
         fc2_weight.view(heads, hidden),
         fc2_bias,
+        None,
     )
 
 
@@ -67,21 +90,16 @@ def pair_bias(
     dtype: torch.dtype | None = None,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.pair_bias``. The gradient of the particles, and a perceptron with a norm
-    or without its biases, are left to the reference."""
+    """See ``jetkern.ops.pair_bias``. A perceptron with a norm or without its biases is left to the
+    reference; the products are float32 whatever ``precision``, for they are too narrow to gain."""
     p = parameters
-    plain = p.alpha is None and p.fc1_bias is not None and p.fc2_bias is not None
-    if not plain or (particles.requires_grad and torch.is_grad_enabled()):
+    if p.alpha is not None or p.fc1_bias is None or p.fc2_bias is None:
         return reference.pair_bias(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype)
     weights = (p.fc1_weight, p.fc1_bias, p.fc2_weight, p.fc2_bias)
     bias = torch.ops.jetkern.pair_bias(
         particles.contiguous(),
         offsets.contiguous(),
-        *(w.contiguous() for w in weights if w is not None),
+        *(w.contiguous() for w in weights),
+        -1 if num_pairs is None else num_pairs,
     )
-    if num_pairs is not None:
-        torch._check(
-            bias.shape[1] == num_pairs,
-            lambda: f"num_pairs is {num_pairs}, the jets have {bias.shape[1]} pairs",
-        )
     return bias if dtype is None else bias.to(dtype)
