@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from conversion.clean import Tally, merge
 from conversion.gather import gather, num_blocks, read_record, record_file
 from conversion.plan import VERSION, Plan
-from conversion.scatter import close_source, scatter, work_file
+from conversion.scatter import close_source, finished, scatter
 from conversion.workers import WorkerDied, Workers
 from jetkern.data.shards import MANIFEST, AtomicFile, sync_folder, write_manifest
 
 WORK = ".convert"
-JETS_WORTH_A_PROCESS = 100_000  # starting one takes as long as converting so many
+JETS_WORTH_A_PROCESS = 50_000  # starting one takes as long as converting so many
 _SUSPICIOUS_PT = 2e4  # GeV; the leading particle of a jet at the LHC stays well below
 # What describes the jets of one range rather than a number of them.
-_NOT_COUNTS = ("ranges", "median leading pT", "jets in buckets")
+_NOT_COUNTS = ("ranges", "median leading pT")
 
 
 class ConversionError(RuntimeError):
@@ -77,9 +78,8 @@ def convert(
                 file.write(plan.to_json().encode())
         try:
             jobs = min(jobs, -(-plan.num_jets // JETS_WORTH_A_PROCESS))
-            with Workers(jobs) as workers:
-                tallies = _first_pass(plan, work, workers, max_dropped, progress)
-                jets = np.sum([t["jets in buckets"] for t in tallies], axis=0)
+            with Workers(jobs, plan) as workers:
+                tallies, jets = _first_pass(plan, work, workers, max_dropped, progress)
                 _second_pass(plan, out, work, jets, workers, progress)
             return _finish(plan, out, work, tallies, jets)
         except WorkerDied as error:
@@ -181,40 +181,44 @@ def _made_by(manifest: Path, plan: Plan) -> bool:
 
 def _first_pass(
     plan: Plan, work: Path, workers: Workers, max_dropped: float, progress: bool
-) -> list[Tally]:
+) -> tuple[list[Tally], NDArray[np.int64]]:
+    """The counts of all units, and the jets of all buckets."""
     tallies: dict[int, Tally] = {}
-    dropped = 0
+    jets = np.zeros(sum(plan.splits.values()), np.int64)
+    total, read = plan.num_jets, 0
     with tqdm(
-        total=plan.num_jets, unit=" jets", unit_scale=True, desc="read ", disable=not progress
+        total=total, unit=" jets", unit_scale=True, desc="read ", disable=not progress
     ) as bar:
 
         def done(number: int, tally: Tally) -> None:
-            nonlocal dropped
+            nonlocal read
+            jets[:] += tally.pop("jets in buckets")
             tallies[number] = tally
+            read += tally["read"]
             bar.update(tally["read"])
-            dropped += tally["read"] - sum(tally["jets in buckets"])
-            if dropped > max_dropped * plan.num_jets:
+            dropped = read - int(jets.sum())
+            if dropped > max_dropped * total:
                 raise ConversionError(
                     f"{dropped} jets were dropped, more than --max-dropped {max_dropped:g} of "
-                    f"{plan.num_jets} allows: " + _reasons(merge(list(tallies.values())))
+                    f"{total} allows: " + _reasons(merge(list(tallies.values())))
                 )
 
         waiting = []
         for unit in plan.units:
-            path = work_file(work, unit.number)
-            if path.exists() and path.with_suffix(".json").exists():
-                done(unit.number, json.loads(path.with_suffix(".json").read_text()))
+            tally = finished(work, unit.number)
+            if tally is None:
+                waiting.append((unit.number, (unit, work)))
             else:
-                waiting.append((unit.number, (plan, unit, work)))
+                done(unit.number, tally)
         try:
             workers.run(scatter, waiting, done)
         finally:
             close_source()
-    return [tallies[u.number] for u in plan.units]
+    return [tallies[u.number] for u in plan.units], jets
 
 
 def _second_pass(
-    plan: Plan, out: Path, work: Path, jets: np.ndarray, workers: Workers, progress: bool
+    plan: Plan, out: Path, work: Path, jets: NDArray[np.int64], workers: Workers, progress: bool
 ) -> None:
     with tqdm(
         total=int(jets.sum()), unit=" jets", unit_scale=True, desc="write", disable=not progress
@@ -231,13 +235,15 @@ def _second_pass(
                 if record_file(work, bucket).exists() and path.exists():
                     bar.update(int(jets[bucket]))
                 else:
-                    waiting.append((bucket, (plan, bucket, shard, block, path, work)))
+                    waiting.append((bucket, (bucket, shard, block, path, work)))
                 shard += 1
                 block += num_blocks(int(jets[bucket]), plan.jets_per_block)
         workers.run(gather, waiting, lambda _, entry: bar.update(entry["jets"]))
 
 
-def _finish(plan: Plan, out: Path, work: Path, tallies: list[Tally], jets: np.ndarray) -> Result:
+def _finish(
+    plan: Plan, out: Path, work: Path, tallies: list[Tally], jets: NDArray[np.int64]
+) -> Result:
     total = merge(tallies)
     report = {k: v for k, v in total.items() if k not in _NOT_COUNTS}
     report["kept"] = int(jets.sum())

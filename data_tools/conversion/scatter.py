@@ -4,7 +4,7 @@ The jets of each class are put in random order and dealt to the buckets in turn,
 gets its share of every class from every range of the input.
 
 A work file is a table with one row per bucket, then each bucket's jets as raw arrays: counts, then
-the fields of the shards. Its ``.json`` beside it holds the counts and marks it as complete.
+the fields of the shards. The ``.json`` beside it holds its size and counts, and marks it complete.
 """
 
 from __future__ import annotations
@@ -67,8 +67,18 @@ def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
     path = work_file(folder, unit.number)
     tally["jets in buckets"] = table["jets"].tolist()
     _write(path, [npy_bytes(table), *(part.data for part in parts)])
-    _write(path.with_suffix(".json"), [json.dumps(tally).encode()])
+    _write(path.with_suffix(".json"), [json.dumps({"bytes": offset, "tally": tally}).encode()])
     return tally
+
+
+def finished(folder: Path, unit: int) -> Tally | None:
+    """The counts of a unit whose work file is complete. Its contents are judged when it is read."""
+    path = work_file(folder, unit)
+    try:
+        record = json.loads(path.with_suffix(".json").read_text())
+        return record["tally"] if path.stat().st_size == record["bytes"] else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
 
 
 _opened: list[tuple[tuple[str, Input, Options], Source]] = []

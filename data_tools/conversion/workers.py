@@ -40,10 +40,14 @@ class WorkerDied(RuntimeError):
 
 
 class Workers:
-    """Up to ``jobs`` processes, started when first needed; with one job, this process."""
+    """Up to ``jobs`` processes, started when first needed; with one job, this process.
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+    Args:
+        common: what all functions get as their first argument, sent to each process once.
+    """
+
+    def __init__(self, jobs: int, common: Any) -> None:
+        self.jobs, self.common = jobs, common
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -59,16 +63,16 @@ class Workers:
         tasks: Sequence[tuple[int, tuple]],
         done: Callable[[int, Any], None],
     ) -> None:
-        """Calls ``function(*arguments)`` for all (number, arguments), ``done(number, result)`` as
-        each one ends. The first error ends the run."""
+        """Calls ``function(common, *arguments)`` for all (number, arguments), and
+        ``done(number, result)`` as each one ends. The first error ends the run."""
         if self.jobs == 1 or (len(tasks) == 1 and self._pool is None):
             for number, arguments in tasks:
-                done(number, function(*arguments))
+                done(number, function(self.common, *arguments))
             return
         if self._pool is None and tasks:
             start_server()
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(self.jobs, context, initializer=_die_with_parent)
+            self._pool = ProcessPoolExecutor(self.jobs, context, _prepare, (self.common,))
         pending: dict[Any, int] = {}
         rest = iter(tasks)
         try:
@@ -76,7 +80,7 @@ class Workers:
                 # A short queue, so that an error or an interrupt ends the run at once.
                 while len(pending) < 2 * self.jobs and (task := next(rest, None)) is not None:
                     assert self._pool is not None
-                    pending[self._pool.submit(function, *task[1])] = task[0]
+                    pending[self._pool.submit(_call, function, task[1])] = task[0]
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -85,8 +89,18 @@ class Workers:
             raise WorkerDied("a process of the conversion died (out of memory?)") from None
 
 
-def _die_with_parent() -> None:
-    """Ends this process when the one that started it is gone, even by SIGKILL."""
+_common: Any = None
+
+
+def _call(function: Callable[..., Any], arguments: tuple) -> Any:
+    return function(_common, *arguments)
+
+
+def _prepare(common: Any) -> None:
+    """Keeps the common argument; ends this process when the one that started it is gone, even by
+    SIGKILL."""
+    global _common
+    _common = common
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel

@@ -1,5 +1,6 @@
 """Damage to shards is found when they are opened, when they are read, or by verify; never later."""
 
+import hashlib
 import io
 import json
 import os
@@ -18,8 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_shards import write_shards
 
+from jetkern import jets as jets_module
 from jetkern.data import ShardError, Shards, Stream
-from jetkern.data.shards import INDEX, MANIFEST, MULTIPLICITY, manifest_digest, write_manifest
+from jetkern.data import shards as shards_module
+from jetkern.data.shards import (
+    INDEX,
+    MANIFEST,
+    MULTIPLICITY,
+    AtomicFile,
+    manifest_digest,
+    write_manifest,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +48,23 @@ def read_all(folder):
 def verified(folder, capsys):
     code = verify.main([str(folder), "--quiet"])
     return code, capsys.readouterr().err
+
+
+def test_fields_per_particle_are_those_of_a_batch():
+    assert shards_module.PER_PARTICLE == jets_module.PER_PARTICLE
+
+
+def test_a_large_file_is_written_whole(tmp_path):
+    """Beyond the size at which writing to the disk begins."""
+    content = np.random.default_rng(0).bytes(19 << 20)
+    with AtomicFile(tmp_path / "a") as file:
+        for start in range(0, len(content), 1_000_001):
+            file.write(content[start : start + 1_000_001])
+        assert not (tmp_path / "a").exists()
+        digest = file.sha256()
+    assert (tmp_path / "a").read_bytes() == content
+    assert digest == hashlib.sha256(content).hexdigest()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_webdataset_reads_the_tars_in_three_lines(folder):

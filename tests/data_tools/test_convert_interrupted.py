@@ -228,6 +228,16 @@ def test_a_damaged_work_file_is_found(source, tmp_path, capsys):
     assert f"{work}: damaged work file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jets"])
+def test_work_files_that_a_power_cut_left_short_are_made_again(source, expected, tmp_path, suffix):
+    out = tmp_path / "out"
+    in_child(lambda: _stop_after_first_pass(source, out))
+    for number, work in enumerate(sorted(out.glob(f".convert/unit-*{suffix}"))[:3]):
+        os.truncate(work, number * work.stat().st_size // 3)
+    assert convert.main([str(source), "--out", str(out), "--quiet", *OPTIONS]) == 0
+    assert contents(out) == expected
+
+
 def test_an_input_that_changes_on_the_way_is_noticed(source, tmp_path, capsys):
     local = tmp_path / "a.h5"
     omnilearned(local, 50, slots=40)
