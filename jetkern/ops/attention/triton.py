@@ -231,7 +231,7 @@ def attention_kernel(
     else:
         _forward(
             q, k, v, out, lse, bias, q_stride, k_stride, v_stride, out_stride, queries, keys,
-            particles, WIDTH, D, ROWS, KEYS // 2, False, PRECISION,
+            particles, WIDTH, D, ROWS, KEYS // 2 if KEYS > 32 else KEYS, False, PRECISION,
         )  # fmt: skip
 
 
@@ -392,17 +392,23 @@ def attention_backward_kernel(
         )  # fmt: skip
 
 
-FORWARD: dict[int, Settings] = {
-    16: {"ROWS": 16, "KEYS": 64, "num_warps": 1, "num_stages": 1},
-    32: {"ROWS": 16, "KEYS": 64, "num_warps": 1, "num_stages": 1},
-    64: {"ROWS": 32, "KEYS": 64, "num_warps": 2, "num_stages": 1},
-    128: {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 1},
+def _tiles(rows: int, keys: int, warps: int) -> Settings:
+    return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 1}
+
+
+# By padded head dimension, for bfloat16 and for float32: what compiles without spills and leaves
+# most warps resident. With four warps and 64 keys sm_90 would take wgmma, too coarse for jets.
+FORWARD = {
+    16: (_tiles(16, 64, 1), _tiles(16, 64, 1)),
+    32: (_tiles(16, 64, 1), _tiles(32, 64, 2)),
+    64: (_tiles(32, 64, 2), _tiles(16, 32, 2)),
+    128: (_tiles(16, 32, 4), _tiles(16, 32, 4)),
 }
-BACKWARD: dict[int, Settings] = {
-    16: {"ROWS": 16, "KEYS": 64, "num_warps": 2, "num_stages": 1},
-    32: {"ROWS": 16, "KEYS": 64, "num_warps": 4, "num_stages": 1},
-    64: {"ROWS": 16, "KEYS": 64, "num_warps": 4, "num_stages": 1},
-    128: {"ROWS": 16, "KEYS": 32, "num_warps": 4, "num_stages": 1},
+BACKWARD = {
+    16: (_tiles(16, 64, 2), _tiles(16, 32, 2)),
+    32: (_tiles(16, 32, 2), _tiles(16, 32, 2)),
+    64: (_tiles(16, 32, 4), _tiles(16, 32, 4)),
+    128: (_tiles(16, 32, 4), _tiles(16, 32, 8)),
 }
 CANDIDATES: dict[str, list[Settings]] = {
     "attention": [
@@ -421,13 +427,15 @@ CANDIDATES: dict[str, list[Settings]] = {
 
 
 def _settings(
-    kernel: str, defaults: dict[int, Settings], q: Tensor, precision: str
+    kernel: str, defaults: dict[int, tuple[Settings, Settings]], q: Tensor, precision: str
 ) -> dict[str, Any]:
     """Tiles and warps for heads as wide as q's, with the constants that go with them."""
     width = q.shape[2]
     padded = max(16, triton.next_power_of_2(width))
-    dtype = "bf16" if q.dtype == torch.bfloat16 else "fp32"
-    chosen = launch_settings(kernel, f"d{padded} {dtype} {precision}", q.device, defaults[padded])
+    half = q.dtype == torch.bfloat16
+    default = defaults[padded][0 if half else 1]
+    key = f"d{padded} {'bf16' if half else 'fp32'} {precision}"
+    chosen = launch_settings(kernel, key, q.device, default)
     constants = {"HEADS": q.shape[1], "WIDTH": width, "D": padded, "PRECISION": precision}
     return {**constants, **chosen}
 
@@ -499,16 +507,14 @@ def launch_backward(
     bias: Tensor | None,
     particle_offsets: Tensor | None,
     pair_ends: Tensor | None,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    dbias: Tensor | None,
     precision: str,
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> None:
-    """Writes the gradients to dq, dk, dv, with dense rows, and dbias, contiguous.
+    """Writes the gradients to the given dq, dk, dv and (unless None) dbias.
 
-    The rows of dq, dk and dv may lie apart, as in one gradient of a joint projection.
+    The rows of dq, dk and dv are dense and may lie apart: parts of a joint projection's gradient.
     """
+    dq, dk, dv, dbias = gradients
     programs = (len(query_offsets) - 1) * q.shape[1]
     if not programs or not q.shape[2]:
         return
@@ -554,18 +560,31 @@ def launch_backward(
     " str precision, bool want_dbias) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
 )
 def _launch_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
-    *kept, precision, want_dbias = others
-    gradients = _gradients(q, k, v, kept[4], want_dbias)
-    dq, dk, dv, dbias = gradients
-    launch_backward(dout, q, k, v, *kept, dq, dk, dv, dbias if want_dbias else None, precision)
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    bias: Tensor | None,
+    particle_offsets: Tensor | None,
+    pair_ends: Tensor | None,
+    precision: str,
+    want_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients = dq, dk, dv, dbias = _gradients(q, k, v, bias, want_dbias)
+    launch_backward(
+        dout, q, k, v, out, lse, query_offsets, key_offsets, bias, particle_offsets, pair_ends,
+        precision, (dq, dk, dv, None if bias is None or not want_dbias else dbias),
+    )  # fmt: skip
     return gradients
 
 
 def _gradients(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, want_dbias: bool
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dbias = q.new_empty((0, 0)) if bias is None or not want_dbias else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
 
@@ -641,44 +660,32 @@ def attention(
 
 
 PRESETS = {"micro": (8, 4), "small": (16, 8), "medium, large": (32, 16)}  # d, heads
-KINDS = {"*fp32": ("ieee", "tf32"), "*bf16": ("bf16",)}
+KINDS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "bf16"))
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Both kernels for self-attention at the presets' sizes, and what else may be compiled."""
-    cases = [
-        (name, *size, dtype, precision, True)
-        for name, size in PRESETS.items()
-        for dtype, precisions in KINDS.items()
-        for precision in precisions
-    ]
-    cases += [("class attention, small", *PRESETS["small"], "*bf16", "bf16", False)]
-    cases += [
-        ("d = 128", 128, 8, "*fp32", "ieee", True),
-        ("d = 128", 128, 8, "*bf16", "bf16", True),
-    ]
+    """Both kernels for self-attention at the presets' sizes, class attention and wide heads."""
+    cases = [(name, *size, *kind, True) for name, size in PRESETS.items() for kind in KINDS]
+    cases += [("class attention, small", *PRESETS["small"], *kind, False) for kind in KINDS[1:]]
+    cases += [(f"d = {d}", d, 8, *kind, True) for d in (64, 128) for kind in KINDS]
     for name, width, heads, dtype, precision, biased in cases:
-        padded = max(16, width)
-        rows, joint = heads * width, 3 * heads * width
-        offsets = {"query_offsets": "*i64", "key_offsets": "*i64"}
-        pairs = {"particle_offsets": "*i64", "pair_ends": "*i64"}
-        pair_arguments: dict[str, Any] = {"bias": dtype, **pairs}
-        if not biased:
-            pair_arguments = dict.fromkeys(pair_arguments)
-        inputs = dict.fromkeys(("q", "k", "v", "out"), dtype) | {"lse": "*fp32"}
-        strides = {"q_stride": joint, "k_stride": joint, "v_stride": joint, "out_stride": rows}
-        sizes = {"total": "i64", "pairs": "i64"}
-        shape = {"HEADS": heads, "WIDTH": width, "D": padded, "PRECISION": precision}
-        label, hot = f"{name} {dtype[1:]} {precision}", width < 128
-        settings = FORWARD[padded]
-        tiles = {n: settings[n] for n in ("ROWS", "KEYS")}
-        arguments = {**inputs, **offsets, **pair_arguments, **strides, **sizes, **shape, **tiles}
-        yield CompileCase(attention_kernel, label, arguments, settings, hot)
-        settings = BACKWARD[padded]
-        tiles = {n: settings[n] for n in ("ROWS", "KEYS")}
-        gradients = dict.fromkeys(("dq", "dk", "dv"), dtype)
-        gradients |= {"dbias": dtype if biased else None, "partial": "*fp32", "dout_stride": rows}
-        arguments = {"dout": dtype, **inputs, **offsets, **pair_arguments, **gradients, **strides}
-        arguments |= dict.fromkeys(("dq_stride", "dk_stride", "dv_stride", "partial_stride"), rows)
-        arguments |= {**sizes, **shape, **tiles}
-        yield CompileCase(attention_backward_kernel, label, arguments, settings, hot)
+        padded, joint = max(16, width), 3 * heads * width
+        pointer, label = f"*{dtype}", f"{name} {dtype} {precision}"
+        inputs: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), pointer) | {"lse": "*fp32"}
+        pairs = {"bias": pointer, "particle_offsets": "*i64", "pair_ends": "*i64"}
+        inputs |= {"query_offsets": "*i64", "key_offsets": "*i64"}
+        inputs |= pairs if biased else dict.fromkeys(pairs)
+        gradients = {"dq": pointer, "dk": pointer, "dv": pointer, "dbias": inputs["bias"]}
+        inputs |= dict.fromkeys(("q_stride", "k_stride", "v_stride"), joint)
+        inputs |= {"out_stride": heads * width, "total": "i64", "pairs": "i64"}
+        inputs |= {"HEADS": heads, "WIDTH": width, "D": padded, "PRECISION": precision}
+        strides = ("dout_stride", "dq_stride", "dk_stride", "dv_stride", "partial_stride")
+        gradients |= {"dout": pointer, "partial": "*fp32", **dict.fromkeys(strides, heads * width)}
+        for kernel, defaults, others in (
+            (attention_kernel, FORWARD, {}),
+            (attention_backward_kernel, BACKWARD, gradients),
+        ):
+            settings = defaults[padded][0 if dtype == "bf16" else 1]
+            given = {**inputs, **others, **settings}
+            arguments = {n: given[n] for n in kernel.arg_names}
+            yield CompileCase(kernel, label, arguments, settings, hot=width < 64)
