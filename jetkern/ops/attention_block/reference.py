@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from jetkern.ops.attention.reference import attention
-from jetkern.ops.mlp import dynamic_tanh
+from jetkern.ops.dynamic_tanh.reference import dynamic_tanh
 from jetkern.ops.mlp.reference import mlp
 from jetkern.ops.parameters import BlockParameters
 

@@ -1,4 +1,4 @@
-"""DynamicTanh and the two-layer perceptron of the Point-Edge Transformer."""
+"""The two-layer perceptron of the Point-Edge Transformer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from torch import Tensor
 from jetkern.ops.checks import check_float, check_shape
 from jetkern.ops.dispatch import implementation
 from jetkern.ops.parameters import MLPParameters
-
-
-def dynamic_tanh(x: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
-    """gamma tanh(alpha x), the model's norm (arXiv 2503.10622, without its shift).
-
-    Args:
-        x: (..., D); alpha: (1,); gamma: (D,).
-    """
-    return gamma * (alpha * x).tanh()
 
 
 def mlp(

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jetkern.ops import linear
+from tests.ops.helpers import check_accuracy, generator, triton_device
+
+SHAPES = [(0, 3, 4), (1, 1, 1), (17, 7, 9), (100, 70, 33), (600, 16, 5)]
+
+
+def arguments(rows: int, inputs: int, outputs: int) -> tuple[torch.Tensor, ...]:
+    g = generator(rows)
+    weight = torch.randn(outputs, inputs, generator=g) * inputs**-0.5
+    return torch.randn(rows, inputs, generator=g), weight, torch.randn(outputs, generator=g)
+
+
+def test_the_reference_is_the_formula() -> None:
+    x, weight, bias = arguments(5, 3, 2)
+    want = (x[:, None, :] * weight).sum(2) + bias
+    torch.testing.assert_close(linear(x, weight, bias, backend="reference"), want)
+
+
+def test_wrong_shapes_and_precisions_are_errors() -> None:
+    x, weight, bias = arguments(5, 3, 2)
+    with pytest.raises(ValueError, match="x must have shape"):
+        linear(x[:, :2], weight)
+    with pytest.raises(ValueError, match="bias must have shape"):
+        linear(x, weight, bias[:1])
+    with pytest.raises(ValueError, match="unknown precision 'fp8'"):
+        linear(x, weight, precision="fp8")
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_triton_accuracy(shape: tuple[int, int, int], precision: str) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    check_accuracy(linear, *arguments(*shape), backend="triton", precision=precision)
+
+
+def test_triton_strides_and_bfloat16() -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    x, weight, _ = (t.to(triton_device()) for t in arguments(40, 18, 6))
+    want = linear(x, weight, backend="triton")
+    have = linear(x.t().contiguous().t(), weight.t().contiguous().t(), backend="triton")
+    assert have.equal(want)
+    half = linear(x.bfloat16(), weight, backend="triton")
+    assert half.dtype == torch.bfloat16
+    exact = linear(x.bfloat16().double(), weight.double(), backend="reference")
+    torch.testing.assert_close(half, exact.bfloat16())
+
+
+def test_triton_registration_and_determinism() -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    leaves = [t.to(triton_device()).requires_grad_() for t in arguments(700, 20, 6)]
+    results = []
+    for _ in range(2):
+        out = linear(*leaves, backend="triton")
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+    for bias in (leaves[2], None):
+        torch.library.opcheck(torch.ops.jetkern_triton.linear.default, (*leaves[:2], bias, "ieee"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_precision_is_the_calls_not_the_process_s(allowed: bool) -> None:
+    leaves = [t.cuda().requires_grad_() for t in arguments(500, 300, 200)]
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        exact = linear(*(t.detach().double() for t in leaves), backend="reference")
+        errors = {
+            precision: (linear(*leaves, precision=precision, backend="triton") - exact).abs().max()
+            for precision in ("ieee", "tf32", "bf16")
+        }
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert errors["ieee"] < 1e-5
+    assert 1e-4 < errors["tf32"] < 1e-2 < errors["bf16"] < 1e-1
+
+
+@pytest.mark.gpu
+def test_compiles() -> None:
+    leaves = [t.cuda().requires_grad_() for t in arguments(70, 32, 8)]
+    compiled = torch.compile(linear, fullgraph=True)
+    assert compiled(*leaves, backend="triton").equal(linear(*leaves, backend="triton"))
