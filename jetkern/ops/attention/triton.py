@@ -31,6 +31,7 @@ from jetkern.ops.triton_tools import (
     Settings,
     define,
     dot,
+    exp2,
     launch_settings,
     on_device,
 )
@@ -152,7 +153,7 @@ def _forward(
             )  # fmt: skip
             top = tl.max(score, 1) * SCALE
             top = tl.where(top == float("-inf"), 0.0, top)
-            p = tl.exp2(score * SCALE - top[:, None])
+            p = exp2(score * SCALE - top[:, None])
             total = tl.sum(p, 1)
             mixed = dot(p, v_tile, mixed, PRECISION)
         else:
@@ -165,8 +166,8 @@ def _forward(
                 )  # fmt: skip
                 higher = tl.maximum(top, tl.max(score, 1) * SCALE)
                 shift = tl.where(higher == float("-inf"), 0.0, higher)
-                fade = tl.exp2(top - shift)
-                p = tl.exp2(score * SCALE - shift[:, None])
+                fade = exp2(top - shift)
+                p = exp2(score * SCALE - shift[:, None])
                 total = total * fade + tl.sum(p, 1)
                 mixed = dot(p, v_tile, mixed * fade[:, None], PRECISION)
                 top = higher
@@ -289,7 +290,7 @@ def _backward(
                 k_tile, q_tile, query, key, bias, first, block, queries, keys, particles, WIDTH,
                 PRECISION,
             )  # fmt: skip
-            p = tl.exp2(score * SCALE - level[None, :])
+            p = exp2(score * SCALE - level[None, :])
             dv_tile = dot(p, dout_tile, dv_tile, PRECISION)
             ds = p * (_product(v_tile, dout_tile, zero, PRECISION) - delta[None, :])
             if dbias is not None:

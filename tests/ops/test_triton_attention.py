@@ -1,0 +1,237 @@
+"""The Triton kernels in Triton's interpreter; on a GPU the same tests run on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetkern.jets import offsets_from_counts
+from jetkern.ops import attention
+from tests.ops.helpers import (
+    HURTING,
+    ROUNDED,
+    check_accuracy,
+    generator,
+    moved,
+    result_and_gradients,
+    triton_device,
+)
+from tests.ops.test_attention import batch, class_batch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+from jetkern.ops.attention.triton import launch_backward, pair_ends
+from jetkern.ops.triton_tools import forced_settings
+
+SMALL = {"ROWS": 16, "KEYS": 32}  # so that short jets have several blocks of keys
+
+
+@pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
+def test_accuracy_with_bias(counts: list[int]) -> None:
+    check_accuracy(attention, *batch(counts, 1, 8, 4), backend="triton")
+
+
+@pytest.mark.parametrize("prefix", [0, -3], ids=["no prefix", "prefix of some jets"])
+def test_accuracy_with_any_prefix(prefix: int) -> None:
+    check_accuracy(attention, *batch([0, 1, 2, 5, 0, 16, 30], 2, 8, prefix), backend="triton")
+
+
+@pytest.mark.parametrize("counts", [[28], [29], [60], [61], [16, 17], [12, 13]], ids=str)
+def test_accuracy_where_tiles_and_blocks_end(counts: list[int]) -> None:
+    check_accuracy(attention, *batch(counts, 1, 8, 4), backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_keys_agree_with_one_block(dtype: torch.dtype) -> None:
+    """Also that dq is summed in float32 between blocks, and the same bits from the same run."""
+    inputs = batch([40, 3, 62], 1, 8, 2)
+    want = result_and_gradients(attention, inputs, dtype, "triton")
+    kind = "bf16 ieee" if dtype == torch.bfloat16 else "fp32 ieee"
+    with (
+        forced_settings("attention", f"d16 {kind}", SMALL),
+        forced_settings("attention_backward", f"d16 {kind}", SMALL),
+    ):
+        have = result_and_gradients(attention, inputs, dtype, "triton")
+        again = result_and_gradients(attention, inputs, dtype, "triton")
+    tolerance = {"rtol": 1e-2, "atol": 2e-3} if dtype == torch.bfloat16 else {"atol": 1e-6}
+    for a, b, c in zip(have, want, again, strict=True):
+        assert torch.allclose(a, b, **tolerance)
+        assert torch.equal(a, c)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(1, 1), (2, 5), (3, 12), (2, 16), (1, 32), (1, 72)])
+def test_accuracy_for_heads_of_any_width(heads: int, width: int) -> None:
+    check_accuracy(attention, *batch([0, 1, 21], heads, width, 1), backend="triton")
+    check_accuracy(attention, *batch([0, 1, 21], heads, width, bias=False), backend="triton")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize(("heads", "width"), [(2, 8), (2, 16), (1, 32)])
+def test_accuracy_at_a_precision(heads: int, width: int, precision: str) -> None:
+    inputs = batch([1, 29, 0, 14], heads, width, 4)
+    check_accuracy(attention, *inputs, backend="triton", precision=precision)
+
+
+@pytest.mark.parametrize("bias_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_bfloat16_tensors(precision: str, bias_dtype: torch.dtype) -> None:
+    *inputs, offsets, _, bias, particles = batch([1, 33, 0, 14, 70], 2, 8, 4)
+    leaves = [t.bfloat16() for t in inputs] + [bias.to(bias_dtype)]
+    upstream = torch.randn(inputs[0].shape, generator=generator(7)).bfloat16()
+
+    def run(dtype: torch.dtype | None, backend: str, device: str) -> list[Tensor]:
+        q, k, v, b = (t.to(device, dtype or t.dtype).requires_grad_() for t in leaves)
+        rows, own = offsets.to(device), particles.to(device)
+        out = attention(q, k, v, rows, rows, b, own, precision=precision, backend=backend)
+        return [out, *torch.autograd.grad(out, (q, k, v, b), upstream.to(device, out.dtype))]
+
+    ours = run(None, "triton", triton_device())
+    assert [t.dtype for t in ours] == [torch.bfloat16] * 4 + [bias_dtype]
+    for have, want in zip(ours, run(torch.float64, "reference", "cpu"), strict=True):
+        assert (have.cpu() - want).norm() <= ROUNDED["bf16"] * want.norm()
+
+
+def test_accuracy_of_a_few_queries_over_many_keys() -> None:
+    check_accuracy(attention, *class_batch([1, 50, 3, 150]), backend="triton")
+
+
+def test_queries_without_keys_give_zero_and_no_gradient() -> None:
+    inputs = class_batch([0, 5, 0])
+    out, dq, dk, _ = result_and_gradients(attention, inputs, torch.float32, "triton")
+    assert not out[:4].any()
+    assert not out[8:].any()
+    assert out[4:8].all()
+    assert not dq[:4].any()
+    assert not dq[8:].any()
+    assert dq[4:8].all()
+    assert dk.all()
+
+
+def test_keys_without_queries_get_no_gradient() -> None:
+    q, k, v = torch.randn(3, 6, 2, 8, generator=generator(1))
+    inputs = (q[:4], k, v, torch.tensor([0, 0, 4]), torch.tensor([0, 5, 6]))
+    _, _, dk, dv = result_and_gradients(attention, inputs, torch.float32, "triton")
+    assert not dk[:5].any()
+    assert not dv[:5].any()
+    assert dv[5:].all()
+
+
+def test_a_large_bias_selects_a_value_and_an_infinite_one_hides_it() -> None:
+    q, k, v, offsets, _, bias, particles = batch([4, 6], 2, 8, prefix=1)
+    bias = torch.zeros_like(bias)
+    bias[1, 16 + 2 * 6 + 5] = 200.0  # jet 1, head 1: particle 2 looks at particle 5
+    bias[0, 16 + 2 * 6 + 5] = -torch.inf
+    inputs = (q, k, v, offsets, offsets, bias, particles)
+    out = attention(*moved(inputs, triton_device()), backend="triton").cpu()
+    first = int(offsets[1]) + 1  # the rows of jet 1 begin with one token
+    assert torch.allclose(out[first + 2, 1], v[first + 5, 1])
+    changed = v.clone()
+    changed[first + 5] += 1.0
+    other = (q, k, changed, offsets, offsets, bias, particles)
+    again = attention(*moved(other, triton_device()), backend="triton").cpu()
+    assert torch.equal(again[first + 2, 0], out[first + 2, 0])
+    assert not torch.equal(again[first + 1, 0], out[first + 1, 0])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_a_number_stays_visible(bad: float) -> None:
+    q, k, v, *rest = batch([4, 20], 2, 8)
+    q[1, 0, 0] = bad
+    out, dq, dk, dv, _ = result_and_gradients(attention, (q, k, v, *rest), torch.float32, "triton")
+    assert out[1, 0].isnan().all()
+    assert dk[:4, 0].isnan().all()
+    assert dv[:4, 0].isnan().all()
+    for healthy in (out[4:], out[:, 1], dq[4:], dk[4:], dv[4:]):
+        assert healthy.isfinite().all()
+
+
+def test_slices_of_a_joint_projection_and_other_strides() -> None:
+    q, k, v, *rest = batch([3, 20, 7], 4, 8)
+    want = result_and_gradients(attention, (q, k, v, *rest), torch.float32, "triton")
+    joint = torch.stack([q, k, v], 1).to(triton_device()).requires_grad_()
+    offsets, _, bias, particles = moved(tuple(rest), triton_device())
+    turned = bias.t().contiguous().t()
+    out = attention(*joint.unbind(1), offsets, offsets, turned, particles, backend="triton")
+    assert torch.equal(out.cpu(), want[0])
+    upstream = torch.randn(out.shape, generator=generator(7)).to(out.device)
+    (gradient,) = torch.autograd.grad(out, joint, upstream)
+    assert torch.equal(gradient.cpu(), torch.stack(want[1:4], 1))
+    swapped = [t.to(out.device).transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+    again = attention(*swapped, offsets, offsets, bias, particles, backend="triton")
+    assert torch.equal(again.cpu(), want[0])
+    total = attention(*joint.unbind(1), offsets, offsets, backend="triton").sum()
+    (expanded,) = torch.autograd.grad(total, joint)  # the upstream gradient has no strides
+    assert expanded.isfinite().all()
+
+
+def test_gradients_are_written_into_parts_of_a_joint_gradient() -> None:
+    inputs = batch([3, 40, 7], 2, 8, 1)
+    want = result_and_gradients(attention, inputs, torch.float32, "triton")
+    q, k, v, offsets, _, bias, particles = moved(inputs, triton_device())
+    ends = pair_ends(particles)
+    settings = (offsets, offsets, bias, particles, ends, "ieee")
+    out, lse = torch.ops.jetkern_triton.attention(q, k, v, *settings)
+    upstream = torch.randn(out.shape, generator=generator(7)).to(out.device)
+    joint = q.new_empty(len(q), 3, *q.shape[1:])
+    with forced_settings("attention_backward", "d16 fp32 ieee", {"ROWS": 16, "KEYS": 32}):
+        launch_backward(upstream, q, k, v, out, lse, *settings, (*joint.unbind(1), None))
+    for part, gradient in zip(joint.unbind(1), want[1:4], strict=True):
+        assert torch.allclose(part.cpu(), gradient, atol=1e-6)
+
+
+def test_no_gradient_of_the_bias_when_none_is_asked_for() -> None:
+    q, k, v, offsets, _, bias, particles = moved(batch([5, 9], 2, 4), triton_device())
+    q.requires_grad_()
+    out = attention(q, k, v, offsets, offsets, bias, particles, backend="triton")
+    (dq,) = torch.autograd.grad(out.sum(), q)
+    assert dq.any()
+
+
+def test_what_the_kernels_do_not_cover_goes_to_the_reference() -> None:
+    check_accuracy(attention, *batch([3, 5], 1, 136, 1), backend="triton")
+    q, k, v, offsets, _, bias, particles = moved(batch([3, 5], 1, 8), triton_device())
+    have = attention(q, k, v, offsets, offsets, bias.double(), particles, backend="triton")
+    want = attention(q, k, v, offsets, offsets, bias, particles, backend="reference")
+    assert torch.allclose(have, want, atol=1e-6)
+
+
+def test_registration() -> None:
+    q, k, v, offsets, _, bias, particles = moved(batch([3, 0, 5], 1, 4, 1), triton_device())
+    leaves = [t.requires_grad_() for t in (q, k, v, bias)]
+    ends = pair_ends(particles)
+    op = torch.ops.jetkern_triton.attention.default
+    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, leaves[3], particles, ends, "ieee"))
+    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, None, None, None, "bf16"))
+
+
+def test_compiles_whole() -> None:
+    device = triton_device()
+
+    def step(q, k, v, offsets, bias, particles):
+        return attention(q, k, v, offsets, offsets, bias, particles, backend="triton").square()
+
+    code = "inductor" if device == "cuda" else "aot_eager"  # inductor's own code is no concern
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=code)
+    for counts in ([3, 0, 8], [5, 10, 3, 1]):
+        q, k, v, offsets, _, bias, particles = moved(batch(counts, 1, 8, 4), device)
+        leaves = [t.requires_grad_() for t in (q, k, v, bias)]
+        out, want = (f(*leaves[:3], offsets, bias, particles) for f in (compiled, step))
+        assert torch.allclose(out, want)
+        have = torch.autograd.grad(out.sum(), leaves)
+        for a, b in zip(have, torch.autograd.grad(want.sum(), leaves), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_more_jets_than_a_sixteen_bit_counter_holds() -> None:
+    q, k, v, offsets, _, bias, particles = (
+        t.cuda() for t in batch([i % 3 for i in range(70_000)], 1, 8)
+    )
+    out = attention(q, k, v, offsets, offsets, bias, particles, backend="triton")
+    counts = [i % 3 for i in range(69_996, 70_000)]
+    few = offsets_from_counts(torch.tensor(counts)).cuda()
+    rows, pairs = int(few[-1]), sum(n * n for n in counts)
+    last = (t[-rows:] for t in (q, k, v))
+    want = attention(*last, few, few, bias[:, -pairs:], few, backend="reference")
+    assert torch.allclose(out[-rows:], want, atol=1e-6)
