@@ -85,31 +85,24 @@ def _pairs(first_query, first_key, query, key, queries, keys, particles):
 
 
 @triton.jit
-def _scores(
-    a,
-    b,
-    query,
-    key,
-    bias,
-    first_query,
-    first_key,
-    queries,
-    keys,
-    particles,
-    WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """q k^T + sqrt(d) bias of a tile, -inf where there is no key.
+def _load_bias(bias, first_query, first_key, query, key, queries, keys, particles):
+    """The biases of a tile, zero where there are none."""
+    if bias is None:
+        return query * 0.0 + key * 0.0
+    else:
+        corner, entry, exists = _pairs(first_query, first_key, query, key, queries, keys, particles)
+        return tl.load(bias + corner + entry, exists, 0.0)
+
+
+@triton.jit
+def _scores(a, b, bias_tile, key, keys, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+    """q k^T + sqrt(d) bias of a tile, -inf where ``key`` is not below ``keys``.
 
     Queries x keys from a = q, b = k, or keys x queries from a = k, b = q. The bias enters as the
     product's accumulator: added later, it would draw the softmax into the layout of its load.
     """
-    score = tl.zeros((a.shape[0], b.shape[0]), tl.float32)
-    if bias is not None:
-        corner, entry, exists = _pairs(first_query, first_key, query, key, queries, keys, particles)
-        score = tl.load(bias + corner + entry, exists, 0.0).to(tl.float32) * WIDTH**0.5
-    score = _product(a, b, score, PRECISION)
-    return tl.where(key < keys - first_key, score, float("-inf"))
+    score = _product(a, b, bias_tile.to(tl.float32) * WIDTH**0.5, PRECISION)
+    return tl.where(key < keys, score, float("-inf"))
 
 
 @triton.jit
@@ -147,10 +140,8 @@ def _forward(
         total = tl.zeros((ROWS,), tl.float32)
         mixed = tl.zeros((ROWS, D), tl.float32)
         if ONE_BLOCK:
-            score = _scores(
-                q_tile, k_tile, query, key, bias, first, zero, queries, keys, particles, WIDTH,
-                PRECISION,
-            )  # fmt: skip
+            bias_tile = _load_bias(bias, first, zero, query, key, queries, keys, particles)
+            score = _scores(q_tile, k_tile, bias_tile, key, keys, WIDTH, PRECISION)
             top = tl.max(score, 1) * SCALE
             top = tl.where(top == float("-inf"), 0.0, top)
             p = exp2(score * SCALE - top[:, None])
@@ -160,10 +151,8 @@ def _forward(
             for block in range(0, keys, KEYS):
                 k_tile = _load(k, k_stride, block, keys, KEYS, WIDTH, D)
                 v_tile = _load(v, v_stride, block, keys, KEYS, WIDTH, D)
-                score = _scores(
-                    q_tile, k_tile, query, key, bias, first, block, queries, keys, particles,
-                    WIDTH, PRECISION,
-                )  # fmt: skip
+                bias_tile = _load_bias(bias, first, block, query, key, queries, keys, particles)
+                score = _scores(q_tile, k_tile, bias_tile, key, keys - block, WIDTH, PRECISION)
                 higher = tl.maximum(top, tl.max(score, 1) * SCALE)
                 shift = tl.where(higher == float("-inf"), 0.0, higher)
                 fade = exp2(top - shift)
@@ -237,6 +226,37 @@ def attention_kernel(
 
 
 @triton.jit
+def _load_queries(
+    q,
+    dout,
+    out,
+    lse,
+    bias,
+    q_stride,
+    dout_stride,
+    out_stride,
+    first,
+    block,
+    query,
+    key,
+    queries,
+    keys,
+    particles,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """What the backward reads for a tile of queries: q, dout, out, the logarithm and the biases."""
+    row = tl.arange(0, ROWS)
+    q_tile = _load(q, q_stride, first, queries, ROWS, WIDTH, D)
+    dout_tile = _load(dout, dout_stride, first, queries, ROWS, WIDTH, D)
+    out_tile = _load(out, out_stride, first, queries, ROWS, WIDTH, D)
+    level = tl.load(lse + first + row, row < queries - first, 0.0)
+    bias_tile = _load_bias(bias, first, block, query, key, queries, keys, particles)
+    return q_tile, dout_tile, out_tile, level, bias_tile
+
+
+@triton.jit
 def _backward(
     dout,
     q,
@@ -271,7 +291,6 @@ def _backward(
 ):
     query = tl.arange(0, ROWS)[None, :]
     key = tl.arange(0, KEYS)[:, None]
-    row = tl.arange(0, ROWS)
     SCALE: tl.constexpr = LOG2_E * WIDTH**-0.5
     zero = tl.zeros((KEYS, ROWS), tl.float32)
     end = KEYS if ONE_BLOCK else keys
@@ -280,16 +299,19 @@ def _backward(
         v_tile = _load(v, v_stride, block, keys, KEYS, WIDTH, D)
         dk_tile = tl.zeros((KEYS, D), tl.float32)
         dv_tile = tl.zeros((KEYS, D), tl.float32)
+        q_next, dout_next, out_next, level_next, bias_next = _load_queries(
+            q, dout, out, lse, bias, q_stride, dout_stride, out_stride, 0, block, query, key,
+            queries, keys, particles, WIDTH, D, ROWS,
+        )  # fmt: skip
         for first in range(0, queries, ROWS):
-            q_tile = _load(q, q_stride, first, queries, ROWS, WIDTH, D)
-            dout_tile = _load(dout, dout_stride, first, queries, ROWS, WIDTH, D)
-            out_tile = _load(out, out_stride, first, queries, ROWS, WIDTH, D)
-            delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-            level = tl.load(lse + first + row, row < queries - first, 0.0)
-            score = _scores(
-                k_tile, q_tile, query, key, bias, first, block, queries, keys, particles, WIDTH,
-                PRECISION,
+            q_tile, dout_tile, out_tile = q_next, dout_next, out_next
+            level, bias_tile = level_next, bias_next
+            q_next, dout_next, out_next, level_next, bias_next = _load_queries(
+                q, dout, out, lse, bias, q_stride, dout_stride, out_stride, first + ROWS, block,
+                query, key, queries, keys, particles, WIDTH, D, ROWS,
             )  # fmt: skip
+            delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+            score = _scores(k_tile, q_tile, bias_tile, key, keys - block, WIDTH, PRECISION)
             p = exp2(score * SCALE - level[None, :])
             dv_tile = dot(p, dout_tile, dv_tile, PRECISION)
             ds = p * (_product(v_tile, dout_tile, zero, PRECISION) - delta[None, :])
