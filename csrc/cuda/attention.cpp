@@ -53,6 +53,7 @@ AttentionJets batch(const Rows& q_rows, const Rows& k_rows, const Rows& v_rows,
     throw std::runtime_error("heads must have a width of 8, 16 or 32");
   if (precision < 0 || precision > static_cast<int64_t>(Precision::bf16))
     throw std::runtime_error("unknown precision");
+  if (!(scale > 0)) throw std::runtime_error("scale must be positive");
   all.half = q.element_size() == sizeof(bf16);
   all.precision = static_cast<Precision>(precision);
   all.scale = static_cast<float>(scale);
@@ -82,7 +83,7 @@ AttentionJets batch(const Rows& q_rows, const Rows& k_rows, const Rows& v_rows,
 
 }  // namespace
 
-// -> out like q, softmax (Tq, H) float32
+// -> out like q, softmax (Tq, H, 2) float32
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const Tensor& query_offsets, const Tensor& key_offsets,
                                      std::optional<Tensor> bias,
@@ -94,7 +95,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   const AttentionJets all = batch(q_rows, k_rows, v_rows, query_offsets, key_offsets, bias,
                                   particle_offsets, pair_offsets, scale, precision);
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
-  Tensor softmax = torch::stable::new_empty(q, {q.size(0), q.size(1)},
+  Tensor softmax = torch::stable::new_empty(q, {q.size(0), q.size(1), 2},
                                             torch::headeronly::ScalarType::Float);
   const AttentionOutput to = {out.data_ptr(), data<float>(softmax, "softmax")};
   if (all.jets && all.queries && all.heads) {

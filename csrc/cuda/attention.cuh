@@ -3,13 +3,14 @@
 // between warps but, in the backward, the sums delta, and there are no atomics.
 //
 // Forward: 64 keys at a time, with the usual rescaling of the softmax between them.
-// Backward: P = 2^(S - log2 of its denominator) is computed again, twice: by warps that own keys and
-// go over the queries, for dK, dV and the bias's gradient, and by warps that own queries and go over
-// the keys, for dQ. Two of the seven products could be saved by passing dS through shared memory;
-// this way any number of particles fits, with no barrier and nothing in shared memory.
+// Backward: P is computed again from what the forward keeps of each softmax, and that twice: by warps
+// that own keys and go over the queries, for dK, dV and the bias's gradient, and by warps that own
+// queries and go over the keys, for dQ. Two of the seven products could be saved by passing dS
+// through shared memory; this way any number of particles fits, and nothing is shared.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "attention.h"
 #include "mma.h"
@@ -22,38 +23,81 @@ constexpr int ATTENTION_THREADS = 128, WARPS = ATTENTION_THREADS / 32;
 constexpr int KEYS = 64;  // of a step of the forward
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Where a jet is, and its bias.
+// Blocks that a multiprocessor must hold, which bounds the registers: more of them spill.
+template <Precision P, int U>
+constexpr int FORWARD_BLOCKS = (U == 4 ? 3 : 4) + (P == Precision::bf16);
+template <Precision P, int U>
+constexpr int BACKWARD_BLOCKS = (U == 4 ? 3 : 4) + (P == Precision::bf16 && U == 1) -
+                                (P == Precision::ieee && U > 1);
+
+// Where a jet is. Its first particle stands in rows queries - particles and keys - particles.
 struct Jet {
   int64_t query_row, key_row, pair_row;  // its first ones in the batch
-  int queries, keys, particles;
+  int queries, keys, particles;          // no particles without a bias
 
   JETKERN_DEVICE Jet(const AttentionJets& all, int64_t jet) {
     query_row = all.query_offsets[jet];
     key_row = all.key_offsets[jet];
     queries = static_cast<int>(all.query_offsets[jet + 1] - query_row);
     keys = static_cast<int>(all.key_offsets[jet + 1] - key_row);
-    pair_row = all.bias ? all.pair_offsets[jet] : 0;
-    particles = all.bias ? static_cast<int>(all.particle_offsets[jet + 1] -
-                                            all.particle_offsets[jet])
-                         : 0;
-  }
-
-  // Whether query and key, which exist, are both particles.
-  JETKERN_DEVICE bool paired(int query, int key) const {
-    return query >= queries - particles && key >= keys - particles;
-  }
-
-  // Place of such a pair in its head's row of the bias.
-  JETKERN_DEVICE int64_t pair(int query, int key) const {
-    return pair_row + int64_t(query - (queries - particles)) * particles +
-           (key - (keys - particles));
+    pair_row = 0;
+    particles = 0;
+    if (all.bias) {
+      pair_row = all.pair_offsets[jet];
+      particles = static_cast<int>(all.particle_offsets[jet + 1] - all.particle_offsets[jet]);
+    }
   }
 };
 
-JETKERN_DEVICE float bias_at(const AttentionJets& all, int head, int64_t pair) {
-  pair += head * all.pairs;
-  return all.bias_half ? to_float(static_cast<const bf16*>(all.bias)[pair])
-                       : static_cast<const float*>(all.bias)[pair];
+// Calls run(pointer to the bias of the jet's first pair), be it float or bf16.
+template <class F>
+JETKERN_DEVICE void with_bias(const void* bias, const AttentionJets& all, const Jet& jet, int head,
+                              const F& run) {
+  const int64_t place = head * all.pairs + jet.pair_row;
+  if (all.bias_half)
+    run(static_cast<bf16*>(const_cast<void*>(bias)) + place);
+  else
+    run(static_cast<float*>(const_cast<void*>(bias)) + place);
+}
+
+// The scores of 16 queries (down) and 8 N keys before q k is added, in units of q k: the bias over
+// the scale, and minus infinity for keys that do not exist. query and key: of the lane's c[0][0].
+template <int N, class B>
+JETKERN_DEVICE void start_scores(float (&c)[N][4], const Jet& jet, const B* bias, float over_scale,
+                                 int query, int key) {
+  key -= jet.keys - jet.particles;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = query + 8 * half - (jet.queries - jet.particles);
+    const unsigned paired = unsigned(row) < unsigned(jet.particles) ? jet.particles : 0;
+    const int64_t place = int64_t(row) * jet.particles + key;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int column = key + 8 * j + i;
+        float score = 0;
+        if (unsigned(column) < paired) score = to_float(bias[place + 8 * j + i]) * over_scale;
+        c[j][2 * half + i] = column < jet.particles ? score : -INFINITY;
+      }
+    }
+  }
+}
+
+// Calls run(c[i], place among the jet's pairs) for the pairs of 16 keys (down) and 8 queries that
+// are particles. key and query: of the lane's c[0].
+template <class F>
+JETKERN_DEVICE void each_pair(float (&c)[4], const Jet& jet, int key, int query, const F& run) {
+  key -= jet.keys - jet.particles;
+#pragma unroll
+  for (int column = 0; column < 2; column++) {
+    const int row = query + column - (jet.queries - jet.particles);
+    const unsigned paired = unsigned(row) < unsigned(jet.particles) ? jet.particles : 0;
+    const int64_t place = int64_t(row) * jet.particles + key;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      if (unsigned(key + 8 * half) < paired) run(c[column + 2 * half], place + 8 * half);
+  }
 }
 
 // A head's rows in a tensor whose rows are `row` elements apart.
@@ -64,13 +108,14 @@ JETKERN_DEVICE Tokens<T, U> tokens(const void* tensor, int64_t row, int64_t firs
 }
 
 template <class T, Precision P, int U>
-__global__ void __launch_bounds__(ATTENTION_THREADS)
+__global__ void __launch_bounds__(ATTENTION_THREADS, FORWARD_BLOCKS<P, U>)
     attention_forward_kernel(AttentionJets all, AttentionOutput to, int group) {
   const Jet jet(all, blockIdx.x);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first_head = blockIdx.y * group, heads = min(group, all.heads - first_head);
   const int tiles = (jet.queries + 15) / 16;
   const int64_t row = int64_t(all.heads) * 8 * U;
+  const float scale = all.scale * LOG2_E, over_scale = 1 / all.scale;
   for (int item = threadIdx.x / 32; item < heads * tiles; item += WARPS) {
     const int head = first_head + item / tiles, begin = item % tiles * 16;
     const auto k = tokens<T, U>(all.k, all.k_row, jet.key_row, jet.keys, head);
@@ -80,23 +125,15 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
     float out[U][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     for (int first = 0; first < jet.keys; first += KEYS) {
       float scores[KEYS / 8][4];
+      with_bias(all.bias, all, jet, head, [&](auto* bias) {
+        start_scores(scores, jet, bias, over_scale, begin + g, first + 2 * t);
+      });
 #pragma unroll
       for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) scores[j][i] = 0;
         if (first + 8 * j < jet.keys) {
           Pair<P> right[U];
           load_right(right, k, first + 8 * j);
           multiply(scores[j], q, right);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int query = begin + g + i / 2 * 8, key = first + 8 * j + 2 * t + i % 2;
-          float bias = 0;
-          if (query < jet.queries && key < jet.keys && jet.paired(query, key))
-            bias = bias_at(all, head, jet.pair(query, key));
-          scores[j][i] = scores[j][i] * (all.scale * LOG2_E) + bias * LOG2_E;
-          if (key >= jet.keys) scores[j][i] = -INFINITY;
         }
       }
 #pragma unroll
@@ -107,8 +144,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
           top = fmaxf(top, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
         top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 2));
-        const float origin = top == -INFINITY ? 0 : top;  // else exp2(-inf + inf)
-        const float shrink = exp2_fast(largest[half] - origin);
+        const float origin = top == -INFINITY ? 0 : top * scale;  // else exp2(-inf + inf)
+        const float shrink = exp2_fast(largest[half] * scale - origin);
         largest[half] = top;
         sum[half] *= shrink;
 #pragma unroll
@@ -120,7 +157,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         for (int j = 0; j < KEYS / 8; j++) {
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; i++) {
-            scores[j][i] = exp2_fast(scores[j][i] - origin);
+            scores[j][i] = exp2_fast(fmaf(scores[j][i], scale, -origin));
             sum[half] += scores[j][i];
           }
         }
@@ -138,45 +175,45 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
       sum[half] += __shfl_xor_sync(0xFFFFFFFF, sum[half], 1);
       sum[half] += __shfl_xor_sync(0xFFFFFFFF, sum[half], 2);
       inverse[half] = jet.keys ? 1 / sum[half] : 0;
+      const float origin = largest[half] == -INFINITY ? 0 : largest[half] * scale;
       const int query = begin + g + 8 * half;
       if (t == 0 && query < jet.queries)
-        to.softmax[(jet.query_row + query) * all.heads + head] =
-            jet.keys ? largest[half] + log2f(sum[half]) : 0;
+        reinterpret_cast<float2*>(to.softmax)[(jet.query_row + query) * all.heads + head] =
+            make_float2(origin, inverse[half]);
     }
     store_rows(static_cast<T*>(to.out) + jet.query_row * row + head * 8 * U, row, jet.queries,
                begin, out, inverse[0], inverse[1]);
   }
 }
 
-// What a softmax's backward needs of a query: log2 of the denominator, and sum_j P dP.
+// What a softmax's backward needs of a query, in which P = 2^(score - origin) inverse: origin and
+// inverse, and delta = sum_j P dP. Queries that do not exist have P = 0.
 struct Query {
-  float denominator, delta;
+  float origin, inverse, delta;
 
   JETKERN_DEVICE Query(const AttentionJets& all, const AttentionGradients& to, const Jet& jet,
                        int query, int head) {
     const int64_t place = (jet.query_row + query) * all.heads + head;
-    denominator = query < jet.queries ? to.softmax[place] : 0;
+    float2 softmax = make_float2(INFINITY, 0);
+    if (query < jet.queries) softmax = reinterpret_cast<const float2*>(to.softmax)[place];
+    origin = softmax.x;
+    inverse = softmax.y;
     delta = query < jet.queries ? to.delta[place] : 0;
+  }
+
+  JETKERN_DEVICE float probability(float score, float scale) const {
+    return exp2_fast(fmaf(score, scale, -origin)) * inverse;
   }
 };
 
-// P from the product q k; zero for what does not exist.
-JETKERN_DEVICE float probability(const AttentionJets& all, const Jet& jet, int head, int query,
-                                 int key, float product, float denominator) {
-  const bool exists = query < jet.queries && key < jet.keys;
-  float bias = 0;
-  if (exists && jet.paired(query, key)) bias = bias_at(all, head, jet.pair(query, key));
-  const float score = product * (all.scale * LOG2_E) + bias * LOG2_E;
-  return exists ? exp2_fast(score - denominator) : 0;
-}
-
 template <class T, Precision P, int U>
-__global__ void __launch_bounds__(ATTENTION_THREADS)
+__global__ void __launch_bounds__(ATTENTION_THREADS, BACKWARD_BLOCKS<P, U>)
     attention_backward_kernel(AttentionJets all, AttentionGradients to, int group) {
   const Jet jet(all, blockIdx.x);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first_head = blockIdx.y * group, heads = min(group, all.heads - first_head);
   const int64_t row = int64_t(all.heads) * 8 * U;
+  const float scale = all.scale * LOG2_E, over_scale = 1 / all.scale;
 
   // delta = sum_j P dP = out . dout
   for (int i = threadIdx.x; i < jet.queries * heads; i += ATTENTION_THREADS) {
@@ -211,33 +248,36 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         Left<P> weights[2], slopes[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          float product[4] = {}, slope[4] = {};  // keys down, queries across
+          const int query = first + 8 * half + 2 * t;  // keys down, queries across
+          float weight[4] = {}, slope[4] = {};
+          with_bias(all.bias, all, jet, head, [&](auto* bias) {
+            each_pair(weight, jet, begin + g, query, [&](float& score, int64_t place) {
+              score = to_float(bias[place]) * over_scale;
+            });
+          });
           if (first + 8 * half < jet.queries) {
             Pair<P> right[U];
             load_right(right, q, first + 8 * half);
-            multiply(product, own_k, right);
+            multiply(weight, own_k, right);
             load_right(right, dout, first + 8 * half);
             multiply(slope, own_v, right);
           }
 #pragma unroll
           for (int column = 0; column < 2; column++) {
-            const int query = first + 8 * half + 2 * t + column;
-            const Query of(all, to, jet, query, head);
+            const Query of(all, to, jet, query + column, head);
 #pragma unroll
             for (int i = column; i < 4; i += 2) {
-              const int key = begin + g + i / 2 * 8;
-              product[i] = probability(all, jet, head, query, key, product[i], of.denominator);
-              slope[i] = product[i] * (slope[i] - of.delta);
-              if (to.dbias && query < jet.queries && key < jet.keys && jet.paired(query, key)) {
-                const int64_t place = jet.pair(query, key) + head * all.pairs;
-                if (all.bias_half)
-                  static_cast<bf16*>(to.dbias)[place] = from_float<bf16>(slope[i]);
-                else
-                  static_cast<float*>(to.dbias)[place] = slope[i];
-              }
+              weight[i] = of.probability(weight[i], scale);
+              slope[i] = weight[i] * (slope[i] - of.delta);
             }
           }
-          weights[half] = left<P>(product);
+          if (to.dbias)
+            with_bias(to.dbias, all, jet, head, [&](auto* dbias) {
+              each_pair(slope, jet, begin + g, query, [&](float one, int64_t place) {
+                dbias[place] = from_float<std::decay_t<decltype(*dbias)>>(one);
+              });
+            });
+          weights[half] = left<P>(weight);
           slopes[half] = left<P>(slope);
         }
         multiply_sum(dv, weights, dout, first);
@@ -258,20 +298,20 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         Left<P> slopes[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          float product[4] = {}, slope[4] = {};  // queries down, keys across
+          float weight[1][4], slope[4] = {};  // queries down, keys across
+          with_bias(all.bias, all, jet, head, [&](auto* bias) {
+            start_scores(weight, jet, bias, over_scale, begin + g, first + 8 * half + 2 * t);
+          });
           if (first + 8 * half < jet.keys) {
             Pair<P> right[U];
             load_right(right, k, first + 8 * half);
-            multiply(product, own_q, right);
+            multiply(weight[0], own_q, right);
             load_right(right, v, first + 8 * half);
             multiply(slope, own_dout, right);
           }
 #pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const int query = begin + g + i / 2 * 8, key = first + 8 * half + 2 * t + i % 2;
-            slope[i] = probability(all, jet, head, query, key, product[i], of[i / 2].denominator) *
-                       (slope[i] - of[i / 2].delta);
-          }
+          for (int i = 0; i < 4; i++)
+            slope[i] = of[i / 2].probability(weight[0][i], scale) * (slope[i] - of[i / 2].delta);
           slopes[half] = left<P>(slope);
         }
         multiply_sum(dq, slopes, k, first);

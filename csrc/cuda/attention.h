@@ -20,7 +20,8 @@ struct AttentionJets {
   int64_t pairs;
 };
 
-// out (queries, heads, width) like q; softmax (queries, heads): log2 of each one's denominator.
+// out (queries, heads, width) like q; softmax (queries, heads, 2): each one's largest exponent,
+// to base 2, and the inverse of its sum.
 struct AttentionOutput {
   void* out;
   float* softmax;

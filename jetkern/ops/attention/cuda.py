@@ -30,7 +30,7 @@ torch.library.define(
 
 @torch.library.register_fake("jetkern_cuda::attention")
 def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty((*q.shape[:2], 2), dtype=torch.float32)
 
 
 @torch.library.register_fake("jetkern_cuda::attention_backward")
