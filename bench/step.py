@@ -5,9 +5,12 @@
 Contenders of one case run in turn, step by step, each in a process of its own: jetkern's compiled
 ops, jetkern's reference ops, and eager omnilearned 0.2.0 (skipped if it cannot be imported; install
 it with its einops and torchdiffeq, ``--no-deps --target DIR``). The peer gets its batch trimmed to
-the longest jet. A train step is forward, backward, gradient clipping and Lion. Memory is the
-process's peak during training above that with the model loaded, less a gradient and a momentum per
-weight, which every contender has.
+the longest jet. A train step is forward, backward, gradient clipping and Lion. "cpu bf16" rounds
+the factors of products to bfloat16; the others compute in float32.
+
+Memory is the process's peak during training above that with the model loaded, less a gradient and a
+momentum per weight, which every contender has. Divided by the jets it contains what is needed once;
+what each further jet needs is the rise of the peak when the batch is doubled.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Small enough that the peer does not page: at 256 micro jets it runs at a quarter of its rate.
 BATCH = {"micro": 64, "small": 32, "medium": 8}
 OBJECTIVES = ("classifier", "classifier+generator", "pretrain")
-CONTENDERS = ("jetkern cpu", "jetkern reference", "omnilearned")
+CONTENDERS = {  # backend and precision
+    "jetkern cpu": ("cpu", "ieee"),
+    "jetkern cpu bf16": ("cpu", "bf16"),
+    "jetkern reference": ("reference", "ieee"),
+    "omnilearned": ("auto", "ieee"),
+}
 MEASURES = ("train", "inference")
 
 
@@ -81,36 +89,53 @@ def load_jets(data: str, count: int) -> Any:
     )
 
 
-def our_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], Any]]:
+class Steps(NamedTuple):
+    """What a contender can do with a batch that it has prepared, and its number of weights."""
+
+    prepare: Callable[[Any], Any]
+    train: Callable[[Any], None]
+    inference: Callable[[Any], None]
+    weights: int
+
+
+def steps_of(model: Any, prepare: Callable[[Any], Any], loss: Callable[[Any], Any]) -> Steps:
+    """Train step and inference of a model, given the loss of a prepared batch."""
+    import torch
+
+    from jetkern.optim import Lion
+
+    optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
+
+    def train(batch: Any) -> None:
+        optimiser.zero_grad()
+        loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    @torch.no_grad()
+    def inference(batch: Any) -> None:
+        model.eval()
+        loss(batch)
+        model.train()
+
+    return Steps(prepare, train, inference, sum(p.numel() for p in model.parameters()))
+
+
+def our_steps(size: str, objective: str, precision: str) -> Steps:
     """Our train step and inference."""
     import torch
 
     from jetkern import PET
     from jetkern.objectives import Objective, parse_objective
-    from jetkern.optim import Lion
     from jetkern.presets import model_preset
 
     torch.manual_seed(0)
-    model = PET(model_preset(size, parse_objective(objective)))
+    model = PET(model_preset(size, parse_objective(objective)), precision=precision)
     losses = Objective(model)
-    optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
-
-    def train() -> None:
-        optimiser.zero_grad()
-        losses(jets)["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-
-    @torch.no_grad()
-    def inference() -> None:
-        model.eval()
-        losses(jets)
-        model.train()
-
-    return {"train": train, "inference": inference, "weights": count_weights(model)}
+    return steps_of(model, lambda jets: jets, lambda jets: losses(jets)["loss"])
 
 
-def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], Any]]:
+def peer_steps(size: str, objective: str) -> Steps:
     """The same with omnilearned; raises ImportError without it, KeyError for no such mode."""
     import types
 
@@ -121,7 +146,6 @@ def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], A
     from omnilearned.utils import get_loss
 
     from jetkern.jets import pad
-    from jetkern.optim import Lion
     from jetkern.presets import SIZES
 
     mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
@@ -141,36 +165,20 @@ def peer_steps(size: str, objective: str, jets: Any) -> dict[str, Callable[[], A
         feature_drop=0.1,
         num_coord=2,
     )
-    optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
-    x, pid, tracks = (pad(t, jets.offsets)[0] for t in (jets.particles, jets.pid, jets.tracks))
     class_loss = torch.nn.CrossEntropyLoss(reduction="none")
     generator_loss = torch.nn.MSELoss(reduction="none")
 
-    def loss() -> Any:
+    def prepare(jets: Any) -> Any:
+        parts = (jets.particles, jets.pid, jets.tracks)
+        return *(pad(t, jets.offsets)[0] for t in parts), jets.label
+
+    def loss(batch: Any) -> Any:
+        x, pid, tracks, label = batch
         logs = {k: torch.zeros(1) for k in ("loss", "loss_class", "loss_gen", "loss_class_event")}
-        outputs = model(x, jets.label, pid=pid, add_info=tracks)
-        return get_loss(
-            outputs, jets.label, mode, class_loss, generator_loss, False, False, None, logs
-        )
+        outputs = model(x, label, pid=pid, add_info=tracks)
+        return get_loss(outputs, label, mode, class_loss, generator_loss, False, False, None, logs)
 
-    def train() -> None:
-        optimiser.zero_grad()
-        loss().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-
-    @torch.no_grad()
-    def inference() -> None:
-        model.eval()
-        loss()
-        model.train()
-
-    return {"train": train, "inference": inference, "weights": count_weights(model)}
-
-
-def count_weights(model: Any) -> Callable[[], int]:
-    """A function that gives the number of weights."""
-    return lambda: sum(p.numel() for p in model.parameters())
+    return steps_of(model, prepare, loss)
 
 
 def resident_mb() -> float:
@@ -180,8 +188,12 @@ def resident_mb() -> float:
 
 
 def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any) -> None:
-    """A process that runs one contender: sends "ready" or why not, then times what it is told."""
-    os.environ["JETKERN_BACKEND"] = name.partition(" ")[2] or "auto"
+    """A process that runs one contender: sends "ready" or why not, then does what it is told.
+
+    "train" and "inference" are answered with seconds and peak memory in MB, "further" with the MB
+    by which the peak rises for each jet of a doubled batch.
+    """
+    os.environ["JETKERN_BACKEND"], precision = CONTENDERS[name]
     if settings.peer:
         sys.path.append(settings.peer)
     import torch
@@ -190,23 +202,33 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
     size, objective = case
     jets = load_jets(settings.data, settings.batch or BATCH[size])
     try:
-        steps = (peer_steps if name == "omnilearned" else our_steps)(size, objective, jets)
+        ours = name != "omnilearned"
+        steps = our_steps(size, objective, precision) if ours else peer_steps(size, objective)
     except (ImportError, KeyError) as error:
         reason = f"no mode for {error}" if isinstance(error, KeyError) else str(error)
         pipe.send(f"skipped: {reason}")
         return
     clock = time.process_time if settings.cpu_time else time.perf_counter
-    before = resident_mb() + 2 * 4 * steps["weights"]() / 2**20
+    before = resident_mb() + 2 * 4 * steps.weights / 2**20
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+    batch = steps.prepare(jets)
     pipe.send("ready")
-    for measure in iter(pipe.recv, None):
+    for task in iter(pipe.recv, None):
+        if task == "further":
+            low = peak()
+            steps.train(steps.prepare(type(jets).concat([jets, jets])))
+            pipe.send((peak() - low) / len(jets))
+            continue
         # A step first that does not count: the one before was another process's, whose threads may
         # still spin and whose data are in the caches.
-        steps[measure]()
+        run = getattr(steps, task)
+        run(batch)
         start = clock()
-        steps[measure]()
-        seconds = clock() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        pipe.send((seconds, peak - before))
+        run(batch)
+        pipe.send((clock() - start, peak()))
 
 
 def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
@@ -233,9 +255,10 @@ def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
                 if repeat:  # the first warms up
                     samples.setdefault((name, measure), []).append(sample)
     for name, (process, pipe) in running.items():
+        pipe.send("further")
+        row: dict[str, Any] = {"contender": name, "further_mb_per_jet": pipe.recv()}
         pipe.send(None)
         process.join()
-        row: dict[str, Any] = {"contender": name}
         for measure in MEASURES:
             times = [seconds for seconds, _ in samples[name, measure]]
             row[f"{measure}_seconds"] = statistics.median(times)
@@ -280,8 +303,8 @@ def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
         "| size | objective | contender | train jets/s | x peer | inference jets/s | x peer "
-        "| peak MB/jet | of matrix rate |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        "| peak MB/jet | MB per further jet | of float32 matrix rate |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
         rows: list[dict[str, Any]] = result["rows"]
@@ -289,7 +312,7 @@ def table(results: list[dict[str, Any]]) -> str:
         for row in rows:
             start = f"| {result['size']} | {result['objective']} | {row['contender']} |"
             if "skipped" in row:
-                lines.append(f"{start} {row['skipped']} |||||| ")
+                lines.append(f"{start} {row['skipped']} ||||||| ")
                 continue
             cells = []
             for measure in MEASURES:
@@ -298,6 +321,7 @@ def table(results: list[dict[str, Any]]) -> str:
                 other = peer.get(f"{measure}_seconds") if peer else None
                 cells.append(f"{other / seconds:.1f}" if other else "")
             cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
+            cells.append(f"{row['further_mb_per_jet']:.2f}")
             cells.append(f"{row['of_matrix_rate']:.0%}")
             lines.append(f"{start} {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -312,7 +336,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--sizes", nargs="+", choices=BATCH, default=list(BATCH))
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--data", default="", help="folder of HDF5 files; without it, drawn jets")
     parser.add_argument("--peer", default="", help="folder that omnilearned is installed in")
     parser.add_argument("--batch", type=int, help=f"jets per step; default {BATCH}")

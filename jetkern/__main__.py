@@ -18,7 +18,7 @@ from jetkern.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
 OPS = sorted(p.parent.name for p in (ROOT / "jetkern" / "ops").glob("*/reference.py"))
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")
 
 
 def cpu_model() -> str:

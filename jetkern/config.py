@@ -54,6 +54,8 @@ class OptimSettings:
     """updates of the whole training"""
     warmup_steps: int = 0
     """updates of linear warm-up; a cosine to zero follows"""
+    precision: Literal["ieee", "tf32", "bf16"] = "ieee"
+    """what products may be rounded to; weights, features and sums stay float32"""
     ema_decay: float | None = None
     """validate and keep an exponential average of the weights with this decay, such as 0.999"""
 

@@ -10,6 +10,30 @@ from torch import Tensor, nn
 
 from jetkern import ops
 from jetkern.ops import BlockParameters, MLPParameters
+from jetkern.ops.dispatch import PRECISIONS
+
+
+class Layer(nn.Module):
+    """A module whose products may be rounded, see ``set_precision``."""
+
+    precision = "ieee"
+
+
+def set_precision(model: nn.Module, precision: str) -> None:
+    """Lets the products of all ``Layer`` modules of ``model`` round their factors.
+
+    Args:
+        precision: "ieee" for float32, "tf32" or "bf16", as the ops take it. Weights, features,
+            softmax and sums stay float32.
+
+    Raises:
+        ValueError: for an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    for part in model.modules():
+        if isinstance(part, Layer):
+            part.precision = precision
 
 
 class DynamicTanh(nn.Module):
@@ -24,7 +48,7 @@ class DynamicTanh(nn.Module):
         return ops.dynamic_tanh(x, self.alpha, self.weight)
 
 
-class MLP(nn.Module):
+class MLP(Layer):
     """fc1, exact GELU, DynamicTanh unless ``norm`` is false, fc2."""
 
     def __init__(
@@ -47,10 +71,10 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.mlp(x, self.weights)
+        return ops.mlp(x, self.weights, precision=self.precision)
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Layer):
     """Pre-norm transformer block on packed rows; attention within each segment."""
 
     def __init__(self, dim: int, heads: int, expansion: int) -> None:
@@ -81,10 +105,18 @@ class AttentionBlock(nn.Module):
         bias: Tensor | None = None,
         particle_offsets: Tensor | None = None,
     ) -> Tensor:
-        return ops.attention_block(x, offsets, self.weights, self.heads, bias, particle_offsets)
+        return ops.attention_block(
+            x,
+            offsets,
+            self.weights,
+            self.heads,
+            bias,
+            particle_offsets,
+            precision=self.precision,
+        )
 
 
-class TokenBlock(nn.Module):
+class TokenBlock(Layer):
     """Class attention: a few tokens of each jet attend to the jet's other rows."""
 
     def __init__(self, dim: int, heads: int, expansion: int) -> None:
@@ -101,12 +133,14 @@ class TokenBlock(nn.Module):
         dim = tokens.shape[1]
         q = (tokens @ self.qkv_weight[:dim].t()).unflatten(1, (self.heads, -1))
         kv = (rows @ self.qkv_weight[dim:].t()).unflatten(1, (2, self.heads, -1))
-        mixed = ops.attention(q, kv[:, 0], kv[:, 1], token_offsets, row_offsets)
+        mixed = ops.attention(
+            q, kv[:, 0], kv[:, 1], token_offsets, row_offsets, precision=self.precision
+        )
         tokens = tokens + mixed.flatten(1) @ self.out_weight.t()
         return tokens + self.mlp(self.norm(tokens))
 
 
-class LocalBlock(nn.Module):
+class LocalBlock(Layer):
     """Transformer over the K nearest neighbours of every particle, then their mean."""
 
     def __init__(self, dim: int, heads: int, layers: int, expansion: int) -> None:
@@ -117,7 +151,14 @@ class LocalBlock(nn.Module):
 
     def forward(self, particles: Tensor, neighbours: Tensor) -> Tensor:
         weights = [cast(AttentionBlock, block).weights for block in self.blocks]
-        return ops.local_block(particles, neighbours, self.embed.weights, weights, self.heads)
+        return ops.local_block(
+            particles,
+            neighbours,
+            self.embed.weights,
+            weights,
+            self.heads,
+            precision=self.precision,
+        )
 
 
 class TimeFourier(nn.Module):

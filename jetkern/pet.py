@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from jetkern import ops
 from jetkern.heads import Classifier, Generator, MaskedModel
 from jetkern.jets import Jets, join_segments
-from jetkern.layers import MLP, AttentionBlock, DynamicTanh, LocalBlock, TimeFourier, initialise
+from jetkern.layers import (
+    MLP,
+    AttentionBlock,
+    DynamicTanh,
+    Layer,
+    LocalBlock,
+    TimeFourier,
+    initialise,
+    set_precision,
+)
 
 PARTS = ("classifier", "generator", "mpm")
 
@@ -54,7 +63,7 @@ class PETConfig:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")
 
 
-class Body(nn.Module):
+class Body(Layer):
     """Embeds particles, mixes them with their neighbours, and runs the biased transformer."""
 
     def __init__(self, config: PETConfig) -> None:
@@ -136,9 +145,13 @@ class Body(nn.Module):
 
 
 class PET(nn.Module):
-    """Body and task heads. Each task is a method; training losses are in ``objectives``."""
+    """Body and task heads. Each task is a method; training losses are in ``objectives``.
 
-    def __init__(self, config: PETConfig) -> None:
+    Args:
+        precision: what the products may be rounded to, see ``jetkern.layers.set_precision``.
+    """
+
+    def __init__(self, config: PETConfig, *, precision: str = "ieee") -> None:
         super().__init__()
         self.config = config
         self.body = Body(config)
@@ -149,6 +162,7 @@ class PET(nn.Module):
         nn.init.trunc_normal_(self.body.tokens, std=0.02, a=-2, b=2)
         if self.mpm is not None:
             nn.init.normal_(self.mpm.mask_embeddings)
+        set_precision(self, precision)
 
     def classify(self, jets: Jets) -> Tensor:
         """(B, num_classes) logits."""

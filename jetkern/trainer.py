@@ -28,6 +28,7 @@ from jetkern.config import TrainSettings, as_dict
 from jetkern.data import Shards, Stream
 from jetkern.distributed import World
 from jetkern.jets import Jets
+from jetkern.layers import set_precision
 from jetkern.log import TrainingLog
 from jetkern.masking import masked_counts
 from jetkern.objectives import Objective, masked_per_jet
@@ -77,6 +78,7 @@ class Trainer:
         self.optim, self.run_settings = settings.optim, settings.run
         if settings.run.threads is not None:
             torch.set_num_threads(settings.run.threads)
+        set_precision(objective, settings.optim.precision)
         self.objective = objective.to(world.device)
         self.model: PET = objective.model
         self.optimizer = build_optimizer(

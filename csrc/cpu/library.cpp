@@ -15,7 +15,7 @@ Isa best() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi2"))
     return Isa::avx2;
@@ -26,15 +26,15 @@ Isa best() {
 Isa choose() {
   const char* wish = std::getenv("JETKERN_CPU_ISA");
   if (!wish || !*wish) return best();
-  const char* names[] = {"portable", "avx2", "avx512"};
-  for (int64_t i = 0; i < 3; i++)
+  const char* names[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  for (int64_t i = 0; i < 4; i++)
     if (names[i] == std::string(wish)) {
       if (static_cast<Isa>(i) > best())
         throw std::runtime_error(std::string("JETKERN_CPU_ISA=") + wish + ": this CPU has no such");
       return static_cast<Isa>(i);
     }
   throw std::runtime_error(std::string("JETKERN_CPU_ISA=") + wish +
-                           ": choose one of portable, avx2, avx512");
+                           ": choose one of portable, avx2, avx512, avx512bf16");
 }
 
 int64_t cpu_isa() { return static_cast<int64_t>(isa()); }

@@ -11,9 +11,11 @@
   namespace jetkern::portable { result name parameters; } \
   namespace jetkern::avx2 { result name parameters; }     \
   namespace jetkern::avx512 { result name parameters; }   \
+  namespace jetkern::avx512bf16 { result name parameters; } \
   static_assert(true)
 #define JETKERN_SELECT(name)                                                \
-  (jetkern::isa() == jetkern::Isa::avx512 ? &jetkern::avx512::name          \
+  (jetkern::isa() == jetkern::Isa::avx512bf16 ? &jetkern::avx512bf16::name  \
+   : jetkern::isa() == jetkern::Isa::avx512 ? &jetkern::avx512::name        \
    : jetkern::isa() == jetkern::Isa::avx2 ? &jetkern::avx2::name            \
                                           : &jetkern::portable::name)
 #else
@@ -25,7 +27,7 @@
 
 namespace jetkern {
 
-enum class Isa : int64_t { portable, avx2, avx512 };
+enum class Isa : int64_t { portable, avx2, avx512, avx512bf16 };
 
 // The best that the CPU and its operating system offer, or what JETKERN_CPU_ISA says, read once.
 Isa isa();

@@ -53,6 +53,11 @@ def test_cpu_accuracy_of_a_wide_block() -> None:
     check_accuracy(run, x, offsets, random_block(200, 360), 8)
 
 
+def test_cpu_accuracy_of_a_block_whose_gradient_is_summed_in_turn() -> None:
+    x, offsets, _ = rows([40] * 12, 384, False)  # more than one tile
+    check_accuracy(run, x, offsets, random_block(384, 768), 8)
+
+
 def test_large_scores_do_not_overflow() -> None:
     x, offsets, particles = rows([9, 20], 8, True)
     pairs = int(particles.diff().square().sum())

@@ -45,6 +45,10 @@ def test_cpu_accuracy_of_a_wide_block() -> None:
     check_accuracy(run, *inputs([21, 3], 200, 360, 6, 1), 8, fixed=(0,))
 
 
+def test_cpu_accuracy_of_a_block_whose_gradient_is_summed_in_turn() -> None:
+    check_accuracy(run, *inputs([40, 50], 320, 640, 3, 2), 8, fixed=(0,))  # more than one tile
+
+
 def test_neighbours_may_be_missing_anywhere_and_come_in_any_order() -> None:
     particles, neighbours, embed, blocks = inputs([12, 3], 16, 24, 4)
     shuffled = neighbours[:, [2, 0, 3, 1]]

@@ -43,6 +43,27 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
         assert all(a.equal(b) for a, b in zip(result, results[0], strict=True))
 
 
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_cpu_accuracy_of_large_matrices(precision: str) -> None:
+    """Matrices that are packed while they are used, a gradient that threads add to in turn."""
+    x = torch.randn(200, 520, generator=generator(3))
+    check_accuracy(mlp, x, random_mlp(520, 1101, 520), precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_large_gradients_have_the_same_bits_with_any_number_of_threads(precision: str) -> None:
+    x = torch.randn(700, 520, generator=generator(3))
+    weights = random_mlp(520, 1101, 520)
+    leaves = [w.requires_grad_() for w in weights]
+    results = []
+    for n in (1, 2, 3, 4):
+        with threads(n):
+            out = mlp(x, weights, precision=precision, backend="cpu")
+            results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    for result in results[1:]:
+        assert all(a.equal(b) for a, b in zip(result, results[0], strict=True))
+
+
 def test_inputs_need_not_be_contiguous() -> None:
     x = torch.randn(8, 50, generator=generator(3)).t()
     weights = random_mlp(8, 16, 4)
