@@ -1,14 +1,16 @@
 """Rates of the data path: converting, reading, opening; omnilearned's loader on the same jets.
 
-    python -m bench.data SOURCE [--peer DIR] [--copies 20] [--json FILE]
+    python -m bench.data SOURCE [--peer DIR] [--copies 40] [--json FILE]
 
 SOURCE is a folder of simulated JetClass jets (``data_tools/simulate.py jetclass``), of which
-``train`` is used. Its files are copied ``--copies`` times into a scratch folder, so that the shards
-are larger than what a stream keeps in memory. Both loaders read particles, identities, impact
-parameters, labels and conditions in random order, each measurement in processes of its own, ours
-and the peer's in turn. *Cold* begins with the files dropped from the page cache
-(``posix_fadvise``). omnilearned 0.2.0 is taken when it can be imported: ``pip install --no-deps
---target DIR omnilearned==0.2.0``, and requests.
+``train`` is used. The jets of each of its files are repeated ``--copies`` times in a file of a
+scratch folder, so that files are as long as published ones and the shards are larger than what a
+stream keeps in memory; 5.4 kB a jet. Conversion is timed from the start of the program to its end.
+Both loaders read particles, identities, impact parameters, labels and conditions in random order,
+each measurement in processes of its own, ours and the peer's in turn. *Warm* begins with the files
+just read, *cold* with them dropped from the page cache (``posix_fadvise``), and a plain read of the
+same files says what the disk gives. omnilearned 0.2.0 is taken when it can be imported: ``pip
+install --no-deps --target DIR omnilearned==0.2.0``, and requests.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path)
     parser.add_argument("--peer", default="", help="folder that omnilearned is installed in")
-    parser.add_argument("--copies", type=int, default=20)
+    parser.add_argument("--copies", type=int, default=40)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each warm measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement of reading")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where the copies and shards go for the run")
     parser.add_argument("--json", type=Path, help="also write the results here")
@@ -57,16 +59,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
         hdf5 = Path(scratch) / "data" / "jetclass" / "train"
         hdf5.mkdir(parents=True)
-        for copy in range(settings.copies):
-            for file in files:
-                shutil.copyfile(file, hdf5 / f"{copy:03d}_{file.name}")
+        for file in files:
+            repeat(file, hdf5 / file.name, settings.copies)
         root = Path(scratch) / "root"
         root.mkdir()
         first = write_root(files, root / "000.root")
         for copy in range(1, max(1, settings.copies // 4)):
             shutil.copyfile(first, root / f"{copy:03d}.root")
         jets = count_jets(files)
-        results = conversion(hdf5, root, Path(scratch), settings.repeats)
+        results = conversion(hdf5, root, Path(scratch), settings.repeats, jets * settings.copies)
         results += reading(settings, Path(scratch))
         results += opening(Path(scratch) / "shards", Path(scratch) / "huge")
     machine["load_average_at_end"] = os.getloadavg()[0]
@@ -82,31 +83,55 @@ def main() -> None:
         settings.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def conversion(hdf5: Path, root: Path, scratch: Path, repeats: int) -> list[dict[str, Any]]:
+def conversion(
+    hdf5: Path, root: Path, scratch: Path, repeats: int, jets: int
+) -> list[dict[str, Any]]:
     """Jets per second from files to finished shards, started as a user does."""
     import subprocess
 
     from jetkern.data import Shards
 
     tool = Path(__file__).parents[1] / "data_tools" / "convert.py"
-    results = []
-    for name, source, out, jobs in (
-        ("convert HDF5, 1 process", hdf5, "shards", 1),
-        ("convert HDF5, 2 processes", hdf5, "shards", 2),
-        ("convert ROOT, 1 process", root, "from_root", 1),
-        ("convert ROOT, 2 processes", root, "from_root", 2),
-    ):
-        rates = []
-        for _ in range(repeats):
+    ways: list[tuple[str, Path, str, int, bool]] = [
+        ("convert ROOT, 1 process", root, "from_root", 1, False),
+        ("convert ROOT, 2 processes", root, "from_root", 2, False),
+        ("convert HDF5, 1 process", hdf5, "shards", 1, False),
+        ("convert HDF5, 2 processes", hdf5, "shards", 2, False),
+        ("convert HDF5, 2 processes, cold", hdf5, "shards", 2, True),
+    ]
+    rates: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        drop(hdf5)
+        start = time.perf_counter()
+        warm(hdf5)
+        rates.setdefault("plain read of the HDF5 files, cold", []).append(
+            jets / (time.perf_counter() - start)
+        )
+        for name, source, out, jobs, cold in ways:
             shutil.rmtree(scratch / out, ignore_errors=True)
             command = [sys.executable, tool, source, "--out", scratch / out, "--quiet"]
+            drop(source) if cold else warm(source)
             start = time.perf_counter()
             subprocess.run(
                 [*map(str, command), "--jobs", str(jobs)], check=True, stdout=subprocess.DEVNULL
             )
-            rates.append(Shards(scratch / out).num_jets / (time.perf_counter() - start))
-        results.append(summary(name, rates))
-    return results
+            seconds = time.perf_counter() - start
+            rates.setdefault(name, []).append(Shards(scratch / out).num_jets / seconds)
+    return [summary(name, values) for name, values in rates.items()]
+
+
+def repeat(file: Path, to: Path, copies: int) -> None:
+    """A file with the same jets several times."""
+    import h5py
+
+    with h5py.File(file) as source, h5py.File(to, "w") as target:
+        target.attrs.update(source.attrs)
+        for name, data in source.items():
+            rows = data[:]
+            made = target.create_dataset(name, (copies * len(rows), *rows.shape[1:]), rows.dtype)
+            made.attrs.update(data.attrs)
+            for start in range(0, len(made), len(rows)):
+                made[start : start + len(rows)] = rows
 
 
 def count_jets(files: list[Path]) -> int:
@@ -246,10 +271,11 @@ def measure(
 def reading(settings: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Rates of both loaders, in turn."""
     sys.path.append(settings.peer)
-    contenders: list[tuple[str, Callable[..., Iterator[int]], int, int]] = [
-        ("jetkern, 1 process", ours, 1, 1),
-        ("jetkern, 1 process without prefetch thread", ours_alone, 1, 1),
-        ("jetkern, 2 processes", ours, 2, 2),
+    shards, padded = scratch / "shards", scratch / "data"
+    contenders: list[tuple[str, Path, Callable[..., Iterator[int]], int, int]] = [
+        ("jetkern, 1 process", shards, ours, 1, 1),
+        ("jetkern, 1 process without prefetch thread", shards, ours_alone, 1, 1),
+        ("jetkern, 2 processes", shards, ours, 2, 2),
     ]
     try:
         import omnilearned.dataloader  # noqa: F401
@@ -257,8 +283,8 @@ def reading(settings: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
         # Its first use writes an index of all jets beside them.
         next(peer(settings, scratch, 0, 1))
         contenders += [
-            ("omnilearned, 1 process", peer, 1, 1),
-            ("omnilearned, 2 loader workers", peer, 1, 2),
+            ("omnilearned, 1 process", padded, peer, 1, 1),
+            ("omnilearned, 2 loader workers", padded, peer, 1, 2),
         ]
     except ImportError as error:
         print(f"omnilearned is not installed ({error})", file=sys.stderr)
@@ -267,9 +293,9 @@ def reading(settings: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
     highest: dict[str, float] = {}
     for _ in range(settings.repeats):
         for cold in (False, True):
-            for name, make, processes, world in contenders:
+            for name, folder, make, processes, world in contenders:
                 name = f"{name}, {'cold' if cold else 'warm'}"
-                drop(scratch) if cold else warm(scratch)
+                drop(folder) if cold else warm(folder)
                 pipes, running = [], []
                 for rank in range(processes):
                     here, there = context.Pipe()
