@@ -35,7 +35,8 @@ class Tree:
         if not path.exists():
             raise InputError(f"{path}: no such file")
         try:
-            self._file = uproot.open(path)
+            # Ranges are read once, in order: nothing is worth keeping.
+            self._file = uproot.open(path, array_cache=None)
             keys = self._file.keys(cycle=False)
             missing_bytes = self._file.file.fEND - path.stat().st_size
             self._tree = self._file[name] if name in keys and missing_bytes <= 0 else None
