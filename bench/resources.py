@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,6 +69,22 @@ def cases(op: str) -> list[Any]:
     return list(importlib.import_module(f"jetkern.ops.{op}.triton").compile_cases())
 
 
+def triton_type(argument: Any) -> Any:
+    """Of a run-time argument, or of each of a tuple of them; "constexpr" for another value."""
+    if isinstance(argument, tuple):
+        return tuple(triton_type(a) for a in argument)
+    return argument if isinstance(argument, str) and TYPE.fullmatch(argument) else "constexpr"
+
+
+def leaves(types: Iterable[Any]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Path and type of each argument, those in tuples one by one."""
+    for i, kind in enumerate(types):
+        if isinstance(kind, tuple):
+            yield from (((i, *rest), one) for rest, one in leaves(kind))
+        else:
+            yield (i,), kind
+
+
 def compiled(task: tuple[str, int, int]) -> Row:
     """Compiles case number ``task[1]`` of op ``task[0]`` for architecture ``task[2]``."""
     import triton
@@ -77,15 +93,10 @@ def compiled(task: tuple[str, int, int]) -> Row:
 
     op, number, architecture = task
     case = cases(op)[number]
-    types = {
-        k: v if isinstance(v, str) and TYPE.fullmatch(v) else "constexpr"
-        for k, v in case.arguments.items()
-    }
+    types = {k: triton_type(v) for k, v in case.arguments.items()}
     constants = {k: v for k, v in case.arguments.items() if types[k] == "constexpr"}
     # PyTorch's allocations are aligned to 16 bytes and Triton specialises on it.
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, v in enumerate(types.values()) if v[:1] == "*"
-    }
+    aligned = {p: [["tt.divisibility", 16]] for p, kind in leaves(types.values()) if kind[0] == "*"}
     source = ASTSource(case.kernel, signature=types, constexprs=constants, attrs=aligned)
     options = {k: v for k, v in case.settings.items() if k in ("num_warps", "num_stages")}
     result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)

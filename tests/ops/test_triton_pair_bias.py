@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -43,9 +45,18 @@ def leaves(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return particles, offsets, *(w.detach().requires_grad_() for w in weights)
 
 
+@contextmanager
+def few_programs(key: str) -> Iterator[None]:
+    """Large tiles where the kernels are interpreted, which takes its time for each program."""
+    tile = {} if torch.cuda.is_available() else {"PAIRS": 512}
+    with forced_settings("pair_bias", key, tile), forced_settings("pair_bias_gradient", key, tile):
+        yield
+
+
 @pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
 def test_accuracy(counts: list[int]) -> None:
-    check_accuracy(on_weights, *inputs(counts, 16), fixed=(0,), backend="triton")
+    with few_programs("c16 h4 ieee"):
+        check_accuracy(on_weights, *inputs(counts, 16), fixed=(0,), backend="triton")
 
 
 @pytest.mark.parametrize(("hidden", "heads"), [(1, 1), (70, 3), (256, 8), (96, 16), (64, 32)])
@@ -57,7 +68,8 @@ def test_accuracy_for_any_size(hidden: int, heads: int) -> None:
 @pytest.mark.parametrize(("hidden", "heads"), [(64, 4), (256, 8)])
 def test_accuracy_at_a_precision(hidden: int, heads: int, precision: str) -> None:
     arguments = inputs([1, 33, 0, 14], hidden, heads)
-    check_accuracy(on_weights, *arguments, fixed=(0,), backend="triton", precision=precision)
+    with few_programs(f"c{hidden} h{heads} {precision}"):
+        check_accuracy(on_weights, *arguments, fixed=(0,), backend="triton", precision=precision)
 
 
 def test_accuracy_for_particles_at_the_same_place_and_nearly_so() -> None:
@@ -123,6 +135,7 @@ def test_the_number_of_pairs_may_be_given() -> None:
     for wrong in (1, 60, 200):  # meaningless, but nothing is written outside
         out = on_weights(particles, offsets, *weights, num_pairs=wrong, backend="triton")
         assert out.shape == (4, wrong)
+        torch.autograd.grad(out.sum(), weights)
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -38,24 +38,24 @@ from jetkern.ops.triton_tools import (
     pair_features,
 )
 
-FORWARD: Settings = {"PAIRS": 64, "UNITS": 64, "num_warps": 4, "num_stages": 1}
-FOLD: Settings = {"TILE": 32, "num_warps": 4, "num_stages": 1}
-GRADIENT: Settings = {"PAIRS": 64, "UNITS": 64, "PROGRAMS": 1056, "num_warps": 4, "num_stages": 1}
+FORWARD: Settings = {"PAIRS": 128, "UNITS": 32, "num_warps": 4, "num_stages": 2}
+FOLD: Settings = {"TILE": 16, "num_warps": 4, "num_stages": 1}
+GRADIENT: Settings = {"PAIRS": 32, "UNITS": 64, "PROGRAMS": 1056, "num_warps": 4, "num_stages": 2}
 CANDIDATES = {
     "pair_bias": [
-        {"PAIRS": pairs, "UNITS": units, "num_warps": warps}
-        for pairs in (64, 128)
-        for units in (32, 64)
-        for warps in (4, 8)
+        {"PAIRS": pairs, "UNITS": units, "num_warps": 4, "num_stages": stages}
+        for pairs, units in ((64, 32), (64, 64), (128, 16), (128, 32), (128, 64))
+        for stages in (1, 2)
     ],
     "pair_bias_fold": [
-        {"TILE": tile, "num_warps": warps} for tile in (16, 32, 64) for warps in (1, 2, 4, 8)
+        {"TILE": tile, "num_warps": warps}
+        for tile, warps in ((16, 1), (16, 2), (16, 4), (32, 4), (32, 8), (32, 16))
     ],
     "pair_bias_gradient": [
-        {"PAIRS": pairs, "PROGRAMS": programs, "num_warps": warps}
-        for pairs in (32, 64, 128)
-        for programs in (528, 1056)
-        for warps in (4, 8)
+        {"PAIRS": pairs, "PROGRAMS": programs, "num_stages": stages}
+        for pairs in (32, 64)
+        for programs in (528, 1056, 2112)
+        for stages in (1, 2)
     ],
 }
 
@@ -82,14 +82,12 @@ def forward_kernel(
     PRECISION: tl.constexpr,
 ):
     entry = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    # The entry's jet is the first that ends (twice its last pair + 2) above it.
+    # The entry's jet is the number of jets that end at or before it.
     jet = tl.zeros((PAIRS,), tl.int32)
-    above = tl.zeros((PAIRS,), tl.int32) + jets
-    for _ in range(steps):
-        middle = (jet + above) // 2
-        past = tl.load(ends + middle, middle < above, 0x7FFFFFFFFFFFFFFF) <= 2 * entry
-        jet = tl.where(past, middle + 1, jet)
-        above = tl.where(past, above, middle)
+    for step in range(steps):
+        more = jet + (1 << (steps - 1 - step))
+        end = tl.load(ends + more - 1, more <= jets, 0x7FFFFFFFFFFFFFFF)
+        jet = tl.where(end <= 2 * entry, more, jet)
     exists = (entry < total) & (jet < jets)
     first = tl.load(offsets + jet, exists, 0)
     n = tl.load(offsets + jet + 1, exists, 0) - first
@@ -126,13 +124,13 @@ def forward_kernel(
             fc1_weight + unit[None, :] * 3 + feature, real[None, :] & (feature < 3), 0.0
         ).to(tl.float32)
         b1 = tl.load(fc1_bias + unit, real, 0.0).to(tl.float32)
-        hidden = dot(features, w1, tl.zeros((PAIRS, UNITS), tl.float32) + b1[None, :], FIRST)
+        hidden = dot(features, w1, tl.broadcast_to(b1[None, :], (PAIRS, UNITS)), FIRST)
         w2 = tl.load(
             fc2_weight + head[None, :] * HIDDEN + unit[:, None],
             real[:, None] & (head < HEADS)[None, :],
             0.0,
         )
-        acc = dot(gelu(hidden), w2, acc, PRECISION)
+        acc = dot(gelu(hidden, PRECISION), w2, acc, PRECISION)
     bias = tl.trans(acc) + tl.load(fc2_bias + head, head < HEADS, 0.0).to(tl.float32)[:, None]
 
     square = begin - first  # where the jet's n x n entries begin
@@ -164,25 +162,35 @@ def fold_kernel(
     first = tl.load(offsets + jet)
     n = (tl.load(offsets + jet + 1) - first).to(tl.int32)
     begin = tl.load(ends + jet - 1, jet > 0, 0)
-    square = head.to(tl.int64) * pairs + begin - first
-    stride = tl.cdiv(total, 16) * 16
-    listed = head.to(tl.int64) * stride + begin // 2
+    own = head.to(tl.int64) * pairs
+    square = own + begin - first
+    stride = tl.cdiv(total, 16) * 16  # of the rows of what is listed
+    start = head.to(tl.int64) * stride
+    listed = start + begin // 2
+    if jet == tl.num_programs(0) // HEADS - 1:  # zeros up to the end of the aligned row
+        rest = tl.zeros((16,), tl.int64) + total + tl.arange(0, 16)
+        tl.store(folded + start + rest, 0.0, rest < stride)
+        if head == 0:
+            tl.store(features + rest, 0.0, rest < stride)
+            tl.store(features + rest + stride, 0.0, rest < stride)
+            tl.store(features + rest + stride + stride, 0.0, rest < stride)
     for top in range(0, n, TILE):
         for left in range(0, top + 1, TILE):
             row = top + tl.arange(0, TILE)
             column = left + tl.arange(0, TILE)
-            here = (row < n)[:, None] & (column < n)[None, :]
-            there = (column < n)[:, None] & (row < n)[None, :]
             lower = tl.zeros((TILE, TILE), tl.float32)
             upper = tl.zeros((TILE, TILE), tl.float32)
             below = square + row[:, None] * n + column[None, :]
             above = square + column[:, None] * n + row[None, :]
+            # A wrong number of pairs must not read or write outside.
+            here = (row < n)[:, None] & (column < n)[None, :] & (below < own + pairs)
+            there = (column < n)[:, None] & (row < n)[None, :] & (above < own + pairs)
             for layer in tl.static_range(LAYERS):
                 lower += tl.load(gradients[layer] + below, here, 0.0).to(tl.float32)
                 upper += tl.load(gradients[layer] + above, there, 0.0).to(tl.float32)
             both = tl.where(row[:, None] == column[None, :], lower, lower + tl.trans(upper))
-            kept = here & (column[None, :] <= row[:, None])
             place = listed + (row * (row + 1) // 2)[:, None] + column[None, :]
+            kept = here & (column[None, :] <= row[:, None]) & (place < start + total)
             tl.store(folded + place, both, kept)
             if head == 0:
                 a = particles + (first + row) * 4
@@ -240,17 +248,17 @@ def gradient_kernel(
     d_first = tl.zeros((UNITS, 16), tl.float32)  # of fc1_weight, then of fc1_bias
     d_second = tl.zeros((UNITS, PADDED), tl.float32)
     d_bias = tl.zeros((PADDED, PAIRS), tl.float32)
-    stride = tl.cdiv(total, 16) * 16  # aligned rows
+    stride = tl.cdiv(total, 16) * 16
     feature_row = features + feature.to(tl.int64)[:, None] * stride
     head_row = folded + head.to(tl.int64)[:, None] * stride
     for tile in range(share, tl.cdiv(total, PAIRS), shares):
         entry = (tl.zeros((PAIRS,), tl.int64) + tile) * PAIRS + tl.arange(0, PAIRS)
-        exists = (entry < total)[None, :]
+        exists = (entry < stride)[None, :]
         f = tl.load(feature_row + entry[None, :], exists & (feature < 3)[:, None], 0.0)
         f = tl.where((feature == 3)[:, None], 1.0, f)
         g = tl.load(head_row + entry[None, :], exists & (head < HEADS)[:, None], 0.0)
-        hidden = dot(w1, f, tl.zeros((UNITS, PAIRS), tl.float32) + b1[:, None], FIRST)
-        active, slope = gelu_and_slope(hidden)
+        hidden = dot(w1, f, tl.broadcast_to(b1[:, None], (UNITS, PAIRS)), FIRST)
+        active, slope = gelu_and_slope(hidden, PRECISION)
         d_second = dot(active, tl.trans(g), d_second, PRECISION)
         d_hidden = dot(w2, g, tl.zeros((UNITS, PAIRS), tl.float32), PRECISION) * slope
         d_first = dot(d_hidden, tl.trans(f), d_first, PRECISION)
@@ -277,6 +285,11 @@ def _ends(offsets: Tensor) -> Tensor:
     """(B,) twice the number of pairs i <= j of each jet and those before it."""
     n = offsets.diff()
     return torch.addcmul(n, n, n).cumsum(0)
+
+
+def _gradient_settings(heads: int, precision: str) -> Settings:
+    # Three products for one leave no registers to fetch ahead with.
+    return {**GRADIENT, "num_stages": 1} if heads > 16 and precision == "ieee" else GRADIENT
 
 
 def _sizes(fc2_weight: Tensor, precision: str) -> tuple[dict[str, Any], int, str]:
@@ -363,7 +376,9 @@ def _launch_backward(
     features = particles.new_empty(3, row, dtype=torch.float32)
     device = particles.device
     fold = launch_settings("pair_bias_fold", f"layers{len(gradients)}", device, FOLD)
-    settings = launch_settings("pair_bias_gradient", key, device, GRADIENT)
+    settings = launch_settings(
+        "pair_bias_gradient", key, device, _gradient_settings(heads, precision)
+    )
     settings["UNITS"] = min(settings["UNITS"], units)
     chunks = triton.cdiv(hidden, settings["UNITS"])
     programs = settings.pop("PROGRAMS") // chunks
@@ -567,7 +582,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 ),
                 (
                     gradient_kernel,
-                    GRADIENT,
+                    _gradient_settings(heads, precision),
                     {
                         "features": "*fp32",
                         "folded": stored,
