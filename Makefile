@@ -31,11 +31,16 @@ demo: setup  ## simulate jets, pre-train, fine-tune, compare (about 15 minutes o
 test: setup  ## the test suite (no network, no GPU)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
-test-sanitize: setup  ## the C++ kernels under the address and undefined-behaviour sanitizers
+test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefined-behaviour sanitizers
 	$(PY) -m jetkern build --sanitize --into build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 JETKERN_CPU_LIBRARY=build/sanitize/_cpu.so OMP_NUM_THREADS=1 \
 	$(PY) -m pytest -q -p no:xdist tests/ops -k "cpu_accuracy or bits"
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	JETKERN_EMULATED_LIBRARY="$$($(PY) -m tests.csrc.emulated --sanitize)" \
+	$(PY) -m pytest -q -p no:xdist tests/ops/test_cuda_knn.py tests/ops/test_cuda_attention.py \
+	-k "not registration"
 
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .

@@ -163,18 +163,28 @@ def build_cuda(sources: Path, target: Path) -> Path:
 
 
 class CudaKernel(NamedTuple):
-    """What the assembler says of a kernel: registers and spilled bytes of a thread, shared of a
-    block."""
+    """What the assembler says of a kernel, in the order of the rows of ``bench.resources``.
 
-    file: str
-    name: str
+    registers and spilled bytes of a thread, bytes of shared memory of a block of so many warps;
+    label is the kernel's template arguments.
+    """
+
+    op: str
+    kernel: str
+    label: str
     architecture: int
+    warps: int
     registers: int
     spills: int
     shared: int
 
 
-def cuda_resources(sources: Path, architectures: tuple[int, ...]) -> list[CudaKernel]:
+CUDA_WARPS = 4  # the launch bound of every kernel in csrc/cuda
+
+
+def cuda_resources(
+    sources: Path, architectures: tuple[int, ...] = ARCHITECTURES
+) -> list[CudaKernel]:
     """Compiles the kernels of ``sources/cuda`` and returns what each of them takes.
 
     Raises:
@@ -188,15 +198,16 @@ def cuda_resources(sources: Path, architectures: tuple[int, ...]) -> list[CudaKe
         with tempfile.TemporaryDirectory() as folder:
             said = _run([device, *NVCC_FLAGS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin",
                          str(source), "-o", f"{folder}/kernel.cubin"])  # fmt: skip
-        parts = re.findall(
+        found = re.findall(
             r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-            r".*?Used (\d+) registers(.*?)(?:\n|$)", said, re.DOTALL,
+            r".*?Used (\d+) registers([^\n]*)", said, re.DOTALL,
         )  # fmt: skip
         kernels = []
-        for name, stores, loads, registers, rest in parts:
+        for symbol, stores, loads, registers, rest in found:
             shared = re.search(r"(\d+) bytes smem", rest)
+            kernel, label = _kernel_name(symbol)
             kernels.append(CudaKernel(
-                source.name, demangled(name), architecture, int(registers),
+                source.stem.split("_")[0], kernel, label, architecture, CUDA_WARPS, int(registers),
                 int(stores) + int(loads), int(shared[1]) if shared else 0,
             ))  # fmt: skip
         return kernels
@@ -205,10 +216,12 @@ def cuda_resources(sources: Path, architectures: tuple[int, ...]) -> list[CudaKe
         return [kernel for made in pool.map(compiled, tasks) for kernel in made]
 
 
-def demangled(name: str) -> str:
-    """A kernel's C++ name without namespaces and parameters, as far as c++filt is there."""
+def _kernel_name(symbol: str) -> tuple[str, str]:
+    """Name and template arguments of a kernel, as far as c++filt is there."""
     if not shutil.which("c++filt"):
-        return name
-    plain = _run(["c++filt", name]).strip().replace("(anonymous namespace)::", "")
-    plain = re.sub(r"\w+::", "", plain.removeprefix("void "))
-    return re.sub(r"\((?!\w+\)\d).*", "", plain)
+        return symbol, ""
+    name = _run(["c++filt", symbol]).replace("(anonymous namespace)::", "")
+    for i, precision in enumerate(("ieee", "tf32", "bf16")):
+        name = name.replace(f"(jetkern::Precision){i}", precision)
+    match = re.search(r"(\w+)_kernel(?:<([^>]*)>)?\(", name)
+    return (match[1], (match[2] or "").replace("jetkern::", "")) if match else (name.strip(), "")

@@ -97,7 +97,6 @@ __global__ void __launch_bounds__(THREADS)
         const int column = lists[owner * PITCH + place];
         out[int64_t(begin + owner) * k + found + place] = column < 0 ? -1 : first + column;
       }
-      __syncthreads();
     }
   }
 }

@@ -20,19 +20,21 @@ from jetkern.ops import dispatch
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
-    "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
+    "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
     "-ffp-contract=off", "-fno-strict-aliasing", "-DJETKERN_EMULATE", f"-I{ROOT / 'tests/csrc'}",
 ]  # fmt: skip
-SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def compiled(*, sanitize: bool = False) -> Path:
     """The library below build/, compiled if its sources have changed."""
-    flags = [*FLAGS, *(SANITIZE if sanitize else ["-O2"])]
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.c*"))
-    read = [*sources, *(ROOT / "csrc" / "cuda").glob("*.h"), ROOT / "tests/csrc/emulate.h"]
+    flags = [*FLAGS, *(SANITIZE if sanitize else [])]
+    folder = ROOT / "csrc" / "cuda"
+    sources = sorted(path for path in folder.iterdir() if path.suffix in (".cpp", ".cu"))
     state = hashlib.sha256(" ".join([*flags, torch.__version__]).encode())
-    for path in sorted(read):
+    for path in sorted(
+        [*folder.iterdir(), folder.parent / "cpu/torch.h", ROOT / "tests/csrc/emulate.h"]
+    ):
         state.update(path.read_bytes())
     target = ROOT / "build" / f"emulated-{state.hexdigest()[:16]}" / "_cuda.so"
     if target.is_file():

@@ -237,32 +237,3 @@ def test_bad_input_is_refused() -> None:
         op(q, k, v, offsets, offsets, bias[:1], particles, pairs, 1.0, 0)
     with pytest.raises(RuntimeError, match="unknown precision"):
         op(q, k, v, offsets, offsets, None, None, None, 1.0, 3)
-
-
-@pytest.mark.gpu
-def test_more_jets_than_a_sixteen_bit_counter_holds() -> None:
-    inputs = batch([i % 3 for i in range(70_000)], 1, 8)
-    for have, want in zip(
-        result_and_gradients(run, inputs, FLOAT32, "cuda"),
-        result_and_gradients(attention, inputs, FLOAT32, "cpu"),
-        strict=True,
-    ):
-        assert torch.allclose(have, want, atol=1e-5)
-
-
-@pytest.mark.gpu
-def test_replay_of_a_cuda_graph() -> None:
-    leaves = [x.cuda() for x in batch([50, 3, 0, 77], 4, 8, 1)]
-    for x in (*leaves[:3], leaves[5]):
-        x.requires_grad_()
-
-    def step() -> list[Tensor]:
-        out = attention(*leaves, backend="cuda")
-        return [out, *torch.autograd.grad(out.square().sum(), (*leaves[:3], leaves[5]))]
-
-    want = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = step()
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(made, want, strict=True))
