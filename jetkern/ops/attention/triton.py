@@ -88,7 +88,7 @@ def _pairs(first_query, first_key, query, key, queries, keys, particles):
 def _load_bias(bias, first_query, first_key, query, key, queries, keys, particles):
     """The biases of a tile, zero where there are none."""
     if bias is None:
-        return query * 0.0 + key * 0.0
+        return (query + key) * 0.0
     else:
         corner, entry, exists = _pairs(first_query, first_key, query, key, queries, keys, particles)
         return tl.load(bias + corner + entry, exists, 0.0)
@@ -226,37 +226,6 @@ def attention_kernel(
 
 
 @triton.jit
-def _load_queries(
-    q,
-    dout,
-    out,
-    lse,
-    bias,
-    q_stride,
-    dout_stride,
-    out_stride,
-    first,
-    block,
-    query,
-    key,
-    queries,
-    keys,
-    particles,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """What the backward reads for a tile of queries: q, dout, out, the logarithm and the biases."""
-    row = tl.arange(0, ROWS)
-    q_tile = _load(q, q_stride, first, queries, ROWS, WIDTH, D)
-    dout_tile = _load(dout, dout_stride, first, queries, ROWS, WIDTH, D)
-    out_tile = _load(out, out_stride, first, queries, ROWS, WIDTH, D)
-    level = tl.load(lse + first + row, row < queries - first, 0.0)
-    bias_tile = _load_bias(bias, first, block, query, key, queries, keys, particles)
-    return q_tile, dout_tile, out_tile, level, bias_tile
-
-
-@triton.jit
 def _backward(
     dout,
     q,
@@ -291,6 +260,7 @@ def _backward(
 ):
     query = tl.arange(0, ROWS)[None, :]
     key = tl.arange(0, KEYS)[:, None]
+    row = tl.arange(0, ROWS)
     SCALE: tl.constexpr = LOG2_E * WIDTH**-0.5
     zero = tl.zeros((KEYS, ROWS), tl.float32)
     end = KEYS if ONE_BLOCK else keys
@@ -299,17 +269,16 @@ def _backward(
         v_tile = _load(v, v_stride, block, keys, KEYS, WIDTH, D)
         dk_tile = tl.zeros((KEYS, D), tl.float32)
         dv_tile = tl.zeros((KEYS, D), tl.float32)
-        q_next, dout_next, out_next, level_next, bias_next = _load_queries(
-            q, dout, out, lse, bias, q_stride, dout_stride, out_stride, 0, block, query, key,
-            queries, keys, particles, WIDTH, D, ROWS,
-        )  # fmt: skip
+        q_next = _load(q, q_stride, 0, queries, ROWS, WIDTH, D)
+        dout_next = _load(dout, dout_stride, 0, queries, ROWS, WIDTH, D)
         for first in range(0, queries, ROWS):
-            q_tile, dout_tile, out_tile = q_next, dout_next, out_next
-            level, bias_tile = level_next, bias_next
-            q_next, dout_next, out_next, level_next, bias_next = _load_queries(
-                q, dout, out, lse, bias, q_stride, dout_stride, out_stride, first + ROWS, block,
-                query, key, queries, keys, particles, WIDTH, D, ROWS,
-            )  # fmt: skip
+            bias_tile = _load_bias(bias, first, block, query, key, queries, keys, particles)
+            out_tile = _load(out, out_stride, first, queries, ROWS, WIDTH, D)
+            level = tl.load(lse + first + row, row < queries - first, 0.0)
+            # What goes to shared memory is read a tile ahead: reads after it would wait for it.
+            q_tile, dout_tile = q_next, dout_next
+            q_next = _load(q, q_stride, first + ROWS, queries, ROWS, WIDTH, D)
+            dout_next = _load(dout, dout_stride, first + ROWS, queries, ROWS, WIDTH, D)
             delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
             score = _scores(k_tile, q_tile, bias_tile, key, keys - block, WIDTH, PRECISION)
             p = exp2(score * SCALE - level[None, :])
@@ -411,7 +380,8 @@ def attention_backward_kernel(
         _backward(
             dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
             k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            queries, keys, particles, WIDTH, D, ROWS, KEYS, False, PRECISION,
+            queries, keys, particles, WIDTH, D, ROWS, KEYS // 2 if KEYS > 32 else KEYS, False,
+            PRECISION,
         )  # fmt: skip
 
 
