@@ -34,10 +34,10 @@ def test_accuracy_with_bias(counts: list[int]) -> None:
 
 @pytest.mark.parametrize("prefix", [0, -3], ids=["no prefix", "prefix of some jets"])
 def test_accuracy_with_any_prefix(prefix: int) -> None:
-    check_accuracy(attention, *batch([0, 1, 2, 5, 0, 16, 30], 2, 8, prefix), backend="triton")
+    check_accuracy(attention, *batch([0, 1, 2, 0, 16, 30], 1, 8, prefix), backend="triton")
 
 
-@pytest.mark.parametrize("counts", [[28], [29], [60], [61], [16, 17], [12, 13]], ids=str)
+@pytest.mark.parametrize("counts", [[28], [29], [60], [61], [12, 13]], ids=str)
 def test_accuracy_where_tiles_and_blocks_end(counts: list[int]) -> None:
     check_accuracy(attention, *batch(counts, 1, 8, 4), backend="triton")
 
@@ -45,7 +45,7 @@ def test_accuracy_where_tiles_and_blocks_end(counts: list[int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_of_keys_agree_with_one_block(dtype: torch.dtype) -> None:
     """Also that dq is summed in float32 between blocks, and the same bits from the same run."""
-    inputs = batch([40, 3, 62], 1, 8, 2)
+    inputs = batch([40, 3], 1, 8, 2)
     want = result_and_gradients(attention, inputs, dtype, "triton")
     kind = "bf16 ieee" if dtype == torch.bfloat16 else "fp32 ieee"
     with (
@@ -69,14 +69,15 @@ def test_accuracy_for_heads_of_any_width(heads: int, width: int) -> None:
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 @pytest.mark.parametrize(("heads", "width"), [(2, 8), (2, 16), (1, 32)])
 def test_accuracy_at_a_precision(heads: int, width: int, precision: str) -> None:
-    inputs = batch([1, 29, 0, 14], heads, width, 4)
+    inputs = batch([1, 29, 0], heads, width, 4)
     check_accuracy(attention, *inputs, backend="triton", precision=precision)
 
 
-@pytest.mark.parametrize("bias_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "bias_dtype"), [("ieee", torch.float32), ("bf16", torch.bfloat16)]
+)
 def test_bfloat16_tensors(precision: str, bias_dtype: torch.dtype) -> None:
-    *inputs, offsets, _, bias, particles = batch([1, 33, 0, 14, 70], 2, 8, 4)
+    *inputs, offsets, _, bias, particles = batch([1, 29, 0, 61], 1, 8, 4)
     leaves = [t.bfloat16() for t in inputs] + [bias.to(bias_dtype)]
     upstream = torch.randn(inputs[0].shape, generator=generator(7)).bfloat16()
 
@@ -93,7 +94,7 @@ def test_bfloat16_tensors(precision: str, bias_dtype: torch.dtype) -> None:
 
 
 def test_accuracy_of_a_few_queries_over_many_keys() -> None:
-    check_accuracy(attention, *class_batch([1, 50, 3, 150]), backend="triton")
+    check_accuracy(attention, *class_batch([1, 50, 3, 70]), backend="triton")
 
 
 def test_queries_without_keys_give_zero_and_no_gradient() -> None:
@@ -147,7 +148,7 @@ def test_what_is_not_a_number_stays_visible(bad: float) -> None:
 
 
 def test_slices_of_a_joint_projection_and_other_strides() -> None:
-    q, k, v, *rest = batch([3, 20, 7], 4, 8)
+    q, k, v, *rest = batch([3, 20], 2, 8)
     want = result_and_gradients(attention, (q, k, v, *rest), torch.float32, "triton")
     joint = torch.stack([q, k, v], 1).to(triton_device()).requires_grad_()
     offsets, _, bias, particles = moved(tuple(rest), triton_device())
@@ -166,7 +167,7 @@ def test_slices_of_a_joint_projection_and_other_strides() -> None:
 
 
 def test_gradients_are_written_into_parts_of_a_joint_gradient() -> None:
-    inputs = batch([3, 40, 7], 2, 8, 1)
+    inputs = batch([3, 40], 1, 8, 1)
     want = result_and_gradients(attention, inputs, torch.float32, "triton")
     q, k, v, offsets, _, bias, particles = moved(inputs, triton_device())
     ends = pair_ends(particles)
