@@ -68,8 +68,8 @@ def test_triton_registration_and_determinism() -> None:
     torch.library.opcheck(torch.ops.jetkern_triton.dynamic_tanh.default, tuple(leaves))
 
 
-@pytest.mark.gpu
-def test_compiles() -> None:
-    leaves = [t.cuda().requires_grad_() for t in arguments(70, 32)]
-    compiled = torch.compile(dynamic_tanh, fullgraph=True)
+def test_triton_compiles() -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    leaves = [t.to(triton_device()).requires_grad_() for t in arguments(70, 32)]
+    compiled = torch.compile(dynamic_tanh, fullgraph=True, backend="aot_eager")
     assert compiled(*leaves, backend="triton").equal(dynamic_tanh(*leaves, backend="triton"))

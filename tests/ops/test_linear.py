@@ -80,8 +80,8 @@ def test_the_precision_is_the_calls_not_the_process_s(allowed: bool) -> None:
     assert 1e-4 < errors["tf32"] < 1e-2 < errors["bf16"] < 1e-1
 
 
-@pytest.mark.gpu
-def test_compiles() -> None:
-    leaves = [t.cuda().requires_grad_() for t in arguments(70, 32, 8)]
-    compiled = torch.compile(linear, fullgraph=True)
+def test_triton_compiles() -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    leaves = [t.to(triton_device()).requires_grad_() for t in arguments(70, 32, 8)]
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     assert compiled(*leaves, backend="triton").equal(linear(*leaves, backend="triton"))

@@ -28,6 +28,7 @@ from jetkern.ops.dynamic_tanh.triton import (
 )
 from jetkern.ops.linear.triton import product, weight_gradient
 from jetkern.ops.mlp.triton import (
+    NARROW,
     WEIGHTS,
     dense,
     is_narrow,
@@ -126,7 +127,7 @@ def project_backward_kernel(
 ):
     """dx = d_around + gradient through norm and projection; norm(x); sums of each tile.
 
-    sums: gradients of gamma and, by columns, of alpha.
+    A slab of sums holds the gradients of gamma and alpha.
     """
     tile = tl.program_id(0)
     i = tl.arange(0, PAD_IN)
@@ -150,9 +151,9 @@ def project_backward_kernel(
     inner = d_normed * scale * (1.0 - t * t)
     around = tl.load(d_around + base + at, inside, 0.0).to(tl.float32)
     tl.store(dx + base + at, slope * inner + around, inside)
-    slab = sums + tl.program_id(0).to(tl.int64) * 2 * INPUTS + i
-    tl.store(slab, tl.sum(d_normed * t, 0), in_i)
-    tl.store(slab + INPUTS, tl.sum(inner * value, 0), in_i)
+    slab = sums + tile.to(tl.int64) * (INPUTS + 1)
+    tl.store(slab + i, tl.sum(d_normed * t, 0), in_i)
+    tl.store(slab + INPUTS, tl.sum(tl.sum(inner * value, 1), 0))
 
 
 def project_default(kernel: str, width: int, precision: str) -> Settings:
@@ -203,7 +204,7 @@ def project_backward(
     settings = _settings("project_backward", inputs, precision, x.device)
     programs = triton.cdiv(len(x), settings["ROWS"])
     dx, normed = torch.empty_like(x), torch.empty_like(x, dtype=stored_type(precision))
-    sums = x.new_empty(programs, 2, inputs, dtype=torch.float32)
+    sums = x.new_empty(programs, inputs + 1, dtype=torch.float32)
     if programs:
         with on_device(x):
             project_backward_kernel[(programs,)](
@@ -223,9 +224,9 @@ def project_backward(
                 padded(inputs),
                 **settings,
             )
-    d_gamma, d_alpha = sums.sum(0)
+    d_gamma, d_alpha = sums.sum(0).split([inputs, 1])
     d_weight = weight_gradient(d_out, normed, precision, torch.float32)
-    return dx, d_alpha.sum(0, keepdim=True), d_gamma, d_weight
+    return dx, d_alpha, d_gamma, d_weight
 
 
 BLOCK = (
@@ -237,7 +238,7 @@ KEPT = "Tensor qkv, Tensor mixed, Tensor levels, Tensor middle, Tensor hidden"
 
 
 def _parameters(weights: Any) -> BlockParameters:
-    return BlockParameters(*weights[:6], MLPParameters(*weights[6:12]))
+    return BlockParameters._make([*weights[:6], MLPParameters._make(weights[6:12])])
 
 
 @define("attention_block", f"({BLOCK}) -> (Tensor out, {KEPT})")
@@ -245,15 +246,16 @@ def _launch(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
     p = _parameters(others)
     bias, particle_offsets, pair_ends, heads, precision = others[12:]
     stored = stored_type(precision)
-    narrow = is_narrow(p.mlp)
+    narrow = is_narrow(p.mlp, precision)
     if narrow:
         qkv = project(x, p.alpha1, p.gamma1, p.qkv_weight, precision)
     else:
         normed = norm(x, p.alpha1, p.gamma1, stored)
         qkv = product(normed, p.qkv_weight.t(), precision, stored)
         del normed
+    q, k, v = _heads(qkv, heads)
     mixed, levels = attention.launch_forward(
-        *_heads(qkv, heads), offsets, offsets, bias, particle_offsets, pair_ends, precision
+        q, k, v, offsets, offsets, bias, particle_offsets, pair_ends, precision
     )
     mixed = mixed.flatten(1)
     if narrow:
@@ -275,9 +277,10 @@ def _launch(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return add_branch(middle, branch, p.mlp.fc2_bias), qkv, mixed, levels, middle, hidden
 
 
-def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v (T, H, d) of a joint projection (T, 3 D)."""
-    return qkv.view(len(qkv), 3, heads, qkv.shape[1] // (3 * heads)).unbind(1)
+    q, k, v = qkv.view(len(qkv), 3, heads, qkv.shape[1] // (3 * heads)).unbind(1)
+    return q, k, v
 
 
 @define(
@@ -298,9 +301,9 @@ def _launch_backward(
     p = _parameters(others)
     bias, particle_offsets, pair_ends, heads, precision, want_dbias = others[12:]
     stored = stored_type(precision)
-    narrow = is_narrow(p.mlp)
+    narrow = is_narrow(p.mlp, precision)
     if narrow:
-        d_middle, d_mixed, d_out_weight, d_alpha2, d_gamma2, of_mlp = narrow_backward(
+        second_half = narrow_backward(
             middle,
             d_out,
             p.mlp,
@@ -311,16 +314,20 @@ def _launch_backward(
             norm_gamma=p.gamma2,
             residual=True,
         )
+        d_middle, of_mixed, of_out_weight, d_alpha2, d_gamma2, of_mlp = second_half
+        assert of_mixed is not None
+        assert of_out_weight is not None
+        d_mixed, d_out_weight = of_mixed, of_out_weight
     else:
         d, d_fc2_bias = rounded_rows(d_out, precision)
         d_hidden, of_mlp = wide_backward(hidden, d, p.mlp, precision)
         d_normed = product(d_hidden, p.mlp.fc1_weight, precision, stored)
         normed = torch.empty_like(middle, dtype=stored)
-        d = None if middle.dtype == stored else torch.empty_like(middle, dtype=stored)
+        copy = None if middle.dtype == stored else torch.empty_like(middle, dtype=stored)
         d_middle, d_alpha2, d_gamma2 = norm_backward(
-            middle, d_normed, d_out, p.alpha2, p.gamma2, rounded=d, out=normed
+            middle, d_normed, d_out, p.alpha2, p.gamma2, rounded=copy, out=normed
         )
-        d = d_middle if d is None else d
+        d = d_middle if copy is None else copy
         d_fc1 = weight_gradient(d_hidden, normed, precision, torch.float32)
         of_mlp = of_mlp._replace(fc1_weight=d_fc1, fc2_bias=d_fc2_bias)
         del d_hidden, d_normed, normed
@@ -328,9 +335,12 @@ def _launch_backward(
         d_out_weight = weight_gradient(d, mixed, precision, torch.float32)
     d_qkv = torch.empty_like(qkv)
     dbias = torch.empty_like(bias) if want_dbias else None
+    q, k, v = _heads(qkv, heads)
     attention.launch_backward(
         _one(d_mixed, heads),
-        *_heads(qkv, heads),
+        q,
+        k,
+        v,
         _one(mixed, heads),
         levels,
         offsets,
@@ -356,7 +366,7 @@ def _launch_backward(
     of_block = (d_alpha1, d_gamma1, d_qkv_weight, d_out_weight, d_alpha2, d_gamma2)
     return (
         dx,
-        *(g.to(w.dtype) for g, w in zip(of_block, p[:6], strict=True)),
+        *(g.to(w) for g, w in zip(of_block, p[:6], strict=True)),
         *like_weights(of_mlp, p.mlp),
         x.new_empty(0, 0) if dbias is None else dbias,
     )
@@ -369,10 +379,10 @@ def _one(rows: Tensor, heads: int) -> Tensor:
 
 @torch.library.register_fake("jetkern_triton::attention_block")
 def _fake(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    p, heads, precision = _parameters(others), others[15], others[16]
+    p, heads, precision = _parameters(others), *others[15:17]
     stored = stored_type(precision)
     rows, width = x.shape
-    hidden = (0, 0) if is_narrow(p.mlp) else (rows, p.mlp.fc1_weight.shape[0])
+    hidden = (0, 0) if is_narrow(p.mlp, precision) else (rows, p.mlp.fc1_weight.shape[0])
     return (
         x.new_empty(rows, width),
         x.new_empty(rows, 3 * width, dtype=stored),
@@ -449,6 +459,8 @@ def compile_cases() -> Iterator[CompileCase]:
     """The fused projections at the sizes of the narrow presets."""
     for name, width in (("micro", 32), ("small", 128)):
         for precision in ("ieee", "tf32", "bf16"):
+            if width > NARROW[precision]:
+                continue
             stored = "*bf16" if precision == "bf16" else "*fp32"
             shape = {"rows": "i32", "INPUTS": width, "OUTPUTS": 3 * width, "PRECISION": precision}
             norm_weights = {"alpha": "*fp32", "gamma": "*fp32", "weight": stored}

@@ -288,7 +288,7 @@ def compile_cases() -> Iterator[CompileCase]:
         for stored in ("*fp32", "*bf16"):
             shape = {"rows": "i32", "width": width, **tile}
             label = f"D = {width} {stored[1:]}"
-            weights = {"alpha": "*fp32", "gamma": "*fp32"}
+            weights: dict[str, Any] = {"alpha": "*fp32", "gamma": "*fp32"}
             forward = {"x": "*fp32", "branch": stored, "bias": "*fp32", **weights}
             forward |= {"total": "*fp32", "out": stored, **shape}
             yield CompileCase(dynamic_tanh_kernel, label, forward, DEFAULT)

@@ -2,9 +2,9 @@
 
 Narrow (rows of at most 128): a program takes a tile of rows through both layers, the hidden layer
 in chunks that never leave the chip; optionally a block's attention branch is projected and added
-first, the sum normed, and the sum added to the result. The backward computes the hidden layer
-again; it writes the factors of the weight gradients, or, where these fit in registers, sums the
-weight gradients themselves on chip, a slab for each program, added in order.
+first, the sum normed, and the sum added to the result. Nothing is kept for the backward: one kernel
+computes the hidden layer again, passes the gradient through and writes the factors of the weight
+gradients.
 
 Wide: products of ``jetkern.ops.linear.triton``, and one pass between them that does bias, GELU and
 norm. Kept for the backward is fc1's result without bias, in bfloat16 at that precision; the
@@ -36,9 +36,7 @@ from jetkern.ops.triton_tools import (
     tanh,
 )
 
-NARROW = 128  # the widest rows that the fused kernels take
-ON_CHIP = (32, 64)  # the widest rows and hidden layer whose weight gradients fit in registers
-PROGRAMS = 528  # of a backward that sums weight gradients on chip, a few per multiprocessor
+NARROW = {"ieee": 64, "tf32": 128, "bf16": 128}  # the widest rows that the fused kernels take
 
 HIDDEN: Settings = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4, "num_stages": 1}
 HIDDEN_BACKWARD: Settings = {"ROWS": 16, "COLUMNS": 64, "num_warps": 4, "num_stages": 1}
@@ -72,23 +70,24 @@ def stored_type(precision: str) -> torch.dtype:
 
 
 @triton.jit
-def activate(h, alpha, gamma):
-    """gamma tanh(alpha gelu(h)), or gelu(h) without alpha."""
-    value = gelu(h)
-    if alpha is not None:
+def activate(h, alpha, gamma, NORM: tl.constexpr, PRECISION: tl.constexpr):
+    """gamma tanh(alpha gelu(h)), or gelu(h) without the norm."""
+    value = gelu(h, PRECISION)
+    if NORM:
         value = gamma * tanh(alpha * value)
     return value
 
 
 @triton.jit
-def activate_backward(h, d, alpha, gamma):
-    """Result of ``activate``, the gradient of h, and the terms of those of gamma and alpha."""
-    value, slope = gelu_and_slope(h)
-    if alpha is None:
-        return value, d * slope, d, d
-    t = tanh(alpha * value)
-    inner = d * gamma * (1.0 - t * t)
-    return gamma * t, alpha * inner * slope, d * t, inner * value
+def activate_backward(h, d, alpha, gamma, NORM: tl.constexpr, PRECISION: tl.constexpr):
+    """Result of ``activate`` before gamma, the gradient of h, the terms of alpha's gradient."""
+    value, slope = gelu_and_slope(h, PRECISION)
+    if NORM:
+        t = tanh(alpha * value)
+        inner = d * gamma * (1.0 - t * t)
+        return t, alpha * inner * slope, inner * value
+    else:
+        return value, d * slope, d
 
 
 @triton.jit
@@ -96,20 +95,31 @@ def optional_row(pointer, column, inside):
     """A (1, N) row of float32 weights; 0 if there is none."""
     if pointer is None:
         return 0.0
-    return tl.load(pointer + column, inside, 0.0).to(tl.float32)[None, :]
+    else:
+        return tl.load(pointer + column, inside, 0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
 def optional_scalar(pointer):
-    """A float32 weight, None if there is none."""
+    """A float32 weight; 0 if there is none."""
     if pointer is None:
-        return None
-    return tl.load(pointer).to(tl.float32)
+        return 0.0
+    else:
+        return tl.load(pointer).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def hidden_kernel(
-    h, bias, alpha, gamma, out, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    h,
+    bias,
+    alpha,
+    gamma,
+    out,
+    rows,
+    width,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """out = norm(gelu(h + bias)); bias and norm are optional."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -117,7 +127,11 @@ def hidden_kernel(
     base, at, mask = tile_of(tl.program_id(0), column, rows, width, ROWS)
     value = tl.load(h + base + at, mask, 0.0).to(tl.float32) + optional_row(bias, column, inside)
     scale = optional_row(gamma, column, inside)
-    tl.store(out + base + at, activate(value, optional_scalar(alpha), scale), mask)
+    tl.store(
+        out + base + at,
+        activate(value, optional_scalar(alpha), scale, alpha is not None, PRECISION),
+        mask,
+    )
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -132,6 +146,7 @@ def hidden_backward_kernel(
     sums,
     rows,
     width,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -151,13 +166,16 @@ def hidden_backward_kernel(
         base, at, mask = tile_of(tile, column, rows, width, ROWS)
         value = tl.load(h + base + at, mask, 0.0).to(tl.float32) + shift
         d = tl.load(d_out + base + at, mask, 0.0).to(tl.float32)
-        value, d, of_gamma, of_alpha = activate_backward(value, d, slope, scale)
-        tl.store(out + base + at, value, mask)
-        tl.store(dh + base + at, d, mask)
-        d_bias += d
+        value, d_value, of_alpha = activate_backward(
+            value, d, slope, scale, alpha is not None, PRECISION
+        )
         if alpha is not None:
-            d_gamma += of_gamma
+            d_gamma += d * value
             d_alpha += of_alpha
+            value *= scale
+        tl.store(out + base + at, value, mask)
+        tl.store(dh + base + at, d_value, mask)
+        d_bias += d_value
     slab = sums + tl.program_id(0) * 3 * width + column
     tl.store(slab, tl.sum(d_bias, 0), inside)
     tl.store(slab + width, tl.sum(d_gamma, 0), inside)
@@ -196,9 +214,16 @@ def narrow_kernel(
     base, at, in_x = tile_of(tl.program_id(0), i, rows, INPUTS, ROWS)
     value = tl.load(x + base + at, in_x, 0.0).to(tl.float32)
     if mixed is not None:
-        square = (i < INPUTS)[:, None] & (i < INPUTS)[None, :]
-        weight = tl.load(out_weight + i[None, :] * INPUTS + i[:, None], square, 0.0)
-        value = dot(tl.load(mixed + base + at, in_x, 0.0), weight, value, PRECISION)
+        for chunk in range(0, INPUTS, CHUNK):
+            c = chunk + tl.arange(0, CHUNK)
+            weight = tl.load(
+                out_weight + i[None, :] * INPUTS + c[:, None],
+                (c < INPUTS)[:, None] & (i < INPUTS)[None, :],
+                0.0,
+            )
+            base_c, at_c, in_c = tile_of(tl.program_id(0), c, rows, INPUTS, ROWS)
+            branch = tl.load(mixed + base_c + at_c, in_c, 0.0)
+            value = dot(branch, weight, value, PRECISION)
         tl.store(middle + base + at, value, in_x)
     normed = value
     if norm_alpha is not None:
@@ -221,7 +246,8 @@ def narrow_kernel(
         )
         h = dot(normed, first, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
         h += optional_row(fc1_bias, c, inside)
-        acc = dot(activate(h, slope, optional_row(gamma, c, inside)), second, acc, PRECISION)
+        u = activate(h, slope, optional_row(gamma, c, inside), alpha is not None, PRECISION)
+        acc = dot(u, second, acc, PRECISION)
     acc += optional_row(fc2_bias, o, o < OUTPUTS)
     if RESIDUAL:
         acc += value
@@ -229,11 +255,10 @@ def narrow_kernel(
     tl.store(out + base + at, acc, in_out)
 
 
-@triton.jit(do_not_specialize=["rows", "slab"])
+@triton.jit(do_not_specialize=["rows"])
 def narrow_backward_kernel(
     x,
     d_out,
-    mixed,
     out_weight,
     norm_alpha,
     norm_gamma,
@@ -249,163 +274,126 @@ def narrow_backward_kernel(
     d_hidden_out,
     sums,
     rows,
-    slab,
     INPUTS: tl.constexpr,
     HIDDEN: tl.constexpr,
     OUTPUTS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    ON_CHIP: tl.constexpr,
     PRECISION: tl.constexpr,
     PAD_IN: tl.constexpr,
     PAD_OUT: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Gradients of ``narrow_kernel``, whose middle is ``x`` here.
+    """Gradients of ``narrow_kernel``'s inputs, its middle being ``x`` here, and sums over the tile.
 
-    A slab of sums holds the gradients of fc1_bias, gamma, alpha by columns (3 HIDDEN), fc2_bias
-    (OUTPUTS), norm_gamma, norm_alpha by columns (2 INPUTS), and with ON_CHIP those of fc1_weight,
-    fc2_weight transposed and out_weight. With ON_CHIP a program takes every p-th tile and one chunk
-    is the hidden layer; else a program has one tile, writes the factors of the weight gradients,
-    and a chunk's sums go to the slab at once.
+    Written for the weight gradients: the inputs of both layers and the gradient between them. A
+    slab of sums holds the gradients of fc1_bias, gamma, alpha, fc2_bias, norm_gamma, norm_alpha.
     """
+    tile = tl.program_id(0)
     i = tl.arange(0, PAD_IN)
     o = tl.arange(0, PAD_OUT)
     in_i = i < INPUTS
     in_o = o < OUTPUTS
-    square = in_i[:, None] & in_i[None, :]
+    slab = sums + tile.to(tl.int64) * (2 * HIDDEN + OUTPUTS + INPUTS + 2)
+    base, at, in_x = tile_of(tile, i, rows, INPUTS, ROWS)
+    base_o, at_o, in_out = tile_of(tile, o, rows, OUTPUTS, ROWS)
+    normed = tl.load(x + base + at, in_x, 0.0).to(tl.float32)
+    d = tl.load(d_out + base_o + at_o, in_out, 0.0).to(tl.float32)
+    tl.store(slab + 2 * HIDDEN + 1 + o, tl.sum(d, 0), in_o)
+    if norm_alpha is not None:
+        scale = optional_row(norm_gamma, i, in_i)
+        normed = scale * tanh(tl.load(norm_alpha).to(tl.float32) * normed)
+        tl.store(normed_out + base + at, normed, in_x)
     slope = optional_scalar(alpha)
-    own = sums + tl.program_id(0).to(tl.int64) * slab
-    d_fc2_bias = tl.zeros((PAD_OUT,), tl.float32)
-    d_norm_gamma = tl.zeros((PAD_IN,), tl.float32)
-    d_norm_alpha = tl.zeros((PAD_IN,), tl.float32)
-    d_fc1_bias = tl.zeros((CHUNK,), tl.float32)
-    d_gamma = tl.zeros((CHUNK,), tl.float32)
-    d_alpha = tl.zeros((CHUNK,), tl.float32)
-    if ON_CHIP:
-        d_fc1 = tl.zeros((CHUNK, PAD_IN), tl.float32)
-        d_fc2 = tl.zeros((CHUNK, PAD_OUT), tl.float32)
-        d_out_weight = tl.zeros((PAD_IN, PAD_IN), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        base, at, in_x = tile_of(tile, i, rows, INPUTS, ROWS)
-        d_base, d_at, in_out = tile_of(tile, o, rows, OUTPUTS, ROWS)
-        value = tl.load(x + base + at, in_x, 0.0).to(tl.float32)
-        d = tl.load(d_out + d_base + d_at, in_out, 0.0).to(tl.float32)
-        d_fc2_bias += tl.sum(d, 0)
-        normed = value
-        if norm_alpha is not None:
-            norm_slope = tl.load(norm_alpha).to(tl.float32)
-            scale = optional_row(norm_gamma, i, in_i)
-            t = tanh(norm_slope * value)
-            normed = scale * t
-        if normed_out is not None:
-            tl.store(normed_out + base + at, normed, in_x)
-        d_normed = tl.zeros((ROWS, PAD_IN), tl.float32)
-        for chunk in range(0, HIDDEN, CHUNK):
-            c = chunk + tl.arange(0, CHUNK)
-            inside = c < HIDDEN
-            first = tl.load(
-                fc1_weight + c[:, None] * INPUTS + i[None, :], inside[:, None] & in_i[None, :], 0.0
-            )
-            second = tl.load(
-                fc2_weight + o[:, None] * HIDDEN + c[None, :], in_o[:, None] & inside[None, :], 0.0
-            )
-            h = dot(normed, tl.trans(first), tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
-            h += optional_row(fc1_bias, c, inside)
-            d_u = dot(d, second, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
-            scale_u = optional_row(gamma, c, inside)
-            u, d_h, of_gamma, of_alpha = activate_backward(h, d_u, slope, scale_u)
-            d_normed = dot(d_h, first, d_normed, PRECISION)
-            if ON_CHIP:
-                d_fc1_bias += tl.sum(d_h, 0)
-                d_gamma += tl.sum(of_gamma, 0)
-                d_alpha += tl.sum(of_alpha, 0)
-                d_fc1 = dot(tl.trans(d_h), normed, d_fc1, PRECISION)
-                d_fc2 = dot(tl.trans(u), d, d_fc2, PRECISION)
-            else:
-                h_base, h_at, in_hidden = tile_of(tile, c, rows, HIDDEN, ROWS)
-                tl.store(hidden_out + h_base + h_at, u, in_hidden)
-                tl.store(d_hidden_out + h_base + h_at, d_h, in_hidden)
-                tl.store(own + c, tl.sum(d_h, 0), inside)
-                tl.store(own + HIDDEN + c, tl.sum(of_gamma, 0), inside)
-                tl.store(own + 2 * HIDDEN + c, tl.sum(of_alpha, 0), inside)
-        if norm_alpha is not None:
-            value = tl.load(x + base + at, in_x, 0.0).to(tl.float32)
-            t = tanh(norm_slope * value)
-            d_norm_gamma += tl.sum(d_normed * t, 0)
-            inner = d_normed * scale * (1.0 - t * t)
-            d_norm_alpha += tl.sum(inner * value, 0)
-            d_normed = norm_slope * inner
-        if RESIDUAL:
-            d_normed += tl.load(d_out + base + at, in_x, 0.0).to(tl.float32)
-        tl.store(dx + base + at, d_normed, in_x)
-        if mixed is not None:
-            weight = tl.load(out_weight + i[:, None] * INPUTS + i[None, :], square, 0.0)
-            result = dot(d_normed, weight, tl.zeros((ROWS, PAD_IN), tl.float32), PRECISION)
-            tl.store(d_mixed + base + at, result, in_x)
-            if ON_CHIP:
-                branch = tl.load(mixed + base + at, in_x, 0.0)
-                d_out_weight = dot(tl.trans(d_normed), branch, d_out_weight, PRECISION)
-    own_small = own + 3 * HIDDEN
-    tl.store(own_small + o, d_fc2_bias, in_o)
-    tl.store(own_small + OUTPUTS + i, d_norm_gamma, in_i)
-    tl.store(own_small + OUTPUTS + INPUTS + i, d_norm_alpha, in_i)
-    if ON_CHIP:
-        c = tl.arange(0, CHUNK)
+    d_alpha = tl.zeros((ROWS,), tl.float32)
+    d_normed = tl.zeros((ROWS, PAD_IN), tl.float32)
+    for chunk in range(0, HIDDEN, CHUNK):
+        c = chunk + tl.arange(0, CHUNK)
         inside = c < HIDDEN
-        tl.store(own + c, d_fc1_bias, inside)
-        tl.store(own + HIDDEN + c, d_gamma, inside)
-        tl.store(own + 2 * HIDDEN + c, d_alpha, inside)
-        large = own_small + OUTPUTS + 2 * INPUTS
-        tl.store(large + c[:, None] * INPUTS + i[None, :], d_fc1, inside[:, None] & in_i[None, :])
-        large += HIDDEN * INPUTS
-        tl.store(large + c[:, None] * OUTPUTS + o[None, :], d_fc2, inside[:, None] & in_o[None, :])
-        if mixed is not None:
-            large += HIDDEN * OUTPUTS
-            tl.store(large + i[:, None] * INPUTS + i[None, :], d_out_weight, square)
+        first = tl.load(
+            fc1_weight + c[:, None] * INPUTS + i[None, :], inside[:, None] & in_i[None, :], 0.0
+        )
+        second = tl.load(
+            fc2_weight + o[:, None] * HIDDEN + c[None, :], in_o[:, None] & inside[None, :], 0.0
+        )
+        h = dot(normed, tl.trans(first), tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
+        h += optional_row(fc1_bias, c, inside)
+        d_u = dot(d, second, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
+        row = optional_row(gamma, c, inside)
+        u, d_h, of_alpha = activate_backward(h, d_u, slope, row, alpha is not None, PRECISION)
+        d_normed = dot(d_h, first, d_normed, PRECISION)
+        base_h, at_h, in_hidden = tile_of(tile, c, rows, HIDDEN, ROWS)
+        tl.store(d_hidden_out + base_h + at_h, d_h, in_hidden)
+        tl.store(slab + c, tl.sum(d_h, 0), inside)
+        if alpha is not None:
+            tl.store(slab + HIDDEN + c, tl.sum(d_u * u, 0), inside)
+            d_alpha += tl.sum(of_alpha, 1)
+            u *= row
+        tl.store(hidden_out + base_h + at_h, u, in_hidden)
+    tl.store(slab + 2 * HIDDEN, tl.sum(d_alpha, 0))
+    if norm_alpha is not None:
+        value = tl.load(x + base + at, in_x, 0.0).to(tl.float32)
+        norm_slope = tl.load(norm_alpha).to(tl.float32)
+        t = tanh(norm_slope * value)
+        last = slab + 2 * HIDDEN + 1 + OUTPUTS
+        tl.store(last + i, tl.sum(d_normed * t, 0), in_i)
+        inner = d_normed * scale * (1.0 - t * t)
+        tl.store(last + INPUTS, tl.sum(tl.sum(inner * value, 1), 0))
+        d_normed = norm_slope * inner
+    if RESIDUAL:
+        d_normed += tl.load(d_out + base + at, in_x, 0.0).to(tl.float32)
+    tl.store(dx + base + at, d_normed, in_x)
+    if d_mixed is not None:
+        for chunk in range(0, INPUTS, CHUNK):
+            c = chunk + tl.arange(0, CHUNK)
+            weight = tl.load(
+                out_weight + i[:, None] * INPUTS + c[None, :],
+                in_i[:, None] & (c < INPUTS)[None, :],
+                0.0,
+            )
+            result = dot(d_normed, weight, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
+            base_c, at_c, in_c = tile_of(tile, c, rows, INPUTS, ROWS)
+            tl.store(d_mixed + base_c + at_c, result, in_c)
 
 
 class Gradients(NamedTuple):
-    """What ``narrow_backward`` returns; None for what there is not."""
+    """What ``narrow_backward`` returns; the norm's are arbitrary without one."""
 
     x: Tensor
     mixed: Tensor | None
     out_weight: Tensor | None
-    norm_alpha: Tensor | None
-    norm_gamma: Tensor | None
+    norm_alpha: Tensor
+    norm_gamma: Tensor
     mlp: MLPParameters
 
 
-def is_narrow(p: MLPParameters) -> bool:
-    """Whether the fused kernels take this perceptron."""
-    return max(p.fc1_weight.shape[1], p.fc2_weight.shape[0]) <= NARROW
+def is_narrow(p: MLPParameters, precision: str) -> bool:
+    """Whether the fused kernels take this perceptron: its tiles fit in registers."""
+    return max(p.fc1_weight.shape[1], p.fc2_weight.shape[0]) <= NARROW[precision]
 
 
 def padded(width: int) -> int:
+    """The width of a tile: a power of two, as Triton's are, that tensor cores can multiply."""
     return max(triton.next_power_of_2(width), 16)
 
 
-def _narrow_settings(kernel: str, p: MLPParameters, precision: str) -> tuple[Settings, bool]:
-    """How to launch a fused kernel, and whether its backward sums weight gradients on chip."""
-    hidden = p.fc1_weight.shape[0]
-    widest = max(padded(p.fc1_weight.shape[1]), padded(p.fc2_weight.shape[0]))
-    settings = launch_settings(
-        kernel,
-        f"{widest} {precision}",
-        p.fc1_weight.device,
-        narrow_default(kernel, widest, precision),
-    )
-    on_chip = widest <= ON_CHIP[0] and hidden <= ON_CHIP[1]
-    chunk = padded(hidden)
-    if on_chip and kernel == "narrow_backward":
-        settings = {**settings, "CHUNK": chunk}
-    return {**settings, "CHUNK": min(settings["CHUNK"], chunk)}, on_chip
+def _narrow_settings(kernel: str, p: MLPParameters, precision: str) -> Settings:
+    inputs, hidden, outputs = _sizes(p)
+    widest = padded(max(inputs, outputs))
+    default = narrow_default(kernel, widest, precision)
+    device = p.fc1_weight.device
+    settings = launch_settings(kernel, f"{widest} {precision}", device, default)
+    return {**settings, "CHUNK": min(settings["CHUNK"], padded(hidden))}
 
 
 def narrow_default(kernel: str, widest: int, precision: str) -> Settings:
     """Tiles that fit in registers without spills."""
-    rows = {"narrow": 64, "narrow_backward": 64}[kernel]
-    return {"ROWS": rows, "CHUNK": 32, "num_warps": 8 if widest > 64 else 4, "num_stages": 1}
+    settings = {"ROWS": 64, "CHUNK": 32, "num_warps": 8 if widest > 64 else 4, "num_stages": 1}
+    if kernel == "narrow_backward" and widest > 64:
+        settings |= {"ROWS": 32, "num_warps": 4 if precision == "bf16" else 8}
+    elif kernel == "narrow_backward" and precision == "ieee":
+        settings["CHUNK"] = 16
+    return settings
 
 
 def _sizes(p: MLPParameters) -> tuple[int, int, int]:
@@ -439,7 +427,7 @@ def narrow_forward(
     out = x.new_empty(len(x), outputs)
     middle = None if mixed is None else torch.empty_like(x)
     if len(x):
-        settings, _ = _narrow_settings("narrow", p, precision)
+        settings = _narrow_settings("narrow", p, precision)
         with on_device(x):
             narrow_kernel[(triton.cdiv(len(x), settings["ROWS"]),)](
                 x,
@@ -482,28 +470,20 @@ def narrow_backward(
 ) -> Gradients:
     """Gradients of ``narrow_forward``; x is its middle."""
     inputs, hidden, outputs = _sizes(p)
-    settings, on_chip = _narrow_settings("narrow_backward", p, precision)
+    settings = _narrow_settings("narrow_backward", p, precision)
     programs = triton.cdiv(len(x), settings["ROWS"])
     stored = stored_type(precision)
-    shapes = [(3, hidden), (outputs,), (2, inputs)]
-    if on_chip:
-        programs = min(programs, PROGRAMS)
-        shapes += [(hidden, inputs), (hidden, outputs)]
-        shapes += [] if mixed is None else [(inputs, inputs)]
-    lengths = [a * b for a, b in (s if len(s) == 2 else (1, *s) for s in shapes)]
+    lengths = [hidden, hidden, 1, outputs, inputs, 1]
     sums = x.new_empty(programs, sum(lengths), dtype=torch.float32)
     dx = torch.empty_like(x)
     d_mixed = None if mixed is None else torch.empty_like(mixed)
-    normed = u = d_h = None
-    if not on_chip:
-        u, d_h = (x.new_empty(len(x), hidden, dtype=stored) for _ in range(2))
-        normed = x if norm_alpha is None else torch.empty_like(x, dtype=stored)
+    u, d_h = (x.new_empty(len(x), hidden, dtype=stored) for _ in range(2))
+    normed = x if norm_alpha is None else torch.empty_like(x, dtype=stored)
     if programs:
         with on_device(x):
             narrow_backward_kernel[(programs,)](
                 x,
                 d_out,
-                mixed,
                 rounded(out_weight, precision),
                 norm_alpha,
                 norm_gamma,
@@ -519,41 +499,28 @@ def narrow_backward(
                 d_h,
                 sums,
                 len(x),
-                sums.shape[1],
                 inputs,
                 hidden,
                 outputs,
                 residual,
-                on_chip,
                 precision,
                 padded(inputs),
                 padded(outputs),
                 **settings,
             )
-    parts = [s.view(shape) for s, shape in zip(sums.sum(0).split(lengths), shapes, strict=True)]
-    of_hidden, d_bias2, of_norm = parts[:3]
+    d_bias1, d_gamma, d_alpha, d_bias2, d_norm_gamma, d_norm_alpha = sums.sum(0).split(lengths)
+    d_fc1 = weight_gradient(d_h, normed, precision, torch.float32)
+    d_fc2 = weight_gradient(d_out, u, precision, torch.float32)
     d_out_weight = None
-    if on_chip:
-        d_fc1, d_fc2 = parts[3], parts[4].t()
-        d_out_weight = None if mixed is None else parts[5]
-    else:
-        assert u is not None
-        assert d_h is not None
-        assert normed is not None
-        d_fc1 = weight_gradient(d_h, normed, precision, torch.float32)
-        d_fc2 = weight_gradient(d_out, u, precision, torch.float32)
-        if mixed is not None:
-            d_out_weight = weight_gradient(dx, mixed, precision, torch.float32)
-    return Gradients(
-        dx,
-        d_mixed,
-        d_out_weight,
-        of_norm[1].sum(0, keepdim=True),
-        of_norm[0],
-        MLPParameters(
-            d_fc1, of_hidden[0], of_hidden[2].sum(0, keepdim=True), of_hidden[1], d_fc2, d_bias2
-        ),
-    )
+    if mixed is not None:
+        d_out_weight = weight_gradient(dx, mixed, precision, torch.float32)
+    of_mlp = MLPParameters(d_fc1, d_bias1, d_alpha, d_gamma, d_fc2, d_bias2)
+    return Gradients(dx, d_mixed, d_out_weight, d_norm_alpha, d_norm_gamma, of_mlp)
+
+
+def _precision(stored: Tensor) -> str:
+    """How exact values need be that are stored like this."""
+    return "bf16" if stored.dtype == torch.bfloat16 else "ieee"
 
 
 def hidden_layer(h: Tensor, p: MLPParameters) -> Tensor:
@@ -562,7 +529,9 @@ def hidden_layer(h: Tensor, p: MLPParameters) -> Tensor:
     if h.numel():
         grid, settings = tiles("hidden", h, HIDDEN)
         with on_device(h):
-            hidden_kernel[grid](h, p.fc1_bias, p.alpha, p.gamma, out, *h.shape, **settings)
+            hidden_kernel[grid](
+                h, p.fc1_bias, p.alpha, p.gamma, out, *h.shape, _precision(h), **settings
+            )
     return out
 
 
@@ -579,7 +548,17 @@ def hidden_layer_backward(
     sums = h.new_empty(grid[0], 3, width, dtype=torch.float32)
     with on_device(h):
         hidden_backward_kernel[grid](
-            h, d_out, p.fc1_bias, p.alpha, p.gamma, dh, out, sums, *h.shape, **settings
+            h,
+            d_out,
+            p.fc1_bias,
+            p.alpha,
+            p.gamma,
+            dh,
+            out,
+            sums,
+            *h.shape,
+            _precision(h),
+            **settings,
         )
     d_bias, d_gamma, d_alpha = sums.sum(0)
     return dh, out, d_bias, d_gamma, d_alpha.sum(0, keepdim=True)
@@ -616,11 +595,9 @@ def rounded_rows(d: Tensor, precision: str) -> tuple[Tensor, Tensor]:
 
 
 def like_weights(gradients: MLPParameters, p: MLPParameters) -> tuple[Tensor, ...]:
-    """The gradients in their weights' dtype and dense; empty for weights that there are not."""
+    """The gradients in their weights' dtype; empty for weights that there are not."""
     return tuple(
-        gradient.to(weight.dtype).contiguous()
-        if weight is not None and gradient is not None
-        else p.fc1_weight.new_empty(0)
+        p.fc1_weight.new_empty(0) if weight is None or gradient is None else gradient.to(weight)
         for gradient, weight in zip(gradients, p, strict=True)
     )
 
@@ -634,7 +611,7 @@ WEIGHTS = (
 @define("mlp", f"(Tensor x, {WEIGHTS}, str precision) -> (Tensor out, Tensor kept)")
 def _launch(x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
     p, precision = MLPParameters(*weights[:6]), weights[6]
-    if is_narrow(p):
+    if is_narrow(p, precision):
         return narrow_forward(x, p, precision)[1], x.new_empty(0, 0)
     out, h = wide_forward(x, p, precision, x.dtype)
     return (out if p.fc2_bias is None else out.add_(p.fc2_bias)), h
@@ -647,7 +624,7 @@ def _launch(x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
 )
 def _launch_backward(d_out: Tensor, x: Tensor, kept: Tensor, *weights: Any) -> tuple[Tensor, ...]:
     p, precision, need_dx = MLPParameters(*weights[:6]), weights[6], weights[7]
-    if is_narrow(p):
+    if is_narrow(p, precision):
         gradients = narrow_backward(x, d_out, p, precision)
         dx = gradients.x if need_dx else x.new_empty(0, x.shape[1])
         return dx, *like_weights(gradients.mlp, p)
@@ -662,8 +639,8 @@ def _launch_backward(d_out: Tensor, x: Tensor, kept: Tensor, *weights: Any) -> t
 def _fake(x: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
     p, precision = MLPParameters(*weights[:6]), weights[6]
     _, hidden, outputs = _sizes(p)
-    kept = (0, 0) if is_narrow(p) else (x.shape[0], hidden)
-    dtype = x.dtype if is_narrow(p) else stored_type(precision)
+    kept = (0, 0) if is_narrow(p, precision) else (x.shape[0], hidden)
+    dtype = x.dtype if is_narrow(p, precision) else stored_type(precision)
     return x.new_empty(x.shape[0], outputs), x.new_empty(kept, dtype=dtype)
 
 
@@ -697,7 +674,7 @@ def dense(p: MLPParameters) -> MLPParameters:
     """The weights, contiguous; the norm is left out unless it is whole."""
     if p.alpha is None or p.gamma is None:
         p = p._replace(alpha=None, gamma=None)
-    return MLPParameters(*(None if w is None else w.contiguous() for w in p))
+    return MLPParameters._make(None if w is None else w.contiguous() for w in p)
 
 
 def mlp(x: Tensor, parameters: MLPParameters, precision: str = "ieee") -> Tensor:
@@ -715,36 +692,62 @@ def compile_cases() -> Iterator[CompileCase]:
     weights = {"fc1_bias": "*fp32", "alpha": "*fp32", "gamma": "*fp32"}
     for name, width in (("micro", 32), ("small", 128)):
         for precision in ("ieee", "tf32", "bf16"):
+            if width > NARROW[precision]:
+                continue
             stored = "*bf16" if precision == "bf16" else "*fp32"
             norm = {"norm_alpha": "*fp32", "norm_gamma": "*fp32"}
-            shape = {"INPUTS": width, "HIDDEN": 2 * width, "OUTPUTS": width, "RESIDUAL": True}
+            shape: dict[str, Any] = {
+                "INPUTS": width,
+                "HIDDEN": 2 * width,
+                "OUTPUTS": width,
+                "RESIDUAL": True,
+            }
             branch = {"mixed": stored, "out_weight": stored, **norm}
             settings = narrow_default("narrow", width, precision)
             arguments: dict[str, Any] = {"x": "*fp32", **branch, "fc1_weight": stored, **weights}
             arguments |= {"fc2_weight": stored, "fc2_bias": "*fp32", "middle": "*fp32"}
             arguments |= {"out": "*fp32", "rows": "i32", **shape, "PRECISION": precision}
             arguments |= {"PAD_IN": width, "PAD_OUT": width, **_tiles(settings)}
-            yield CompileCase(narrow_kernel, f"{name} {precision}", arguments, settings)
-            on_chip = name == "micro"
+            forward = arguments
+            yield CompileCase(narrow_kernel, f"{name} {precision}", forward, settings)
             settings = narrow_default("narrow_backward", width, precision)
-            if on_chip:
-                settings = {**settings, "CHUNK": 2 * width}
-            factors = dict.fromkeys(("normed_out", "hidden_out", "d_hidden_out"), stored)
-            arguments = {"x": "*fp32", "d_out": "*fp32", **branch, "fc1_weight": stored, **weights}
-            arguments |= {"fc2_weight": stored, "dx": "*fp32", "d_mixed": stored}
-            arguments |= dict.fromkeys(factors) if on_chip else factors
-            arguments |= {"sums": "*fp32", "rows": "i32", "slab": "i32", **shape}
-            arguments |= {"ON_CHIP": on_chip, "PRECISION": precision}
+            arguments = {"x": "*fp32", "d_out": "*fp32", "out_weight": stored, **norm}
+            arguments |= {"fc1_weight": stored, **weights, "fc2_weight": stored, "dx": "*fp32"}
+            arguments |= dict.fromkeys(("d_mixed", "normed_out"), stored)
+            arguments |= dict.fromkeys(("hidden_out", "d_hidden_out"), stored)
+            arguments |= {"sums": "*fp32", "rows": "i32", **shape, "PRECISION": precision}
             arguments |= {"PAD_IN": width, "PAD_OUT": width, **_tiles(settings)}
             yield CompileCase(narrow_backward_kernel, f"{name} {precision}", arguments, settings)
+            if name == "micro":  # an embedding without optional weights
+                bare = dict.fromkeys(
+                    (
+                        "mixed",
+                        "out_weight",
+                        "norm_alpha",
+                        "norm_gamma",
+                        "fc1_bias",
+                        "alpha",
+                        "gamma",
+                    )
+                )
+                bare |= dict.fromkeys(("fc2_bias", "middle", "d_mixed", "normed_out"))
+                for kernel, used in ((narrow_kernel, forward), (narrow_backward_kernel, arguments)):
+                    left = {k: None if k in bare else v for k, v in used.items()}
+                    left |= {"RESIDUAL": False, "INPUTS": 4, "PAD_IN": 16}
+                    yield CompileCase(kernel, f"bare {precision}", left, settings)
     for name, width in (("medium", 1024), ("large", 2048)):
         for stored in ("*fp32", "*bf16"):
             shape = {"rows": "i32", "width": width}
+            shape |= {"PRECISION": "bf16" if stored == "*bf16" else "ieee"}
             label = f"{name} {stored[1:]}"
             arguments = {"h": stored, "bias": "*fp32", "alpha": "*fp32", "gamma": "*fp32"}
             arguments |= {"out": stored, **shape, **_tiles(HIDDEN)}
             yield CompileCase(hidden_kernel, label, arguments, HIDDEN)
+            bare = dict.fromkeys(("bias", "alpha", "gamma"))
+            yield CompileCase(hidden_kernel, f"bare {label}", arguments | bare, HIDDEN)
             arguments = {"h": stored, "d_out": stored, "bias": "*fp32", "alpha": "*fp32"}
             arguments |= {"gamma": "*fp32", "dh": stored, "out": stored, "sums": "*fp32", **shape}
             arguments |= _tiles(HIDDEN_BACKWARD)
             yield CompileCase(hidden_backward_kernel, label, arguments, HIDDEN_BACKWARD)
+            label = f"bare {label}"
+            yield CompileCase(hidden_backward_kernel, label, arguments | bare, HIDDEN_BACKWARD)
