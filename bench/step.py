@@ -10,7 +10,8 @@ the factors of products to bfloat16; the others compute in float32.
 
 Memory is the process's peak during training above that with the model loaded, less a gradient and a
 momentum per weight, which every contender has. Divided by the jets it contains what is needed once;
-what each further jet needs is the rise of the peak when the batch is doubled.
+what each further jet needs is the rise of the peak when the batch is doubled: about 0 where the
+gradients of a large model, not its small batch, make the peak.
 """
 
 from __future__ import annotations

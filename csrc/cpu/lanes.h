@@ -93,9 +93,16 @@ static constexpr Lanes butterfly(int64_t h) {
 }
 template <int64_t h>
 JETKERN_INLINE vfloat shuffle(vfloat a, vfloat b, const int32_t (&index)[W]) {
+#if defined(__clang__)  // has no __builtin_shuffle, but finds the instruction behind this loop
+  vfloat v;
+#pragma unroll
+  for (int64_t l = 0; l < W; l++) v[l] = index[l] < W ? a[index[l]] : b[index[l] - W];
+  return v;
+#else
   vint mask;
   __builtin_memcpy(&mask, index, sizeof mask);
   return __builtin_shuffle(a, b, mask);
+#endif
 }
 
 template <int64_t h>
