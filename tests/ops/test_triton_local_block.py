@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from jetkern.ops import local_block
-from jetkern.ops.local_block import triton_fused
 from tests.ops.helpers import (
     HURTING,
     check_accuracy,
@@ -64,8 +63,9 @@ def test_accuracy_at_a_precision(precision: str) -> None:
     check_accuracy(run, *values, 4, fixed=(0,), backend="triton", precision=precision)
 
 
-def test_accuracy_of_the_widest() -> None:
-    check_accuracy(run, *inputs([4, 1], 128, 32, 10, 1), 8, fixed=(0,), backend="triton")
+@pytest.mark.parametrize("k", [10, 17])
+def test_accuracy_of_the_widest(k: int) -> None:
+    check_accuracy(run, *inputs([4, 1], 128, 32, k, 1), 8, fixed=(0,), backend="triton")
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [1], [0, 1, 2, 5, 0, 6], [7, 0]], ids=str)
@@ -91,6 +91,10 @@ def test_accuracy_without_optional_weights(width: int) -> None:
     parts = {"bias1": False, "norm": False, "bias2": False}
     values = inputs([9, 2], width, 32, 3, 3, **parts)
     check_accuracy(run, *values, 4, fixed=(0,), backend="triton")
+
+
+def test_accuracy_without_blocks() -> None:
+    check_accuracy(run, *inputs([9, 2], 16, 32, 3, 0), 2, fixed=(0,), backend="triton")
 
 
 @pytest.mark.parametrize("width", [16, 24])
@@ -129,7 +133,9 @@ def test_the_same_bits_twice(width: int) -> None:
 def test_particles_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = (*inputs([18, 2], 16, 32, 4, 1), 2)
     whole = result_and_gradients(run, values, torch.float32, "triton", (0,))
-    monkeypatch.setattr(triton_fused, "OPERAND_BYTES", 0)  # 16 particles at a time
+    monkeypatch.setattr(
+        "jetkern.ops.local_block.triton_fused.OPERAND_BYTES", 0
+    )  # 16 particles at a time
     parts = result_and_gradients(run, values, torch.float32, "triton", (0,))
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

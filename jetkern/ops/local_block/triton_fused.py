@@ -14,6 +14,7 @@ whose input is narrow, stay on chip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -691,12 +692,13 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
     group = max(16, shape.width // shape.heads)
     warps = 8 if wide else 4
     tile = {"ROWS": rows, "CHUNK": 32, "num_warps": warps, "num_stages": 2 if half else 1}
+    chunk = {"ieee": 16 if wide else 32, "tf32": 16 if wide else 64, "bf16": 32}[precision]
     grouped = {k: v for k, v in tile.items() if k != "CHUNK"}
     return {
         "local_forward": {
             **tile,
             "ROWS": 128 if wide and half else rows,
-            "CHUNK": 16 if wide and not half else 32,
+            "CHUNK": chunk,
             "GROUP": group,
             "num_stages": 2 if half and not wide else 1,
         },
@@ -748,8 +750,15 @@ CANDIDATES: dict[str, list[Settings]] = {
 
 
 def settings_of(kernel: str, shape: Shape, precision: str, device: torch.device) -> Settings:
+    """How to launch a kernel: as asked for, but tiles hold whole sets and chunks divide layers."""
     key = f"d{shape.width} k{shape.k} {precision}"
-    return launch_settings(kernel, key, device, default_settings(kernel, shape, precision))
+    settings = launch_settings(kernel, key, device, default_settings(kernel, shape, precision))
+    if "CHUNK" in settings:
+        layer = math.gcd(shape.embed_hidden, shape.hidden)
+        settings["CHUNK"] = _dividing(layer, settings["CHUNK"])
+    if kernel != "local_weights_backward":
+        settings["ROWS"] = max(settings["ROWS"], set_rows(shape.k))
+    return settings
 
 
 def prepared(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
