@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,10 +72,18 @@ class Jets:
         rows = torch.arange(len(self.particles), device=self.particles.device)
         return rows - self.offsets[self.jet_of_particle]
 
+    @cached_property
+    def num_pairs(self) -> int:
+        """Sum of n^2. ``to`` and ``concat`` carry it along, so that a GPU need not be asked."""
+        return int(self.counts.square().sum())
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: v if v is None else function(v) for k, v in values.items()}
-        return Jets(**moved)
+        jets = Jets(**moved)
+        if not self.offsets.is_cuda or "num_pairs" in self.__dict__:
+            jets.__dict__["num_pairs"] = self.num_pairs
+        return jets
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Jets:
         """The same jets on ``device``."""
@@ -86,7 +95,10 @@ class Jets:
 
     def replace(self, **changes: Tensor | None) -> Jets:
         """A copy with some fields replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        jets = replace(self, **changes)  # type: ignore[arg-type]
+        if "num_pairs" in self.__dict__ and "offsets" not in changes:
+            jets.__dict__["num_pairs"] = self.num_pairs
+        return jets
 
     def select(self, jets: Tensor | slice) -> Jets:
         """The chosen jets, in the given order.
@@ -128,7 +140,10 @@ class Jets:
                 raise ValueError(f"{name} is present in some of the batches only")
             merged[name] = torch.cat(present) if present else None
         counts = torch.cat([b.counts for b in batches])
-        return cls(offsets=offsets_from_counts(counts), **merged)  # type: ignore[arg-type]
+        jets = cls(offsets=offsets_from_counts(counts), **merged)  # type: ignore[arg-type]
+        if all("num_pairs" in b.__dict__ for b in batches):
+            jets.__dict__["num_pairs"] = sum(b.num_pairs for b in batches)
+        return jets
 
     @classmethod
     def from_padded(

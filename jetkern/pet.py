@@ -125,8 +125,15 @@ class Body(Layer):
             rows (T + tokens, D) and their offsets (B + 1,).
         """
         x = self.embed_particles(jets, keep_pid, keep_tracks)
+        precision = self.pair_bias.precision
         biases = ops.shared_pair_bias(
-            jets.particles, jets.offsets, self.pair_bias.weights, len(self.blocks)
+            jets.particles,
+            jets.offsets,
+            self.pair_bias.weights,
+            len(self.blocks),
+            num_pairs=jets.num_pairs,
+            dtype=torch.bfloat16 if precision == "bf16" and x.is_cuda else None,
+            precision=precision,
         )
         jet = torch.arange(len(jets) + 1, device=x.device)
         sources = [(self.tokens.to(x.dtype).repeat(len(jets), 1), jet * self.config.global_tokens)]

@@ -70,6 +70,21 @@ def test_ranks_and_owners():
     assert jets.rank_in_jet.tolist() == [0, 1, 0, 1, 2]
 
 
+def test_number_of_pairs_goes_along_without_being_counted_again():
+    jets = make([2, 0, 3])
+    assert jets.num_pairs == 13
+    counted = jets.to("cpu")
+    for other, want in (
+        (counted, 13),
+        (counted.replace(particles=jets.particles + 1), 13),
+        (Jets.concat([counted, counted]), 26),
+    ):
+        assert other.__dict__["num_pairs"] == want
+    changed = counted.replace(offsets=torch.tensor([0, 1, 1, 5]))
+    assert changed.num_pairs == 17
+    assert counted.select(slice(0, 1)).num_pairs == 4
+
+
 def test_join_segments_and_last_rows():
     a = torch.arange(3.0)[:, None], torch.tensor([0, 1, 1, 3])
     b = torch.arange(10.0, 14.0)[:, None], torch.tensor([0, 0, 2, 4])
