@@ -1,5 +1,7 @@
 """The Triton kernels in Triton's interpreter; on a GPU the same tests run on it."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
