@@ -41,12 +41,6 @@ def _compiler() -> str:
         return f"unusable ({error})"
 
 
-def _cuda_library() -> str:
-    if reason := dispatch.cuda_library():
-        return reason
-    return "loaded; used where asked for by name (backend='cuda')"
-
-
 def _cpu_library() -> str:
     if reason := dispatch.cpu_library():
         return reason
@@ -76,7 +70,6 @@ def report() -> str:
         f"GPU        {gpu}",
         f"compiler   {_compiler()}",
         f"CPU ops    {_cpu_library()}",
-        f"CUDA ops   {_cuda_library()}",
         *_gpu_libraries(),
     ]
     forced = os.environ.get("JETKERN_BACKEND")
