@@ -135,9 +135,8 @@ def test_the_same_bits_twice(width: int) -> None:
 def test_particles_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = (*inputs([18, 2], 16, 32, 4, 1), 2)
     whole = result_and_gradients(run, values, torch.float32, "triton", (0,))
-    monkeypatch.setattr(
-        "jetkern.ops.local_block.triton_fused.OPERAND_BYTES", 0
-    )  # 16 particles at a time
+    fused = importlib.import_module("jetkern.ops.local_block.triton_fused")
+    monkeypatch.setattr(fused, "OPERAND_BYTES", 0)  # 16 particles at a time
     parts = result_and_gradients(run, values, torch.float32, "triton", (0,))
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
