@@ -189,7 +189,8 @@ void pair_bias_backward(const PairPerceptron& p, const PairRun& run, const float
           for (int64_t k = 0; k < 3; k++) {
             vfloat total{};
             for (int64_t c = 0; c < block; c += W)
-              total += load(slopes + q * PAIR_BLOCK + c) * load(fc1 + k * wide + first + c);
+              total += load_first(slopes + q * PAIR_BLOCK + c, smaller(block - c, W)) *
+                       load(fc1 + k * wide + first + c);
             d_features[k * PAIR_TILE + q] += sum(total);
           }
       gemm(4, block, used, features, PAIR_TILE, 1, row_major(slopes, PAIR_BLOCK), gradient + first,
