@@ -38,6 +38,7 @@ from jetkern.ops.triton_tools import (
 
 WIDEST = 128  # head dimension
 LOG2_E = tl.constexpr(1.4426950408889634)
+BATCH = ["total", "pairs"]  # differ from batch to batch: no compilation for those that 16 divides
 
 
 @triton.jit
@@ -167,7 +168,7 @@ def _forward(
         tl.store(lse + first + row, top + tl.log2(total), row < queries - first)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def attention_kernel(
     q,
     k,
@@ -304,7 +305,7 @@ def _backward(
             tl.debug_barrier()  # the next block's threads read what this one's wrote to partial
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def attention_backward_kernel(
     dout,
     q,
