@@ -102,7 +102,7 @@ def rounds_like_the_reference(monkeypatch):
     """Rounds the interaction bias and the Fourier features to float32, as the reference does."""
     block = layers.AttentionBlock.forward
 
-    def rounded_bias(particles, offsets, parameters, count):
+    def rounded_bias(particles, offsets, parameters, count, **_):
         return (ops.pair_bias(particles, offsets, parameters).float(),) * count
 
     def rounded_block(self, x, offsets, bias=None, particle_offsets=None):
