@@ -17,9 +17,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jetkern.build import BuildError, cuda_resources
 
 TYPE = re.compile(r"\*bf16|\*?(fp|i|u)\d+")  # of a run-time argument; other values are constants
 OPS = Path(__file__).parents[1] / "jetkern" / "ops"
@@ -159,6 +162,18 @@ def rows(
         yield from pool.map(compiled, tasks)
 
 
+def cuda_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
+    """The CUDA kernels through nvcc.
+
+    Raises:
+        BuildError: where there is no nvcc.
+    """
+    made = cuda_resources(OPS.parents[1] / "csrc", architectures)
+    return [
+        Row(k.op, k.kernel, f"CUDA {k.label}", k.architecture, k.warps, *k[5:], True) for k in made
+    ]
+
+
 HEADER = (
     "| op | kernel | case | sm | warps | registers | spilled bytes | shared bytes | occupancy |\n"
     "|---|---|---|---:|---:|---:|---:|---:|---:|"
@@ -190,7 +205,13 @@ def main() -> None:
     lines = [f"Triton {triton.__version__}, `python -m bench.resources`", "", HEADER]
     faults = []
     print("\n".join(lines), flush=True)
-    for row in rows(settings.ops, tuple(settings.architectures), settings.jobs):
+    architectures = tuple(settings.architectures)
+    try:
+        compiled_cuda = [r for r in cuda_rows(architectures) if r.op in settings.ops]
+    except BuildError as error:
+        print(f"bench.resources: CUDA kernels left out: {error}", file=sys.stderr)
+        compiled_cuda = []
+    for row in chain(rows(settings.ops, architectures, settings.jobs), compiled_cuda):
         lines.append(line(row))
         print(lines[-1], flush=True)
         if row.fault:
