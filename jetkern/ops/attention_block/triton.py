@@ -158,7 +158,8 @@ def project_backward_kernel(
 
 def project_default(kernel: str, width: int, precision: str) -> Settings:
     """Tiles that fit in registers without spills."""
-    return {"ROWS": 64, "CHUNK": 32, "num_warps": 8 if width > 64 else 4, "num_stages": 1}
+    rows = 32 if (kernel, precision) == ("project_backward", "tf32") and width > 64 else 64
+    return {"ROWS": rows, "CHUNK": 32, "num_warps": 8 if width > 64 else 4, "num_stages": 1}
 
 
 def _settings(kernel: str, width: int, precision: str, device: torch.device) -> Settings:
