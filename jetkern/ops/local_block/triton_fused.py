@@ -694,14 +694,17 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
     tile = {"ROWS": rows, "CHUNK": 32, "num_warps": warps, "num_stages": 2 if half else 1}
     chunk = {"ieee": 16 if wide else 32, "tf32": 16 if wide else 64, "bf16": 32}[precision]
     grouped = {k: v for k, v in tile.items() if k != "CHUNK"}
+    forward = {
+        **tile,
+        "ROWS": 128 if wide and half else rows,
+        "CHUNK": chunk,
+        "GROUP": group,
+        "num_stages": 2 if half and not wide else 1,
+    }
     return {
-        "local_forward": {
-            **tile,
-            "ROWS": 128 if wide and half else rows,
-            "CHUNK": chunk,
-            "GROUP": group,
-            "num_stages": 2 if half and not wide else 1,
-        },
+        "local_forward": forward,
+        # What is kept for the backward takes registers, or saves some: other chunks do not spill.
+        "local_training": {**forward, "CHUNK": 64 if half and not wide else chunk},
         "local_mlp_backward": tile,
         "local_attention_backward": {
             **grouped,
@@ -719,13 +722,15 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
     }[kernel]
 
 
+_FORWARD: list[Settings] = [
+    {"ROWS": r, "num_warps": w, "CHUNK": c, "num_stages": s}
+    for r, w in ((64, 4), (128, 4), (128, 8))
+    for c in (32, 64)
+    for s in (1, 2)
+]
 CANDIDATES: dict[str, list[Settings]] = {
-    "local_forward": [
-        {"ROWS": r, "num_warps": w, "CHUNK": c, "num_stages": s}
-        for r, w in ((64, 4), (128, 4), (128, 8))
-        for c in (32, 64)
-        for s in (1, 2)
-    ],
+    "local_forward": _FORWARD,
+    "local_training": _FORWARD,
     "local_mlp_backward": [
         {"ROWS": r, "num_warps": w, "num_stages": s}
         for r, w in ((64, 4), (64, 8), (128, 8))
@@ -781,7 +786,8 @@ def forward(
     edges = total * shape.k if keep else 0
     kept = particles.new_empty(2 * shape.blocks, edges, shape.width, dtype=stored(precision))
     if total:
-        settings = settings_of("local_forward", shape, precision, particles.device)
+        name = "local_training" if keep else "local_forward"
+        settings = settings_of(name, shape, precision, particles.device)
         with on_device(particles):
             local_forward_kernel[(tiles(total, shape, settings),)](
                 particles,
@@ -893,7 +899,7 @@ def backward(
     ask = {
         name: settings_of(name, shape, precision, device)
         for name in CANDIDATES
-        if name not in ("local_forward", "local_mean_backward")
+        if name not in ("local_forward", "local_training", "local_mean_backward")
     }
     s_mlp, s_attention = ask["local_mlp_backward"], ask["local_attention_backward"]
     s_embed = ask["local_embed_backward"]
@@ -1049,6 +1055,7 @@ def _compile_cases(label: str, shape: Shape, precision: str) -> Iterator[Compile
 
     def case(kernel: Any, what: str = "", **more: Any) -> CompileCase:
         name = kernel.fn.__name__.removesuffix("_kernel")
+        name = "local_training" if more.get("KEEP") else name
         settings = MEAN_BACKWARD
         if kernel is not local_mean_backward_kernel:
             settings = default_settings(name, shape, precision)
