@@ -1,6 +1,6 @@
 """Registers, spills, shared memory and occupancy of every GPU kernel, for sm_80 and sm_90.
 
-    python -m bench.resources [--ops knn ...] [--architectures 80 90] [--markdown FILE]
+    python -m bench.resources [--ops knn ...] [--precisions bf16] [--markdown FILE]
 
 Compiles each Triton kernel at the sizes of the presets, and the CUDA files where nvcc is there. No
 GPU is needed. Exits with 1 if a hot kernel spills registers or does not fit the architecture.
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jetkern.build import BuildError, cuda_resources
+from jetkern.ops.dispatch import PRECISIONS
 
 TYPE = re.compile(r"\*bf16|\*?(fp|i|u)\d+")  # of a run-time argument; other values are constants
 OPS = Path(__file__).parents[1] / "jetkern" / "ops"
@@ -151,11 +152,20 @@ def _not_interpreted() -> None:
     os.environ["TRITON_INTERPRET"] = "0"
 
 
+def chosen(op: str, precisions: Sequence[str] = PRECISIONS) -> list[int]:
+    """Numbers of the cases of an op at these precisions; a kernel without products has none."""
+    found = [case.arguments.get("PRECISION") for case in cases(op)]
+    return [i for i, precision in enumerate(found) if precision in (None, *precisions)]
+
+
 def rows(
-    ops: list[str], architectures: tuple[int, ...] = ARCHITECTURES, jobs: int | None = None
+    ops: list[str],
+    architectures: tuple[int, ...] = ARCHITECTURES,
+    precisions: Sequence[str] = PRECISIONS,
+    jobs: int | None = None,
 ) -> Iterator[Row]:
     """Compiles everything, ``jobs`` at a time, and yields the rows in order."""
-    tasks = [(op, i, a) for op in ops for i in range(len(cases(op))) for a in architectures]
+    tasks = [(op, i, a) for op in ops for i in chosen(op, precisions) for a in architectures]
     with ProcessPoolExecutor(
         jobs or os.cpu_count(), mp_context=get_context("spawn"), initializer=_not_interpreted
     ) as pool:
@@ -196,6 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--architectures", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES
     )
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--jobs", type=int, help="compilations at a time (default: one per core)")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     settings = parser.parse_args()
@@ -211,7 +222,9 @@ def main() -> None:
     except BuildError as error:
         print(f"bench.resources: CUDA kernels left out: {error}", file=sys.stderr)
         compiled_cuda = []
-    for row in chain(rows(settings.ops, architectures, settings.jobs), compiled_cuda):
+    for row in chain(
+        rows(settings.ops, architectures, settings.precisions, settings.jobs), compiled_cuda
+    ):
         lines.append(line(row))
         print(lines[-1], flush=True)
         if row.fault:

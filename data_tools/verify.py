@@ -121,7 +121,7 @@ def npy_header_is(header: bytes, dtype: str, shape: tuple[int, ...]) -> bool:
     try:
         version = np.lib.format.read_magic(stream)
         found = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError):
+    except Exception:  # numpy has several parsers for it, each with errors of its own
         return False
     return version == (1, 0) and found == (shape, False, np.dtype(dtype)) and not stream.read()
 

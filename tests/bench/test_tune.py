@@ -81,7 +81,10 @@ def test_agreement_is_relative_and_exact_for_rows() -> None:
     assert not tune.agree([torch.tensor([1, 2])], [torch.tensor([1, 3])], "bf16")
 
 
-def test_every_candidate_names_a_kernel_that_asks_for_it() -> None:
-    for kernel, settings in tune.candidates().items():
-        assert 0 < len(settings) <= 40, kernel
-        assert all("num_warps" in s for s in settings), kernel
+def test_every_candidate_is_a_setting_of_its_kernel() -> None:
+    for kernel, tried in tune.candidates().items():
+        assert 0 < len(tried) <= 40, kernel
+        for settings in tried:
+            assert settings, kernel
+            assert all(n.isupper() or n in ("num_warps", "num_stages") for n in settings), kernel
+            assert all(isinstance(v, int) and v > 0 for v in settings.values()), kernel
