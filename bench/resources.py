@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jetkern.build import BuildError, cuda_resources
-from jetkern.ops.dispatch import PRECISIONS
 
 TYPE = re.compile(r"\*bf16|\*?(fp|i|u)\d+")  # of a run-time argument; other values are constants
 OPS = Path(__file__).parents[1] / "jetkern" / "ops"
 ARCHITECTURES = (80, 90)
+PRECISIONS = ("ieee", "tf32", "bf16")  # those of the ops, whose package would import Triton
 SHARED_KB = {80: 164, 90: 228}  # of a multiprocessor (CUDA C++ Programming Guide, table 21)
 WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectures
 

@@ -7,9 +7,15 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from bench.resources import ARCHITECTURES, Row, cases, chosen, rows, triton_ops
+from bench.resources import ARCHITECTURES, PRECISIONS, Row, cases, chosen, rows, triton_ops
+from jetkern.ops import dispatch
+
 
 MADE_UP = Row("op", "kernel", "case", 80, 4, 128, 0, 0, True)
+
+
+def test_precisions_are_those_of_the_ops() -> None:
+    assert PRECISIONS == dispatch.PRECISIONS
 
 
 def test_occupancy_follows_from_what_a_multiprocessor_has() -> None:
