@@ -10,7 +10,6 @@ pytest.importorskip("triton", reason="needs Triton")
 from bench.resources import ARCHITECTURES, PRECISIONS, Row, cases, chosen, rows, triton_ops
 from jetkern.ops import dispatch
 
-
 MADE_UP = Row("op", "kernel", "case", 80, 4, 128, 0, 0, True)
 
 
