@@ -6,7 +6,7 @@
 JETKERN_KERNEL(int64_t, attention_block_panels, (const BlockShape&, bool backward));
 JETKERN_KERNEL(void, attention_block_pack,
                (const BlockShape&, const float* const* weights, bool backward, float* panels));
-JETKERN_KERNEL(int64_t, attention_block_turns, (const BlockShape&));
+JETKERN_KERNEL(GradientSize, attention_block_gradient, (const BlockShape&));
 JETKERN_KERNEL(int64_t, attention_block_slots, (const Segments&, int64_t segment));
 JETKERN_KERNEL(int64_t, attention_block_scratch,
                (const BlockShape&, const Segments&, int64_t first, int64_t last, bool backward));
@@ -19,7 +19,8 @@ JETKERN_KERNEL(void, attention_block_backward,
                 int64_t first, int64_t last, const float* x, const float* bias,
                 const float* d_out, float* dx, float* d_bias, const Gradient&, float* scratch));
 JETKERN_KERNEL(void, attention_block_unfold,
-               (const BlockShape&, const float* const* weights, float* gradient));
+               (const BlockShape&, const float* const* weights, const double* alphas,
+                float* gradient));
 
 namespace jetkern {
 namespace {
@@ -108,9 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_block_backward(
     int64_t heads, int64_t hidden, int64_t parts, bool bf16) {
   const Inputs in(x, offsets, weights, bias, particle_offsets, heads, hidden, parts, bf16, true);
   const float* from = data<float>(d_out, "d_out");
-  const int64_t size = in.weights.size;
   Tensor dx = torch::stable::empty_like(x);
-  Tensor d_weights = torch::stable::new_empty(x, {size});
+  Tensor d_weights = torch::stable::new_empty(x, {in.weights.size});
   Tensor d_bias = torch::stable::new_empty(x, {bias ? heads : 0, in.segments.total_pairs});
   float *to = data<float>(dx, "dx"), *gradient = data<float>(d_weights, "d_weights");
   float* to_bias = bias ? data<float>(d_bias, "d_bias") : nullptr;
@@ -121,12 +121,13 @@ std::tuple<Tensor, Tensor, Tensor> attention_block_backward(
     for (int64_t b = in.tiles[t]; b < in.tiles[t + 1]; b++) all += slots(in.segments, b);
     return static_cast<double>(all);
   };
-  sum_gradients(in.number_of_tiles(), cost, size, JETKERN_SELECT(attention_block_turns)(in.shape),
-                in.scratch(true), gradient, [&](int64_t t, const Gradient& sum, float* scratch) {
-                  run(in.shape, in.weights.data, in.panels.floats(), in.segments, in.tiles[t],
-                      in.tiles[t + 1], in.x, in.bias, from, to, to_bias, sum, scratch);
-                });
-  JETKERN_SELECT(attention_block_unfold)(in.shape, in.weights.data, gradient);
+  const auto alphas = sum_gradients(
+      in.number_of_tiles(), cost, JETKERN_SELECT(attention_block_gradient)(in.shape),
+      in.scratch(true), gradient, [&](int64_t t, const Gradient& sum, float* scratch) {
+        run(in.shape, in.weights.data, in.panels.floats(), in.segments, in.tiles[t],
+            in.tiles[t + 1], in.x, in.bias, from, to, to_bias, sum, scratch);
+      });
+  JETKERN_SELECT(attention_block_unfold)(in.shape, in.weights.data, alphas.data(), gradient);
   return {dx, d_weights, d_bias};
 }
 

@@ -5,7 +5,7 @@
 JETKERN_KERNEL(int64_t, local_block_panels, (const LocalShape&, bool backward));
 JETKERN_KERNEL(void, local_block_pack,
                (const LocalShape&, const float* const* weights, bool backward, float* panels));
-JETKERN_KERNEL(int64_t, local_block_turns, (const LocalShape&));
+JETKERN_KERNEL(GradientSize, local_block_gradient, (const LocalShape&));
 JETKERN_KERNEL(int64_t, local_block_tile, (const LocalShape&));
 JETKERN_KERNEL(int64_t, local_block_scratch, (const LocalShape&, bool backward));
 JETKERN_KERNEL(bool, local_block_forward,
@@ -18,7 +18,8 @@ JETKERN_KERNEL(bool, local_block_backward,
                 int64_t first, int64_t last, const Gradient&, float* d_particles, float* d_edges,
                 float* scratch));
 JETKERN_KERNEL(void, local_block_unfold,
-               (const LocalShape&, const float* const* weights, float* gradient));
+               (const LocalShape&, const float* const* weights, const double* alphas,
+                float* gradient));
 
 namespace jetkern {
 namespace {
@@ -93,15 +94,14 @@ std::tuple<Tensor, Tensor> local_block_backward(const Tensor& d_out, const Tenso
   float* centres = need_particles ? data<float>(d_particles, "d_particles") : nullptr;
   Scratch edges(rows * K * 4 * int64_t{sizeof(float)});
   auto run = JETKERN_SELECT(local_block_backward);
-  sum_gradients(in.tiles, [](int64_t) { return 1.0; }, in.weights.size,
-                JETKERN_SELECT(local_block_turns)(in.shape),
-                JETKERN_SELECT(local_block_scratch)(in.shape, true), gradient,
-                [&](int64_t t, const Gradient& sum, float* scratch) {
-                  check(run(in.shape, in.weights.data, in.panels.floats(), in.particles,
-                            in.neighbours, from, t * in.tile, in.last(t), sum, centres,
-                            edges.floats(), scratch));
-                });
-  JETKERN_SELECT(local_block_unfold)(in.shape, in.weights.data, gradient);
+  const auto alphas = sum_gradients(
+      in.tiles, [](int64_t) { return 1.0; }, JETKERN_SELECT(local_block_gradient)(in.shape),
+      JETKERN_SELECT(local_block_scratch)(in.shape, true), gradient,
+      [&](int64_t t, const Gradient& sum, float* scratch) {
+        check(run(in.shape, in.weights.data, in.panels.floats(), in.particles, in.neighbours, from,
+                  t * in.tile, in.last(t), sum, centres, edges.floats(), scratch));
+      });
+  JETKERN_SELECT(local_block_unfold)(in.shape, in.weights.data, alphas.data(), gradient);
   // Particles as neighbours: edge after edge, so that the sums do not depend on the threads.
   for (int64_t i = 0; i < rows; i++)
     for (int64_t k = 0, edge = i * K; k < K; k++) {

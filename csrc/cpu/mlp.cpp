@@ -5,7 +5,7 @@
 JETKERN_KERNEL(int64_t, mlp_panels, (const MlpShape&, bool backward));
 JETKERN_KERNEL(void, mlp_pack,
                (const MlpShape&, const float* const* weights, bool backward, float* panels));
-JETKERN_KERNEL(int64_t, mlp_turns, (const MlpShape&));
+JETKERN_KERNEL(GradientSize, mlp_gradient, (const MlpShape&));
 JETKERN_KERNEL(int64_t, mlp_tile, ());
 JETKERN_KERNEL(int64_t, mlp_scratch, (const MlpShape&));
 JETKERN_KERNEL(void, mlp_forward,
@@ -16,7 +16,8 @@ JETKERN_KERNEL(void, mlp_backward,
                 const float* d_out, int64_t first, int64_t last, float* dx, const Gradient&,
                 float* scratch));
 JETKERN_KERNEL(void, mlp_unfold,
-               (const MlpShape&, const float* const* weights, float* gradient));
+               (const MlpShape&, const float* const* weights, const double* alphas,
+                float* gradient));
 
 namespace jetkern {
 namespace {
@@ -60,20 +61,20 @@ std::tuple<Tensor, Tensor> mlp_backward(const Tensor& d_out, const Tensor& x,
                                         const Tensor& weights, int64_t hidden, int64_t out,
                                         int64_t parts, bool bf16, bool need_dx) {
   const Inputs in(x, weights, hidden, out, parts, bf16, true);
-  const int64_t size = in.weights.size;
   const float* from = data<float>(d_out, "d_out");
   Tensor dx = torch::stable::new_empty(x, {need_dx ? in.rows : 0, in.shape.in});
-  Tensor d_weights = torch::stable::new_empty(x, {size});
+  Tensor d_weights = torch::stable::new_empty(x, {in.weights.size});
   float* to = need_dx ? data<float>(dx, "dx") : nullptr;
   float* gradient = data<float>(d_weights, "d_weights");
   auto run = JETKERN_SELECT(mlp_backward);
-  sum_gradients(in.tiles, [](int64_t) { return 1.0; }, size, JETKERN_SELECT(mlp_turns)(in.shape),
-                JETKERN_SELECT(mlp_scratch)(in.shape), gradient,
-                [&](int64_t t, const Gradient& sum, float* scratch) {
-                  run(in.shape, in.weights.data, in.panels.floats(), in.x, from, t * in.tile,
-                      in.last(t), to, sum, scratch);
-                });
-  JETKERN_SELECT(mlp_unfold)(in.shape, in.weights.data, gradient);
+  const auto alphas = sum_gradients(
+      in.tiles, [](int64_t) { return 1.0; }, JETKERN_SELECT(mlp_gradient)(in.shape),
+      JETKERN_SELECT(mlp_scratch)(in.shape), gradient,
+      [&](int64_t t, const Gradient& sum, float* scratch) {
+        run(in.shape, in.weights.data, in.panels.floats(), in.x, from, t * in.tile, in.last(t), to,
+            sum, scratch);
+      });
+  JETKERN_SELECT(mlp_unfold)(in.shape, in.weights.data, alphas.data(), gradient);
   return {dx, d_weights};
 }
 

@@ -24,6 +24,7 @@ namespace jetkern::JETKERN_ISA {
 constexpr int64_t W = JETKERN_VECTOR_BYTES / sizeof(float);  // lanes of a vector
 
 typedef float vfloat __attribute__((vector_size(JETKERN_VECTOR_BYTES)));
+typedef double vdouble __attribute__((vector_size(2 * JETKERN_VECTOR_BYTES)));
 typedef int32_t vint __attribute__((vector_size(JETKERN_VECTOR_BYTES)));
 typedef float vfloat_unaligned
     __attribute__((vector_size(JETKERN_VECTOR_BYTES), aligned(4), may_alias));
@@ -33,6 +34,7 @@ JETKERN_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unalign
 JETKERN_INLINE vfloat splat(float x) { return vfloat{} + x; }
 JETKERN_INLINE vint bits(vfloat v) { return (vint)v; }
 JETKERN_INLINE vfloat from_bits(vint v) { return (vfloat)v; }
+JETKERN_INLINE vdouble to_double(vfloat v) { return __builtin_convertvector(v, vdouble); }
 JETKERN_INLINE vfloat to_float(vint v) { return __builtin_convertvector(v, vfloat); }
 
 // The first n lanes (0 <= n <= W) of p, zeros in the rest. Never touches memory past p + n.
@@ -118,6 +120,11 @@ JETKERN_INLINE float sum(vfloat v) {
   v += rotate<2>(v);
   v += rotate<1>(v);
   return v[0];
+}
+JETKERN_INLINE double sum(const vdouble& v) {
+  double total = 0.0;
+  for (int64_t i = 0; i < W; i++) total += v[i];
+  return total;
 }
 JETKERN_INLINE float largest(vfloat v) {
   if constexpr (W >= 16) v = max(v, rotate<8>(v));

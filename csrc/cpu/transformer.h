@@ -24,11 +24,18 @@ struct Arena {
   }
 };
 
-// A bias, alpha or gamma: its values (null where there is none), its place in the flat gradient and
+// A bias or gamma: its values (null where there is none), its place in the flat gradient and
 // its turn there (turns.h).
 struct Part {
   const float* data;
   int64_t at, turn;
+};
+
+// The alpha of a norm; its gradient is summed apart, as the `sum`th double.
+struct Alpha {
+  Part part;
+  int64_t sum;
+  float value() const { return part.data ? *part.data : 0.0f; }
 };
 
 // A matrix with its panels for both directions; its gradient takes a turn for every `turn_rows` rows.
@@ -40,14 +47,15 @@ struct Weight {
 
 struct Mlp {
   MlpShape shape;
-  Part bias1, bias2, alpha;
+  Part bias1, bias2;
+  Alpha alpha;
   Weight fc1, fc2;
   float* room;  // for products
 };
 
 struct Block {
   BlockShape shape;
-  Part alpha1, alpha2;
+  Alpha alpha1, alpha2;
   Weight qkv, out;
   Mlp mlp;
   float* room;
@@ -61,14 +69,15 @@ struct Layout {
   bool pack;      // write the panels; else they are there already
   bool backward;  // also those of the transposed matrices
   float* room;
-  int64_t at = 0, turns = 0;  // of the gradient so far
+  GradientSize gradient{};  // so far
 
   Part take(int64_t size, int64_t number_of_turns = 1) {
-    const Part part{weights ? *weights++ : nullptr, at, turns};
-    at += size;
-    turns += number_of_turns;
+    const Part part{weights ? *weights++ : nullptr, gradient.floats, gradient.turns};
+    gradient.floats += size;
+    gradient.turns += number_of_turns;
     return part;
   }
+  Alpha take_alpha() { return {take(1), gradient.alphas++}; }
 };
 
 Mlp make_mlp(const MlpShape& shape, const Part& gamma, Layout& layout);
@@ -78,9 +87,10 @@ Block make_block(const BlockShape& shape, Layout& layout);
 int64_t room_size(const MlpShape& shape, int64_t slots);
 int64_t room_size(const BlockShape& shape, int64_t slots);
 
-// Turns the gradients of folded weights into those of weights and gammas, in place.
-void unfold(const Mlp& mlp, float* gradient);
-void unfold(const Block& block, float* gradient);
+// Turns the gradients of folded weights into those of weights and gammas, in place, and puts the
+// gradients of the alphas into their places.
+void unfold(const Mlp& mlp, const double* alphas, float* gradient);
+void unfold(const Block& block, const double* alphas, float* gradient);
 
 // Slots to take through a chain of layers at a time: few, so that they stay in the first-level
 // cache, or all, where the weights do not fit the second-level cache.
@@ -103,8 +113,8 @@ BlockTile take_block_tile(const BlockShape& shape, int64_t slots, Arena& arena);
 // to = tanh(alpha x), (slots, n) both.
 void norm(const float* x, float alpha, int64_t n, int64_t slots, float* to);
 // dx += dy (1 - y^2) alpha for y = tanh(alpha x). Returns the gradient of alpha.
-float norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
-                    int64_t slots, float* dx);
+double norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
+                     int64_t slots, float* dx);
 
 // The hidden vectors of x; `keep` for backward also stores gelu and slope.
 void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& tile, bool keep);
@@ -114,8 +124,8 @@ void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const
 // From d_normed, the gradient of tile.normed with slots d_row vectors apart (0: one for all), times
 // weight[slot] where given: the gradient before the GELU replaces tile.slope, dx (may be
 // null) is the gradient of x. Returns the gradient of alpha.
-float mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
-                          const float* weight, int64_t slots, float* dx);
+double mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed,
+                           int64_t d_row, const float* weight, int64_t slots, float* dx);
 // All of the backward from dy: gradient (flat, folded) is added to, dx may be null. `scratch` holds
 // tile_size(slots, hidden) floats.
 void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const float* dy,
@@ -123,7 +133,7 @@ void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const flo
 // The weight's gradient, y being the gradient of its product with x.
 void weight_backward(const Weight& weight, const float* dy, const float* x, int64_t slots,
                      const Gradient& gradient, float* room);
-void add_alpha(const Part& alpha, float value, const Gradient& gradient);
+void add_alpha(const Alpha& alpha, double value, const Gradient& gradient);
 void bias_backward(const Part& bias, const float* dy, int64_t outputs, int64_t slots,
                    const Gradient& gradient);
 // The part of it that belongs to fc1, after mlp_hidden_backward.

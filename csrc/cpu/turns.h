@@ -11,8 +11,14 @@
 
 namespace jetkern {
 
+// How much there is to sum: floats, turns and alphas.
+struct GradientSize {
+  int64_t floats, turns, alphas;
+};
+
 struct Gradient {
   float* to;
+  double* alphas;  // of the norms: sums over all elements that largely cancel
   int64_t* turns;  // (number of turns) tiles done; null: nobody else adds to `to`
   int64_t tile;
 

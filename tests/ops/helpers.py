@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jetkern.jets import offsets_from_counts
 from jetkern.ops import dispatch
-from jetkern.ops.parameters import BlockParameters, MLPParameters
+from jetkern.ops.parameters import BlockParameters, MLPParameters, tensors
 
 # Numbers of particles: empty jets, one particle, around K = 5 and around vectors, the longest.
 HURTING = {
@@ -138,7 +138,7 @@ def result_and_gradients(
     ]
     device = triton_device() if backend == "triton" else "cpu"
     out = op(*moved(values, device), backend=backend, **options).to("cpu")
-    upstream = torch.randn(out.shape, generator=generator(7), dtype=torch.float32).to(dtype)
+    upstream = torch.randn(out.shape, generator=generator(7)).to(dtype)
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
@@ -157,7 +157,8 @@ def check_accuracy(
     happens to round luckily. At the precisions "tf32" and "bf16" the root mean square of the error
     is held against ``ROUNDED``, for an op that is a chain of ``chained`` ops added in quadrature.
     The gradient of a norm's alpha is a sum over features that largely cancels; its scale is that of
-    the gamma's gradient, which follows it. Returns what ``backend`` computed.
+    the gamma's gradient, which follows it (``check_alphas`` holds it against eager's). Returns what
+    ``backend`` computed.
     """
     exact = result_and_gradients(op, inputs, torch.float64, "reference", fixed)
     eager = result_and_gradients(op, inputs, torch.float32, "reference", fixed)
@@ -179,3 +180,29 @@ def check_accuracy(
         allowed = 2 * (plain - want).abs().max().item() + tiny * scale
         assert error <= allowed, f"output {i} {tuple(want.shape)}: {error} > {allowed} of {scale}"
     return ours
+
+
+def check_alphas(
+    op: Callable[..., Tensor], x: Tensor, weights: Sequence[MLPParameters | BlockParameters]
+) -> None:
+    """Asserts that gradients of alphas err at most twice as much as eager float32's on the CPU.
+
+    Each is one number, which eager may get right by luck: what counts is the root mean square over
+    16 upstream gradients.
+    """
+
+    def gradients(dtype: torch.dtype, backend: str) -> Tensor:
+        parameters = convert(weights, lambda t: t.detach().to(dtype).requires_grad_())
+        alphas = [t for t in tensors(*parameters) if t.shape == (1,)]
+        out = op(x.to(dtype), *parameters, backend=backend)
+        draws = [torch.randn(out.shape, generator=generator(seed)) for seed in range(16)]
+        found = [torch.autograd.grad(out, alphas, d.to(dtype), retain_graph=True) for d in draws]
+        return torch.stack([torch.cat(g) for g in found])
+
+    exact = gradients(torch.float64, "reference")
+    error, allowed = (
+        (gradients(torch.float32, backend) - exact).square().mean(0).sqrt()
+        for backend in ("cpu", "reference")
+    )
+    assert len(error)
+    assert (error <= 2 * allowed).all(), f"errors {error.tolist()}, of eager {allowed.tolist()}"

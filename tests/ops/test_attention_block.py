@@ -7,7 +7,14 @@ from torch import Tensor
 from jetkern.jets import offsets_from_counts
 from jetkern.ops import attention_block
 from jetkern.ops.parameters import tensors
-from tests.ops.helpers import HURTING, check_accuracy, generator, random_block, threads
+from tests.ops.helpers import (
+    HURTING,
+    check_accuracy,
+    check_alphas,
+    generator,
+    random_block,
+    threads,
+)
 
 WIDTHS = [(32, 64, 4), (20, 40, 4), (16, 24, 2), (18, 12, 1)]  # width, hidden width, heads
 
@@ -41,6 +48,15 @@ def test_cpu_accuracy_with_bias(
     pairs = int(particles.diff().square().sum())
     bias = torch.randn(heads, pairs, generator=generator(4))
     check_accuracy(run, x, offsets, random_block(width, hidden), heads, bias, particles)
+
+
+def test_cpu_accuracy_of_the_alphas() -> None:
+    x, offsets, _ = rows([40] * 60, 32, False)
+
+    def attend(x, block, backend) -> Tensor:
+        return attention_block(x, offsets, block, 4, backend=backend)
+
+    check_alphas(attend, x, [random_block(32, 64)])
 
 
 def test_cpu_accuracy_without_optional_weights() -> None:

@@ -9,6 +9,7 @@ from jetkern.ops.parameters import tensors
 from tests.ops.helpers import (
     HURTING,
     check_accuracy,
+    check_alphas,
     random_block,
     random_mlp,
     random_particles,
@@ -33,6 +34,15 @@ def run(particles, neighbours, embed, blocks, heads, backend="auto") -> Tensor:
 @pytest.mark.parametrize(("width", "hidden", "heads", "k"), WIDTHS)
 def test_cpu_accuracy(counts: list[int], width: int, hidden: int, heads: int, k: int) -> None:
     check_accuracy(run, *inputs(counts, width, hidden, k), heads, fixed=(0,))
+
+
+def test_cpu_accuracy_of_the_alphas() -> None:
+    particles, neighbours, embed, blocks = inputs([40] * 10, 128, 256, 10)
+
+    def local(particles, embed, *blocks, backend) -> Tensor:
+        return local_block(particles, neighbours, embed, blocks, 8, backend=backend)
+
+    check_alphas(local, particles, [embed, *blocks])
 
 
 @pytest.mark.parametrize("blocks", [1, 3])

@@ -5,7 +5,7 @@ import torch
 
 from jetkern.ops import mlp
 from jetkern.ops.parameters import optional_parts, tensors
-from tests.ops.helpers import check_accuracy, generator, random_mlp, threads
+from tests.ops.helpers import check_accuracy, check_alphas, generator, random_mlp, threads
 
 PARTS = [
     {},
@@ -28,6 +28,11 @@ def test_cpu_accuracy(
 def test_cpu_accuracy_far_from_zero() -> None:
     x = torch.linspace(-12, 12, 203)[:, None].expand(203, 3)
     check_accuracy(mlp, x, random_mlp(3, 20, 6))
+
+
+def test_cpu_accuracy_of_the_alpha() -> None:
+    x = torch.randn(20_000, 7, generator=generator(3))
+    check_alphas(mlp, x, [random_mlp(7, 64, 32)])
 
 
 def test_the_same_bits_with_any_number_of_threads() -> None:

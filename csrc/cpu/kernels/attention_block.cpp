@@ -212,10 +212,10 @@ int64_t attention_block_panels(const BlockShape& shape, bool backward) {
   return layout.panels.used;
 }
 
-int64_t attention_block_turns(const BlockShape& shape) {
+GradientSize attention_block_gradient(const BlockShape& shape) {
   Layout layout{nullptr, {nullptr}, false, false, nullptr};
   make_block(shape, layout);
-  return layout.turns;
+  return layout.gradient;
 }
 
 void attention_block_pack(const BlockShape& shape, const float* const* weights, bool backward,
@@ -275,9 +275,10 @@ void attention_block_backward(const BlockShape& shape, const float* const* weigh
   store_rows(shape, segments, first, last, work.dx, dx);
 }
 
-void attention_block_unfold(const BlockShape& shape, const float* const* weights, float* gradient) {
+void attention_block_unfold(const BlockShape& shape, const float* const* weights,
+                            const double* alphas, float* gradient) {
   Layout layout{weights, {nullptr}, false, false, nullptr};
-  unfold(make_block(shape, layout), gradient);
+  unfold(make_block(shape, layout), alphas, gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

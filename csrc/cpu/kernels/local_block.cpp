@@ -307,11 +307,11 @@ int64_t local_block_panels(const LocalShape& shape, bool backward) {
   return layout.panels.used;
 }
 
-int64_t local_block_turns(const LocalShape& shape) {
+GradientSize local_block_gradient(const LocalShape& shape) {
   Network net;
   Layout layout{nullptr, {nullptr}, false, false, nullptr};
   make_net(shape, layout, net);
-  return layout.turns;
+  return layout.gradient;
 }
 
 void local_block_pack(const LocalShape& shape, const float* const* weights, bool backward,
@@ -394,7 +394,7 @@ bool local_block_backward(const LocalShape& shape, const float* const* weights, 
       float* share = work.tokens.exists + s * W;
       store(share, load(share) * load(tokens.inverse + g * W));
     }
-  float d_alpha = 0.0f, d_alpha2 = 0.0f;
+  double d_alpha = 0.0, d_alpha2 = 0.0;
   const BlockTile& tile = work.block[final];
   float* d_normed = work.scratch;
   for (int64_t g = 0; g < tokens.groups; g++)
@@ -412,7 +412,7 @@ bool local_block_backward(const LocalShape& shape, const float* const* weights, 
           store(work.dx + (n * row + i) * W, load(work.d_result + (g * row + i) * W) * share);
       }
       d_alpha2 += norm_backward(tile.middle + begin, tile.normed2 + begin, d_normed,
-                                *net.block[final].alpha2.data, width, step, work.dx + begin);
+                                net.block[final].alpha2.value(), width, step, work.dx + begin);
     }
   if (mlp.shape.norm) add_alpha(mlp.alpha, d_alpha, gradient);
   add_alpha(net.block[final].alpha2, d_alpha2, gradient);
@@ -434,12 +434,13 @@ bool local_block_backward(const LocalShape& shape, const float* const* weights, 
   return inside;
 }
 
-void local_block_unfold(const LocalShape& shape, const float* const* weights, float* gradient) {
+void local_block_unfold(const LocalShape& shape, const float* const* weights, const double* alphas,
+                        float* gradient) {
   Network net;
   Layout layout{weights, {nullptr}, false, false, nullptr};
   make_net(shape, layout, net);
-  unfold(net.embed, gradient);
-  for (int64_t b = 0; b < shape.blocks; b++) unfold(net.block[b], gradient);
+  unfold(net.embed, alphas, gradient);
+  for (int64_t b = 0; b < shape.blocks; b++) unfold(net.block[b], alphas, gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

@@ -39,10 +39,10 @@ int64_t mlp_panels(const MlpShape& shape, bool backward) {
   return layout.panels.used;
 }
 
-int64_t mlp_turns(const MlpShape& shape) {
+GradientSize mlp_gradient(const MlpShape& shape) {
   Layout layout{nullptr, {nullptr}, false, false, nullptr};
   make_mlp(shape, {}, layout);
-  return layout.turns;
+  return layout.gradient;
 }
 
 void mlp_pack(const MlpShape& shape, const float* const* weights, bool backward, float* panels) {
@@ -90,9 +90,10 @@ void mlp_backward(const MlpShape& shape, const float* const* weights, float* pan
   if (dx) store_tile(work.d_in, shape.in, first, last, dx);
 }
 
-void mlp_unfold(const MlpShape& shape, const float* const* weights, float* gradient) {
+void mlp_unfold(const MlpShape& shape, const float* const* weights, const double* alphas,
+                float* gradient) {
   Layout layout{weights, {nullptr}, false, false, nullptr};
-  unfold(make_mlp(shape, {}, layout), gradient);
+  unfold(make_mlp(shape, {}, layout), alphas, gradient);
 }
 
 }  // namespace jetkern::JETKERN_ISA

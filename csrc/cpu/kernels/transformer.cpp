@@ -9,6 +9,8 @@ constexpr int64_t LARGE = 1 << 18;     // elements from which a matrix is packed
 constexpr int64_t PER_TURN = 1 << 15;  // elements of a gradient that are added to in one turn
 constexpr int64_t NARROW = 16;         // with fewer inputs bfloat16 would cost accuracy for nothing
 
+JETKERN_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
+
 bool is_packed(int64_t outputs, int64_t inputs) { return outputs * inputs < LARGE; }
 bool is_bf16(bool wanted, int64_t inputs) { return wanted && inputs >= NARROW; }
 
@@ -46,17 +48,24 @@ void unfold(const Weight& weight, float* gradient) {
   const int64_t outputs = weight.forward.outputs, inputs = weight.forward.inputs;
   const float *w = weight.part.data, *gamma = weight.gamma.data;
   float *dw = gradient + weight.part.at, *d_gamma = gradient + weight.gamma.at;
-  for (int64_t i = 0; i < inputs; i++) d_gamma[i] = 0.0f;
-  for (int64_t o = 0; o < outputs; o++)
-    for (int64_t i = 0; i < inputs; i++) {
-      d_gamma[i] += dw[o * inputs + i] * w[o * inputs + i];
-      dw[o * inputs + i] *= gamma[i];
-    }
+  constexpr int64_t COLUMNS = 64;
+  for (int64_t first = 0; first < inputs; first += COLUMNS) {
+    const int64_t n = at_most(inputs - first, COLUMNS);
+    double sums[COLUMNS] = {};
+    for (int64_t at = first; at < outputs * inputs; at += inputs)
+      for (int64_t i = 0; i < n; i++) {
+        sums[i] += static_cast<double>(dw[at + i]) * w[at + i];
+        dw[at + i] *= gamma[first + i];
+      }
+    for (int64_t i = 0; i < n; i++) d_gamma[first + i] = static_cast<float>(sums[i]);
+  }
+}
+
+void unfold(const Alpha& alpha, const double* alphas, float* gradient) {
+  gradient[alpha.part.at] = static_cast<float>(alphas[alpha.sum]);
 }
 
 constexpr int64_t FEW_WEIGHTS = 1 << 15;  // of a perceptron: several layers fit the L2 cache
-
-JETKERN_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
 }  // namespace
 
@@ -72,7 +81,7 @@ Mlp make_mlp(const MlpShape& shape, const Part& gamma, Layout& layout) {
   mlp.room = layout.room;
   mlp.fc1 = make_weight(shape.hidden, shape.in, shape.bf16, gamma, layout);
   if (shape.bias1) mlp.bias1 = layout.take(shape.hidden);
-  if (shape.norm) mlp.alpha = layout.take(1);
+  if (shape.norm) mlp.alpha = layout.take_alpha();
   if (shape.norm) own = layout.take(shape.hidden);
   mlp.fc2 = make_weight(shape.out, shape.hidden, shape.bf16, own, layout);
   if (shape.bias2) mlp.bias2 = layout.take(shape.out);
@@ -85,11 +94,11 @@ Block make_block(const BlockShape& shape, Layout& layout) {
   Block block{};
   block.shape = shape;
   block.room = layout.room;
-  block.alpha1 = layout.take(1);
+  block.alpha1 = layout.take_alpha();
   const Part gamma1 = layout.take(width);
   block.qkv = make_weight(3 * width, width, bf16, gamma1, layout);
   block.out = make_weight(width, width, bf16, {}, layout);
-  block.alpha2 = layout.take(1);
+  block.alpha2 = layout.take_alpha();
   const Part gamma2 = layout.take(width);
   block.mlp = make_mlp(shape.mlp, gamma2, layout);
   return block;
@@ -107,14 +116,17 @@ int64_t room_size(const BlockShape& shape, int64_t slots) {
   return qkv > mlp ? qkv : mlp;  // the weight after the attention is smaller than qkv
 }
 
-void unfold(const Mlp& mlp, float* gradient) {
+void unfold(const Mlp& mlp, const double* alphas, float* gradient) {
   unfold(mlp.fc1, gradient);
   unfold(mlp.fc2, gradient);
+  if (mlp.shape.norm) unfold(mlp.alpha, alphas, gradient);
 }
 
-void unfold(const Block& block, float* gradient) {
+void unfold(const Block& block, const double* alphas, float* gradient) {
   unfold(block.qkv, gradient);
-  unfold(block.mlp, gradient);
+  unfold(block.alpha1, alphas, gradient);
+  unfold(block.alpha2, alphas, gradient);
+  unfold(block.mlp, alphas, gradient);
 }
 
 void weight_backward(const Weight& weight, const float* dy, const float* x, int64_t slots,
@@ -130,8 +142,8 @@ void weight_backward(const Weight& weight, const float* dy, const float* x, int6
     });
 }
 
-void add_alpha(const Part& alpha, float value, const Gradient& gradient) {
-  gradient.in_turn(alpha.turn, [&] { gradient.to[alpha.at] += value; });
+void add_alpha(const Alpha& alpha, double value, const Gradient& gradient) {
+  gradient.in_turn(alpha.part.turn, [&] { gradient.alphas[alpha.sum] += value; });
 }
 
 void bias_backward(const Part& bias, const float* dy, int64_t outputs, int64_t slots,
@@ -170,10 +182,11 @@ void norm(const float* x, float alpha, int64_t n, int64_t slots, float* to) {
       store(to + i * W, tanh(load(x + i * W) * alpha));
 }
 
-float norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
-                    int64_t slots, float* dx) {
-  vfloat totals[4] = {};
+double norm_backward(const float* x, const float* y, const float* dy, float alpha, int64_t n,
+                     int64_t slots, float* dx) {
+  vdouble d_alpha{};
   for (int64_t s = 0; s < slots; s++) {
+    vfloat totals[4] = {};
     const int64_t at = s * slot_row(n) * W;
     const auto feature = [&](int64_t i, vfloat& total) {
       const vfloat value = load(y + i);
@@ -186,13 +199,14 @@ float norm_backward(const float* x, const float* y, const float* dy, float alpha
 #pragma GCC unroll 4
       for (int64_t u = 0; u < 4; u++) feature(i + u * W, totals[u]);
     for (; i < at + n * W; i += W) feature(i, totals[0]);
+    d_alpha += to_double((totals[0] + totals[1]) + (totals[2] + totals[3]));
   }
-  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+  return sum(d_alpha);
 }
 
 void mlp_hidden(const Mlp& mlp, const float* x, int64_t slots, const MlpTile& tile, bool keep) {
   const int64_t n = mlp.shape.hidden, row = slot_row(n), x_row = slot_row(mlp.shape.in);
-  const float alpha = mlp.alpha.data ? *mlp.alpha.data : 0.0f;
+  const float alpha = mlp.alpha.value();
   const int64_t step = chain(mlp.shape, slots);
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
@@ -227,17 +241,18 @@ void mlp_out(const Mlp& mlp, const MlpTile& tile, int64_t slots, float* y, const
           slots, mlp.bias2.data, add, mlp.room);
 }
 
-float mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed, int64_t d_row,
-                          const float* weight, int64_t slots, float* dx) {
+double mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_normed,
+                           int64_t d_row, const float* weight, int64_t slots, float* dx) {
   const int64_t n = mlp.shape.hidden, row = slot_row(n);
-  const float alpha = mlp.alpha.data ? *mlp.alpha.data : 0.0f;
-  vfloat totals[4] = {};
+  const float alpha = mlp.alpha.value();
+  vdouble d_alpha{};
   for (int64_t s = 0; s < slots; s++) {
     const vfloat factor = weight ? load(weight + s * W) : splat(1.0f);
     const float *d = d_normed + s * d_row * W, *g = tile.gelu + s * row * W;
     const float* normed = tile.normed + s * row * W;
     float* slope = tile.slope + s * row * W;
     if (mlp.shape.norm) {
+      vfloat totals[4] = {};
       const auto feature = [&](int64_t i, vfloat& total) {
         const vfloat value = load(normed + i);
         const vfloat inner = load(d + i) * factor * (1.0f - value * value);
@@ -249,6 +264,7 @@ float mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_no
 #pragma GCC unroll 4
         for (int64_t u = 0; u < 4; u++) feature(i + u * W, totals[u]);
       for (; i < n * W; i += W) feature(i, totals[0]);
+      d_alpha += to_double((totals[0] + totals[1]) + (totals[2] + totals[3]));
     } else {
       for (int64_t i = 0; i < n * W; i += W)
         store(slope + i, load(d + i) * factor * load(slope + i));
@@ -257,7 +273,7 @@ float mlp_hidden_backward(const Mlp& mlp, const MlpTile& tile, const float* d_no
   if (dx)
     product(mlp.fc1.backward, tile.slope, row, dx, slot_row(mlp.shape.in), slots, nullptr, nullptr,
             mlp.room);
-  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+  return sum(d_alpha);
 }
 
 void fc1_backward(const Mlp& mlp, const MlpTile& tile, const float* x, int64_t slots,
@@ -272,7 +288,7 @@ void mlp_backward(const Mlp& mlp, const MlpTile& tile, const float* x, const flo
   const int64_t in = slot_row(mlp.shape.in);
   weight_backward(mlp.fc2, dy, tile.normed, slots, gradient, mlp.room);
   bias_backward(mlp.bias2, dy, mlp.shape.out, slots, gradient);
-  float d_alpha = 0.0f;
+  double d_alpha = 0.0;
   const int64_t step = chain(mlp.shape, slots);
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step);
@@ -291,7 +307,7 @@ void before_attention(const Block& block, const BlockTile& tile, int64_t slots) 
   const int64_t step = chain(block.shape.mlp, slots);
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
-    norm(tile.in + at, *block.alpha1.data, width, count, tile.normed1 + at);
+    norm(tile.in + at, block.alpha1.value(), width, count, tile.normed1 + at);
     product(block.qkv.forward, tile.normed1 + at, row, tile.qkv + s * row3 * W, row3, count,
             nullptr, nullptr, block.room);
   }
@@ -306,7 +322,7 @@ void after_attention(const Block& block, const BlockTile& tile, int64_t slots, b
     const int64_t count = at_most(slots - s, step), at = s * row * W;
     product(block.out.forward, tile.mixed + at, row, tile.middle + at, row, count, nullptr,
             tile.in + at, block.room);
-    norm(tile.middle + at, *block.alpha2.data, width, count, tile.normed2 + at);
+    norm(tile.middle + at, block.alpha2.value(), width, count, tile.normed2 + at);
     const MlpTile part{tile.mlp.normed + s * hidden, tile.mlp.gelu + s * hidden,
                        tile.mlp.slope + s * hidden};
     mlp_hidden(block.mlp, tile.normed2 + at, count, part, keep);
@@ -319,7 +335,7 @@ void after_attention_backward(const Block& block, const BlockTile& tile, int64_t
   const int64_t width = block.shape.width;
   float* d_normed = scratch + tile_size(slots, block.mlp.shape.hidden);
   mlp_backward(block.mlp, tile.mlp, tile.normed2, dx, slots, d_normed, gradient, scratch);
-  const float d_alpha = norm_backward(tile.middle, tile.normed2, d_normed, *block.alpha2.data,
+  const double d_alpha = norm_backward(tile.middle, tile.normed2, d_normed, block.alpha2.value(),
                                       width, slots, dx);
   add_alpha(block.alpha2, d_alpha, gradient);
 }
@@ -337,12 +353,12 @@ void before_attention_backward(const Block& block, const BlockTile& tile, int64_
   const int64_t width = block.shape.width, row = slot_row(width), row3 = slot_row(3 * width);
   weight_backward(block.qkv, d_qkv, tile.normed1, slots, gradient, block.room);
   const int64_t step = chain(block.shape.mlp, slots);
-  float d_alpha = 0.0f;
+  double d_alpha = 0.0;
   for (int64_t s = 0; s < slots; s += step) {
     const int64_t count = at_most(slots - s, step), at = s * row * W;
     product(block.qkv.backward, d_qkv + s * row3 * W, row3, scratch, row, count, nullptr, nullptr,
             block.room);
-    d_alpha += norm_backward(tile.in + at, tile.normed1 + at, scratch, *block.alpha1.data, width,
+    d_alpha += norm_backward(tile.in + at, tile.normed1 + at, scratch, block.alpha1.value(), width,
                              count, dx + at);
   }
   add_alpha(block.alpha1, d_alpha, gradient);
