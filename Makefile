@@ -35,7 +35,8 @@ test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefine
 	$(PY) -m jetkern build --sanitize --into build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 JETKERN_CPU_LIBRARY=build/sanitize/_cpu.so OMP_NUM_THREADS=1 \
-	$(PY) -m pytest -q -p no:xdist tests/ops -k "cpu_accuracy or bits"
+	$(PY) -m pytest -q -p no:xdist -k "not compil" \
+	$(addprefix tests/ops/test_,$(addsuffix .py,knn pair_bias attention attention_block local_block mlp cpu_bf16))
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	JETKERN_EMULATED_LIBRARY="$$($(PY) -m tests.csrc.emulated --sanitize)" \
@@ -52,4 +53,4 @@ format: setup  ## let ruff rewrite
 	$(PY) -m ruff format .
 
 clean:  ## remove what the build and the demo left
-	rm -rf build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build demo jetkern/.build-* *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -12,6 +12,11 @@ Memory is the process's peak during training above that with the model loaded, l
 momentum per weight, which every contender has. Divided by the jets it contains what is needed once;
 what each further jet needs is the rise of the peak when the batch is doubled: about 0 where the
 gradients of a large model, not its small batch, make the peak.
+
+Where the time of "jetkern cpu" goes is taken from PyTorch's profiler in further train steps: the
+share of each op, forward and backward, and the fraction of the float32 matrix rate that the op's
+products reach in it (more than 1 where the op does without some of them); the rest is PyTorch's
+(heads, loss, gradient clipping) and Python's.
 """
 
 from __future__ import annotations
@@ -192,9 +197,11 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
     """A process that runs one contender: sends "ready" or why not, then does what it is told.
 
     "train" and "inference" are answered with seconds and peak memory in MB, "further" with the MB
-    by which the peak rises for each jet of a doubled batch.
+    by which the peak rises for each jet of a doubled batch, "profile" with the seconds of each part
+    of a train step.
     """
     os.environ["JETKERN_BACKEND"], precision = CONTENDERS[name]
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler would announce itself
     if settings.peer:
         sys.path.append(settings.peer)
     import torch
@@ -223,6 +230,9 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
             steps.train(steps.prepare(type(jets).concat([jets, jets])))
             pipe.send((peak() - low) / len(jets))
             continue
+        if task == "profile":
+            pipe.send(profile(lambda: steps.train(batch)))
+            continue
         # A step first that does not count: the one before was another process's, whose threads may
         # still spin and whose data are in the caches.
         run = getattr(steps, task)
@@ -230,6 +240,29 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
         start = clock()
         run(batch)
         pipe.send((clock() - start, peak()))
+
+
+def profile(step: Callable[[], None]) -> dict[str, float]:
+    """Seconds of a ``step`` in each of our compiled ops, in the optimiser, and in the rest."""
+    import torch
+
+    step()
+    steps = 5
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        total = (time.perf_counter() - start) / steps
+    parts: dict[str, float] = {}
+    for event in profiler.key_averages():
+        if found := re.fullmatch(r"jetkern::(?:cpu_)?(\w+?)(?:_backward)?", event.key):
+            name, spent = found[1], event.self_cpu_time_total
+        elif event.key.startswith("Optimizer.step"):
+            name, spent = "optimiser", event.cpu_time_total
+        else:
+            continue
+        parts[name] = parts.get(name, 0.0) + spent / 1e6 / steps
+    return parts | {"rest": total - sum(parts.values())}
 
 
 def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
@@ -256,8 +289,12 @@ def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
                 if repeat:  # the first warms up
                     samples.setdefault((name, measure), []).append(sample)
     for name, (process, pipe) in running.items():
+        row: dict[str, Any] = {"contender": name}
+        if name == "jetkern cpu":
+            pipe.send("profile")
+            row["profile_seconds"] = pipe.recv()
         pipe.send("further")
-        row: dict[str, Any] = {"contender": name, "further_mb_per_jet": pipe.recv()}
+        row["further_mb_per_jet"] = pipe.recv()
         pipe.send(None)
         process.join()
         for measure in MEASURES:
@@ -269,35 +306,49 @@ def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def model_flops(size: str, objective: str, jets: Any) -> float:
-    """Matrix-product FLOPs of one forward pass over packed jets: 2 per multiply and add.
+def model_flops(size: str, objective: str, jets: Any) -> dict[str, float]:
+    """Matrix-product FLOPs of one forward pass over packed jets, by op: 2 per multiply and add.
 
-    Attention within the passes is counted, the generator's and MPM's heads too; masked jets keep
-    60 % of their particles. A train step needs three times that, recomputation not counted.
+    The heads, small products and class attention, count as "rest"; masked jets keep 60 % of their
+    particles. A train step needs three times that, recomputation not counted.
     """
     from jetkern.objectives import parse_objective
     from jetkern.presets import SIZES
 
     parts, shape = parse_objective(objective), SIZES[size]
     dim, k, layers = shape["dim"], shape["neighbours"], shape["layers"]
-    total = 0.0
+    flops = dict.fromkeys(("local_block", "pair_bias", "mlp", "attention_block", "rest"), 0.0)
     for part in parts:
         n = jets.counts.double() * (0.6 if part == "mpm" else 1.0)
         edges = n * (n - 1).clamp(min=0, max=k)
         rows = n + 4 + (part == "generator")
         block = 16 * dim**2
-        macs = edges * (2 * (14 * dim + 2 * dim**2) + 2 * block) - edges * 4 * dim**2
-        macs += 2 * edges * 4 * dim * (n - 1).clamp(min=0, max=k)
-        macs += n * (n - 1) / 2 * 2 * (6 * dim + 2 * dim * shape["heads"])
-        macs += n * 2 * 2 * (8 * dim + 2 * dim**2)
-        macs += layers * (rows * block + 4 * dim * rows**2)
+        macs = {
+            "local_block": edges * (2 * (14 * dim + 2 * dim**2) + 2 * block - 4 * dim**2)
+            + 2 * edges * 4 * dim * (n - 1).clamp(min=0, max=k),
+            "pair_bias": n * (n - 1) / 2 * 2 * (6 * dim + 2 * dim * shape["heads"]),
+            "mlp": n * 2 * 2 * (8 * dim + 2 * dim**2),
+            "attention_block": layers * (rows * block + 4 * dim * rows**2),
+        }
         if part == "classifier":
             passes = len(parts)  # also on the noised and the masked jets
-            macs += passes * (2 * (rows * 4 * dim**2 + 4 * 12 * dim**2) + 2 * 2 * 32 * dim**2)
+            macs["rest"] = passes * (2 * (rows * 4 * dim**2 + 48 * dim**2) + 4 * 32 * dim**2)
         else:
-            macs += 2 * ((rows + 1) * block + 4 * dim * (rows + 1) ** 2)
-        total += float(macs.sum())
-    return total
+            macs["attention_block"] += 2 * ((rows + 1) * block + 4 * dim * (rows + 1) ** 2)
+        for name, number in macs.items():
+            flops[name] += float(number.sum())
+    return flops
+
+
+def shares(row: dict[str, Any], flops: dict[str, float], rate: float) -> str:
+    """Where a train step's time goes: share of each part, and what of ``rate`` it reaches."""
+    seconds = row["profile_seconds"]
+    total = sum(seconds.values())
+    parts = []
+    for name, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        reached = 3 * flops.get(name, 0.0) / spent / rate
+        parts.append(f"{name} {spent / total:.0%}" + (f" (at {reached:.0%})" if reached else ""))
+    return ", ".join(parts)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -362,7 +413,7 @@ def main() -> None:
     machine = describe(settings.threads, clock)
     machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
     print("\n".join(f"{key:14} {value}" for key, value in machine.items()))
-    results = []
+    results, rate = [], machine["matrix_gflops"] * 1e9
     for size in settings.sizes:
         jets = load_jets(settings.data, settings.batch or BATCH[size])
         counts = jets.counts.double()
@@ -376,11 +427,15 @@ def main() -> None:
             flops = model_flops(size, objective, jets)
             for row in rows:
                 if "skipped" not in row:
-                    rate = 3 * flops / row["train_seconds"]
-                    row["of_matrix_rate"] = rate / (machine["matrix_gflops"] * 1e9)
+                    row["of_matrix_rate"] = 3 * sum(flops.values()) / row["train_seconds"] / rate
+                if "profile_seconds" in row:
+                    row["shares"] = shares(row, flops, rate)
             result = {"size": size, "objective": objective, "jets": len(jets), "rows": rows}
             results.append(result)
-            print(table([result]), flush=True)
+            print(table([result]))
+            for row in rows:
+                if "shares" in row:
+                    print(f"{row['contender']}: {row['shares']}", flush=True)
     print(f"\n{table(results)}")
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
