@@ -131,12 +131,16 @@ class TokenBlock(Layer):
         self, tokens: Tensor, token_offsets: Tensor, rows: Tensor, row_offsets: Tensor
     ) -> Tensor:
         dim = tokens.shape[1]
-        q = (tokens @ self.qkv_weight[:dim].t()).unflatten(1, (self.heads, -1))
-        kv = (rows @ self.qkv_weight[dim:].t()).unflatten(1, (2, self.heads, -1))
+
+        def product(x: Tensor, weight: Tensor) -> Tensor:
+            return ops.linear(x, weight, precision=self.precision)
+
+        q = product(tokens, self.qkv_weight[:dim]).unflatten(1, (self.heads, -1))
+        kv = product(rows, self.qkv_weight[dim:]).unflatten(1, (2, self.heads, -1))
         mixed = ops.attention(
             q, kv[:, 0], kv[:, 1], token_offsets, row_offsets, precision=self.precision
         )
-        tokens = tokens + mixed.flatten(1) @ self.out_weight.t()
+        tokens = tokens + product(mixed.flatten(1), self.out_weight)
         return tokens + self.mlp(self.norm(tokens))
 
 

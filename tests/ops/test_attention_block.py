@@ -84,10 +84,11 @@ def test_large_scores_do_not_overflow() -> None:
     torch.testing.assert_close(ours, reference)
 
 
-def test_the_same_bits_with_any_number_of_threads() -> None:
-    x, offsets, particles = rows([40, 3, 90] * 8, 16, True)
+@pytest.mark.parametrize("width", [16, 384])  # of the latter the gradient is summed in turn
+def test_the_same_bits_with_any_number_of_threads(width: int) -> None:
+    x, offsets, particles = rows([40, 3, 90] * 8, width, True)
     bias = torch.randn(2, int(particles.diff().square().sum()), generator=generator(4))
-    block = random_block(16, 24)
+    block = random_block(width, 24 if width == 16 else 768)
     leaves = [x.requires_grad_(), block.mlp.fc1_weight.requires_grad_(), bias.requires_grad_()]
     results = []
     for n in (1, 2, 3, 4):
@@ -112,6 +113,23 @@ def test_inputs_need_not_be_contiguous() -> None:
     strided = x.t().contiguous().t(), offsets.repeat_interleave(2)[::2]
     have = run(*strided, random_block(16, 24), 2, bias.t().contiguous().t(), particles, "cpu")
     assert have.equal(want)
+
+
+def test_weights_of_wrong_shapes_and_heads_are_named() -> None:
+    x, offsets, _ = rows([4, 5], 8, False)
+    block = random_block(8, 12)
+    turned = block._replace(mlp=block.mlp._replace(fc2_weight=block.mlp.fc2_weight.t()))
+    with pytest.raises(ValueError, match=r"parameters\.mlp\.fc2_weight must have shape"):
+        run(x, offsets, turned, 2, backend="cpu")
+    for heads in (0, 3):
+        with pytest.raises(ValueError, match=f"heads must divide the width 8, got {heads}"):
+            run(x, offsets, block, heads, backend="cpu")
+
+
+def test_offsets_of_particles_have_the_type_of_offsets() -> None:
+    x, offsets, particles = rows([4, 5], 8, False)
+    with pytest.raises(ValueError, match="particle_offsets must be"):
+        run(x, offsets, random_block(8, 8), 2, torch.zeros(2, 41), particles.int(), "cpu")
 
 
 @pytest.mark.parametrize("broken", ["offsets", "particles", "bias"])

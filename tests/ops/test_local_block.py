@@ -132,6 +132,17 @@ def test_a_neighbour_beyond_the_last_particle_is_an_error() -> None:
         run(particles, neighbours, embed, blocks, 2, "cpu")
 
 
+def test_weights_of_wrong_shapes_and_heads_are_named() -> None:
+    particles, neighbours, embed, blocks = inputs([9], 16, 24, 4)
+    turned = blocks[1]._replace(qkv_weight=blocks[1].qkv_weight.t())
+    with pytest.raises(ValueError, match=r"blocks\[1\].qkv_weight must have shape"):
+        run(particles, neighbours, embed, [blocks[0], turned], 2, "cpu")
+    with pytest.raises(ValueError, match="heads must divide the width 16, got 5"):
+        run(particles, neighbours, embed, blocks, 5, "cpu")
+    with pytest.raises(ValueError, match="blocks is empty"):
+        run(particles, neighbours, embed, [], 2, "cpu")
+
+
 def test_opcheck_and_compile() -> None:
     particles, neighbours, embed, blocks = inputs([5, 0, 3], 8, 12, 3)
     weights = [w.clone().requires_grad_() for w in tensors(embed, *blocks)]

@@ -75,6 +75,17 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert mlp(x, weights, backend="cpu").equal(mlp(x.contiguous(), weights, backend="cpu"))
 
 
+@pytest.mark.parametrize("field", ["fc1_bias", "gamma", "fc2_weight"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_weight_of_a_wrong_shape_is_named(field: str, backend: str) -> None:
+    weights = random_mlp(7, 9, 5)
+    wrong = weights._replace(**{field: getattr(weights, field)[..., :-1]})
+    with pytest.raises(ValueError, match=f"parameters.{field} must have shape"):
+        mlp(torch.randn(3, 7), wrong, backend=backend)
+    with pytest.raises(ValueError, match="fc1_weight must have shape"):
+        mlp(torch.randn(3, 6), weights, backend=backend)
+
+
 def test_opcheck_and_compile() -> None:
     weights = random_mlp(3, 16, 4, bias2=False)
     x = torch.randn(20, 3, generator=generator(3))

@@ -158,5 +158,7 @@ def test_bad_input_is_refused() -> None:
         pair_bias(particles, offsets, p, num_pairs=9, backend="cpu")
     with pytest.raises(RuntimeError, match="offsets must rise"):
         pair_bias(particles, torch.tensor([0, 3]), p, backend="cpu")
-    with pytest.raises(RuntimeError, match="weights do not fit"):
+    with pytest.raises(ValueError, match="num_pairs must not be negative, got -5"):
+        pair_bias(particles, offsets, p, num_pairs=-5, backend="cpu")
+    with pytest.raises(ValueError, match=r"parameters\.fc2_bias must have shape"):
         pair_bias(particles, offsets, p._replace(fc2_bias=p.fc2_bias[:1]), backend="cpu")

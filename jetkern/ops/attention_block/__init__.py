@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jetkern.ops.checks import check_float, check_offsets, check_shape
+from jetkern.ops.checks import check_block, check_float, check_offsets, check_shape
 from jetkern.ops.dispatch import implementation
 from jetkern.ops.parameters import BlockParameters
 
@@ -31,16 +31,17 @@ def attention_block(
         (T, D).
 
     Raises:
-        ValueError: for wrong shapes or dtypes.
+        ValueError: for wrong shapes or dtypes, also of a weight, which is named, for heads that do
+            not divide D, or a bias without ``particle_offsets``.
     """
     check_float("x", x)
-    check_shape("x", x, None, parameters.qkv_weight.shape[1])
+    check_shape("x", x, None, None)
+    check_block("parameters", parameters, x.shape[1], heads)
     check_offsets("offsets", offsets, x.device)
-    if x.shape[1] % heads:
-        raise ValueError(f"{heads} heads do not divide the width {x.shape[1]}")
     if bias is not None:
         check_shape("bias", bias, heads, None)
         if particle_offsets is None:
             raise ValueError("a bias needs particle_offsets")
+        check_offsets("particle_offsets", particle_offsets, x.device)
     run = implementation("attention_block", backend, x, precision)
     return run(x, offsets, parameters, heads, bias, particle_offsets)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jetkern.ops.checks import check_float, check_shape
+from jetkern.ops.checks import check_block, check_float, check_mlp, check_shape
 from jetkern.ops.dispatch import implementation
 from jetkern.ops.parameters import BlockParameters, MLPParameters
 
@@ -40,13 +40,18 @@ def local_block(
         (T, D); exactly zero for a particle without neighbours.
 
     Raises:
-        ValueError: for wrong shapes or dtypes.
+        ValueError: for wrong shapes or dtypes, also of a weight, which is named, for heads that do
+            not divide D, or no blocks.
     """
     check_float("particles", particles)
     check_shape("particles", particles, None, 4)
     check_shape("neighbours", neighbours, len(particles), None)
     if neighbours.dtype != torch.int64:
         raise ValueError(f"neighbours must be int64, got {neighbours.dtype}")
-    check_shape("fc1_weight", embed.fc1_weight, None, 7)
+    check_mlp("embed", embed, 7)
+    if not blocks:
+        raise ValueError("blocks is empty")
+    for i, block in enumerate(blocks):
+        check_block(f"blocks[{i}]", block, len(embed.fc2_weight), heads)
     run = implementation("local_block", backend, particles, precision)
     return run(particles, neighbours, embed, blocks, heads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jetkern.ops.checks import check_float, check_shape
+from jetkern.ops.checks import check_float, check_mlp, check_shape
 from jetkern.ops.dispatch import implementation
 from jetkern.ops.parameters import MLPParameters
 
@@ -23,8 +23,9 @@ def mlp(
         (T, D_out).
 
     Raises:
-        ValueError: for wrong shapes or dtypes.
+        ValueError: for wrong shapes or dtypes, also of a weight, which is named.
     """
     check_float("x", x)
-    check_shape("x", x, None, parameters.fc1_weight.shape[1])
+    check_shape("x", x, None, None)
+    check_mlp("parameters", parameters, x.shape[1])
     return implementation("mlp", backend, x, precision)(x, parameters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jetkern.ops.checks import check_float, check_offsets, check_shape
+from jetkern.ops.checks import check_float, check_mlp, check_offsets, check_shape
 from jetkern.ops.dispatch import choose, implementation
 from jetkern.ops.parameters import MLPParameters
 
@@ -42,7 +42,7 @@ def pair_bias(
         ValueError: for wrong shapes or dtypes.
         RuntimeError: on a CPU, if ``num_pairs`` is not the number of pairs.
     """
-    _check(particles, offsets, parameters)
+    _check(particles, offsets, parameters, num_pairs)
     return implementation("pair_bias", backend, particles, precision)(
         particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype
     )
@@ -74,7 +74,7 @@ def shared_pair_bias(
         ValueError: for wrong shapes or dtypes.
         RuntimeError: on a CPU, if ``num_pairs`` is not the number of pairs.
     """
-    _check(particles, offsets, parameters)
+    _check(particles, offsets, parameters, num_pairs)
     run = implementation("pair_bias", backend, particles, precision)
     if choose("pair_bias", backend, particles.device.type, particles.dtype) == "triton":
         from jetkern.ops.pair_bias import triton
@@ -91,8 +91,15 @@ def shared_pair_bias(
     return (run(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype),) * layers
 
 
-def _check(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> None:
+def _check(
+    particles: Tensor, offsets: Tensor, parameters: MLPParameters, num_pairs: int | None
+) -> None:
     check_float("particles", particles)
     check_shape("particles", particles, None, 4)
     check_offsets("offsets", offsets, particles.device)
-    check_shape("fc1_weight", parameters.fc1_weight, None, 3)
+    check_mlp("parameters", parameters, 3)
+    p = parameters
+    if p.fc1_bias is None or p.fc2_bias is None or p.alpha is not None:
+        raise ValueError("parameters must have both biases and no norm")
+    if num_pairs is not None and num_pairs < 0:
+        raise ValueError(f"num_pairs must not be negative, got {num_pairs}")
