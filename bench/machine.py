@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,12 @@ def commit() -> str:
     """The commit that runs, marked if tracked files differ from it."""
     changed = "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
     return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+def command() -> str:
+    """How this program was called, without the folders of absolute paths."""
+    arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+    return " ".join(["python -m", f"bench.{Path(sys.argv[0]).stem}", *arguments])
 
 
 def matrix_rate(

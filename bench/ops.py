@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import limits, peers
-from bench.machine import describe
+from bench.machine import command, describe
 from bench.step import load_jets
 from jetkern import ops
 from jetkern.jets import Jets, offsets_from_counts
@@ -71,7 +71,8 @@ class Case(NamedTuple):
         Inputs named in ``half`` are rounded to bfloat16 and, with ``store``, kept in it.
         """
         module = copy.deepcopy(self.module).to(dtype)
-        rounded = self.half if precision == "bf16" else ()
+        on_gpu = self.inputs[0].device.type == "cuda"  # the C++ ops take float32
+        rounded = self.half if precision == "bf16" and on_gpu else ()
         inputs = []
         for i, tensor in enumerate(self.inputs):
             kept = tensor.to(torch.bfloat16) if i in rounded else tensor
@@ -259,7 +260,7 @@ def measure(
     device = case.inputs[0].device.type
     mark = clock(device)
     runs = contenders(op, case, precision, ours, with_compile)
-    best = {name: {"forward": float("inf"), "backward": float("inf")} for name in runs}
+    best: dict[str, dict[str, float]] = {name: {} for name in runs}
     for repeat in range(repeats + 1):
         for name, (run, leaves) in list(runs.items()):
             if device == "cuda":
@@ -271,7 +272,7 @@ def measure(
                 marks.append(mark())
                 if leaves:
                     torch.autograd.grad(out, leaves, torch.ones_like(out))
-                marks.append(mark())
+                    marks.append(mark())
                 del out
             except Exception as error:  # a peer that has no answer is left out, and said so
                 if name == "ours":
@@ -281,7 +282,8 @@ def measure(
                 continue
             if repeat:  # the first one compiles and warms up
                 for way, start, end in zip(("forward", "backward"), marks, marks[1:], strict=False):
-                    best[name][way] = min(best[name][way], between(start, end))
+                    spent = between(start, end)
+                    best[name][way] = min(best[name].get(way, spent), spent)
                 if device == "cuda":
                     best[name]["peak_mb"] = (torch.cuda.max_memory_allocated() - before) / 2**20
     return best
@@ -312,10 +314,10 @@ def row(result: dict[str, Any], names: list[str], limited: bool) -> str:
     """One line of the table: our time, and how many times longer the others take."""
     cells = [result["op"], result["size"], result["n"], str(result["jets"])]
     for way in ("forward", "backward"):
-        ours = result["seconds"]["ours"][way]
-        if way == "backward" and result["op"] == "knn":
+        if way not in result["seconds"]["ours"]:  # no gradient
             cells += [""] * (1 + len(names) + limited)
             continue
+        ours = result["seconds"]["ours"][way]
         cells.append(f"{ours / result['jets'] * 1e6:.4g}")
         for name in names:
             other = result["seconds"].get(name)
@@ -395,7 +397,7 @@ def main() -> None:
             print(row(result, names, rates is not None), flush=True)
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": machine, "command": sys.argv[1:], "results": results}
+        document = {"machine": machine, "command": command(), "results": results}
         settings.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
     if refused:
         sys.exit("not reported, wrong:\n" + "\n".join(refused))

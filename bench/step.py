@@ -406,7 +406,7 @@ def main() -> None:
 
     import torch
 
-    from bench.machine import describe
+    from bench.machine import command, describe
 
     torch.set_num_threads(settings.threads)
     clock = time.process_time if settings.cpu_time else time.perf_counter
@@ -439,7 +439,7 @@ def main() -> None:
     print(f"\n{table(results)}")
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": machine, "command": sys.argv[1:], "results": results}
+        document = {"machine": machine, "command": command(), "results": results}
         settings.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 

@@ -183,26 +183,30 @@ def check_accuracy(
 
 
 def check_alphas(
-    op: Callable[..., Tensor], x: Tensor, weights: Sequence[MLPParameters | BlockParameters]
+    op: Callable[..., Tensor],
+    x: Tensor,
+    weights: Sequence[MLPParameters | BlockParameters],
+    eager: Callable[..., Tensor] | None = None,
+    **options: str,
 ) -> None:
-    """Asserts that gradients of alphas err at most twice as much as eager float32's on the CPU.
+    """Asserts that on the CPU gradients of alphas err at most twice as much as eager float32's.
 
     Each is one number, which eager may get right by luck: what counts is the root mean square over
-    16 upstream gradients.
+    16 upstream gradients. ``eager`` is ``op`` on the reference, or what else to compare with;
+    ``options`` are passed to ours.
     """
 
-    def gradients(dtype: torch.dtype, backend: str) -> Tensor:
+    def gradients(dtype: torch.dtype, op: Callable[..., Tensor] = op, **options: str) -> Tensor:
         parameters = convert(weights, lambda t: t.detach().to(dtype).requires_grad_())
         alphas = [t for t in tensors(*parameters) if t.shape == (1,)]
-        out = op(x.to(dtype), *parameters, backend=backend)
+        out = op(x.to(dtype), *parameters, **options)
         draws = [torch.randn(out.shape, generator=generator(seed)) for seed in range(16)]
         found = [torch.autograd.grad(out, alphas, d.to(dtype), retain_graph=True) for d in draws]
         return torch.stack([torch.cat(g) for g in found])
 
-    exact = gradients(torch.float64, "reference")
-    error, allowed = (
-        (gradients(torch.float32, backend) - exact).square().mean(0).sqrt()
-        for backend in ("cpu", "reference")
-    )
+    exact = gradients(torch.float64, backend="reference")
+    plain = gradients(torch.float32, eager or op, backend="reference")
+    ours = gradients(torch.float32, backend="cpu", **options)
+    error, allowed = ((g - exact).square().mean(0).sqrt() for g in (ours, plain))
     assert len(error)
     assert (error <= 2 * allowed).all(), f"errors {error.tolist()}, of eager {allowed.tolist()}"

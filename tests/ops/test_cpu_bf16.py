@@ -15,6 +15,7 @@ from jetkern.ops.attention.reference import attention
 from jetkern.ops.parameters import BlockParameters, MLPParameters
 from tests.ops.helpers import (
     check_accuracy,
+    check_alphas,
     generator,
     random_block,
     random_mlp,
@@ -70,7 +71,7 @@ def hold_against_eager(op: Any, emulation: Any, *arguments: Any) -> None:
     ours = result_and_gradients(op, arguments, torch.float32, "cpu", precision="bf16")
     for i, (want, plain, have) in enumerate(zip(exact, eager, ours, strict=True)):
         error, allowed = ((x - want).square().mean().sqrt().item() for x in (have, plain))
-        if want.numel() > 1:  # single numbers, the gradients of alpha, scatter
+        if want.numel() > 1:  # single numbers scatter: `check_alphas` judges those
             assert error <= 2 * allowed + 1e-6 * want.abs().max().item(), f"output {i}"
 
 
@@ -83,6 +84,20 @@ def test_cpu_accuracy_of_the_perceptron(
     weights = random_mlp(inputs_, hidden, outputs)
     check_accuracy(mlp, x, weights, precision="bf16")
     hold_against_eager(mlp, rounded_mlp, x, weights)
+
+
+def test_cpu_accuracy_of_alphas() -> None:
+    x = torch.randn(1000, 32, generator=generator(3))
+    check_alphas(mlp, x, [random_mlp(32, 64, 32)], rounded_mlp, precision="bf16")
+    x, offsets, _ = rows([40] * 20, 32, False)
+
+    def ours(x: Tensor, block: BlockParameters, **options: str) -> Tensor:
+        return attention_block(x, offsets, block, 4, **options)
+
+    def eager(x: Tensor, block: BlockParameters, **options: str) -> Tensor:
+        return rounded_block(x, offsets, block, 4, **options)
+
+    check_alphas(ours, x, [random_block(32, 64)], eager, precision="bf16")
 
 
 @pytest.mark.parametrize(("width", "hidden", "heads"), [(32, 64, 4), (20, 41, 4), (200, 360, 8)])
