@@ -8,6 +8,8 @@ it with its einops and torchdiffeq, ``--no-deps --target DIR``). The peer gets i
 the longest jet. A train step is forward, backward, gradient clipping and Lion. "cpu bf16" rounds
 the factors of products to bfloat16; the others compute in float32.
 
+Rates are medians; behind each is (slowest - fastest) / median of its repeats.
+
 Memory is the process's peak during training above that with the model loaded, less a gradient and a
 momentum per weight, which every contender has. Divided by the jets it contains what is needed once;
 what each further jet needs is the rise of the peak when the batch is doubled: about 0 where the
@@ -369,7 +371,8 @@ def table(results: list[dict[str, Any]]) -> str:
             cells = []
             for measure in MEASURES:
                 seconds = row[f"{measure}_seconds"]
-                cells.append(f"{result['jets'] / seconds:.1f}")
+                spread = row[f"{measure}_spread"]
+                cells.append(f"{result['jets'] / seconds:.1f} ({spread:.0%})")
                 other = peer.get(f"{measure}_seconds") if peer else None
                 cells.append(f"{other / seconds:.1f}" if other else "")
             cells.append(f"{row['peak_mb'] / result['jets']:.2f}")

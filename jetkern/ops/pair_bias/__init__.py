@@ -98,8 +98,5 @@ def _check(
     check_shape("particles", particles, None, 4)
     check_offsets("offsets", offsets, particles.device)
     check_mlp("parameters", parameters, 3)
-    p = parameters
-    if p.fc1_bias is None or p.fc2_bias is None or p.alpha is not None:
-        raise ValueError("parameters must have both biases and no norm")
     if num_pairs is not None and num_pairs < 0:
         raise ValueError(f"num_pairs must not be negative, got {num_pairs}")
