@@ -9,46 +9,58 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from jetkern.data.shards import ShardError
-from jetkern.jets import Jets, offsets_from_counts
-
-_OPTIONAL = ("pid", "tracks", "label", "condition")
+from jetkern.data.shards import DTYPES, KINEMATICS, TRACKS, Field, ShardError
+from jetkern.jets import Jets
 
 
 def remote_jets(urls: str | Sequence[str], *, batch_size: int) -> Iterator[Jets]:
     """Batches of ``batch_size`` jets, the last one smaller, in the order of the files.
 
     Args:
-        urls: of the ``shard-*.tar`` files; anything that ``webdataset.WebDataset`` opens, braces
-            included, such as ``https://host/train/shard-{00000..00009}.tar``.
+        urls: of the ``shard-*.tar`` files; anything that ``webdataset.WebDataset`` opens. Braces
+            are expanded: ``https://host/train/shard-{00000..00009}.tar`` are ten files.
         batch_size: jets of a batch.
 
     Raises:
         ImportError: without webdataset (``pip install jetkern[data]``).
-        ValueError: for a ``pipe:`` URL, which would run a shell command, or with GOPEN_REWRITE set,
-            which could turn any URL into one.
-        ShardError: for a member that is not one of ours; pickled members are never decoded.
+        ValueError: for no URL or unbalanced braces, for a ``pipe:`` URL, which would run a shell
+            command, or with GOPEN_REWRITE set, which could turn any URL into one.
+        OSError: for a file that cannot be fetched.
+        ShardError: while iterating, for a file or block that is damaged or not one of ours; it
+            names file, block and field. Pickled members are never decoded.
     """
     import webdataset
+    from braceexpand import braceexpand  # which webdataset needs, too
 
-    urls = [urls] if isinstance(urls, str) else list(urls)
-    if bad := [u for u in urls if u.strip().startswith("pipe:")]:
+    given = [urls] if isinstance(urls, str) else urls
+    files = [url for pattern in given for url in braceexpand(pattern)]
+    if not files:
+        raise ValueError("no URLs to read from")
+    if bad := [url for url in files if urlsplit(url.strip()).scheme == "pipe"]:
         raise ValueError(f"{bad[0]!r} would run a shell command: give the URL of a file")
     if "GOPEN_REWRITE" in os.environ:
         raise ValueError("GOPEN_REWRITE is set and would change the URLs: unset it")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    dataset = webdataset.WebDataset(files, shardshuffle=False)
+    return _batches(_blocks(_samples(dataset, files)), batch_size)
+
+
+def _batches(blocks: Iterator[Jets], batch_size: int) -> Iterator[Jets]:
     waiting: list[Jets] = []
     count = 0
-    for sample in webdataset.WebDataset(urls, shardshuffle=False):
-        waiting.append(_block(sample))
-        count += len(waiting[-1])
+    for jets in blocks:
+        waiting.append(jets)
+        count += len(jets)
         if count >= batch_size:
             joined = Jets.concat(waiting)
             whole = count - count % batch_size
@@ -59,25 +71,76 @@ def remote_jets(urls: str | Sequence[str], *, batch_size: int) -> Iterator[Jets]
         yield Jets.concat(waiting)
 
 
-def _block(sample: dict[str, Any]) -> Jets:
-    where = f"{sample.get('__url__', '?')}, block {sample.get('__key__', '?')}"
-    arrays: dict[str, torch.Tensor] = {}
-    for name, content in sample.items():
-        if name.startswith("__"):
-            continue
-        field, _, ending = name.partition(".")
-        if ending != "npy" or field not in ("offsets", "particles", *_OPTIONAL):
-            raise ShardError(f"{where}: {name} is not a member of jetkern's shards")
-        try:
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ShardError(f"{where}: {name} cannot be read: {error}") from None
-        kind = torch.int64 if array.dtype.kind in "iu" else torch.float32
-        arrays[field] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).to(kind)
+def _blocks(samples: Iterator[dict[str, Any]]) -> Iterator[Jets]:
+    """The blocks, which must have the same fields and columns."""
+    first = ""
+    for sample in samples:
+        where = f"{sample['__url__']}, block {sample['__key__']}"
+        arrays = _arrays(sample, where)
+        _check_shapes(arrays, where)
+        layout = ", ".join(
+            f"{name} ({array.shape[1]} columns)" if array.ndim == 2 else name
+            for name, array in sorted(arrays.items())
+        )
+        first = first or layout
+        if layout != first:
+            raise ShardError(f"{where}: has {layout}; the blocks before it have {first}")
+        yield Jets(
+            **{
+                name: torch.from_numpy(a.astype(np.int64 if a.dtype.kind in "iu" else np.float32))
+                for name, a in arrays.items()
+            }
+        )
+
+
+def _samples(dataset: Iterable[dict[str, Any]], files: list[str]) -> Iterator[dict[str, Any]]:
+    """The members of each block as bytes, by name."""
     try:
-        offsets = offsets_from_counts(arrays.pop("offsets").diff())
-        return Jets(offsets=offsets, **arrays)
-    except KeyError as error:
-        raise ShardError(f"{where}: has no {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise ShardError(f"{where}: {error}") from None
+        yield from dataset
+    except (tarfile.TarError, ValueError) as error:
+        # webdataset appends the URL to the error's arguments where it knows it.
+        known = [a for a in error.args[1:] if isinstance(a, str)]
+        where = known[-1] if known else " to ".join(sorted({files[0], files[-1]}))
+        raise ShardError(f"{where}: {str(error.args[0]).splitlines()[0]}") from None
+
+
+def _arrays(sample: dict[str, Any], where: str) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for member, content in sample.items():
+        if member.startswith("__"):
+            continue
+        field, _, ending = member.partition(".")
+        if ending != "npy" or field not in DTYPES:
+            raise ShardError(f"{where}: {member} is not a member of jetkern's shards")
+        try:
+            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        except Exception as error:  # numpy evaluates the header as Python: nearly any kind
+            raise ShardError(f"{where}: {member} cannot be read: {error}") from None
+        if array.dtype.str not in DTYPES[field]:
+            expected = " or ".join(DTYPES[field])
+            raise ShardError(f"{where}: {field} is {array.dtype.str}, expected {expected}")
+        arrays[field] = array
+    if missing := [name for name in ("offsets", "particles") if name not in arrays]:
+        raise ShardError(f"{where}: has no {missing[0]}")
+    return arrays
+
+
+def _check_shapes(arrays: dict[str, NDArray[Any]], where: str) -> None:
+    offsets = arrays["offsets"]
+    if offsets.ndim != 1 or not len(offsets):
+        raise ShardError(f"{where}: offsets has shape {offsets.shape}, expected (jets + 1,)")
+    if offsets[0] != 0:
+        raise ShardError(f"{where}: offsets begin at {offsets[0]}, expected 0")
+    if len(falling := np.flatnonzero(offsets[1:] < offsets[:-1])):
+        jet = falling[0]
+        raise ShardError(
+            f"{where}, jet {jet}: offsets fall from {offsets[jet]} to {offsets[jet + 1]}"
+        )
+    for name, array in arrays.items():
+        columns: tuple[str, ...] = {"particles": KINEMATICS, "tracks": TRACKS}.get(name, ())
+        if name == "condition":
+            columns = ("",) * (array.shape[1] if array.ndim == 2 else 1)
+        field = Field(name, array.dtype.str, columns)
+        expected = field.shape(len(offsets) - 1, int(offsets[-1]))
+        if array.shape != expected:
+            raise ShardError(f"{where}: {name} has shape {array.shape}, expected {expected}")

@@ -75,7 +75,7 @@ class Field:
         return int(np.prod(self.shape(jets, particles))) * np.dtype(self.dtype).itemsize
 
 
-_KNOWN = {
+DTYPES = {  # that each field may have
     "offsets": ("<i4",),
     "particles": ("<f4", "<f2"),
     "pid": ("|u1",),
@@ -326,7 +326,7 @@ class Shards:
             Field(f["name"], f["dtype"], tuple(f["columns"])) for f in manifest["fields"]
         )
         for field in self.fields:
-            if field.dtype not in _KNOWN.get(field.name, ()):
+            if field.dtype not in DTYPES.get(field.name, ()):
                 raise ShardError(f"{path}: unknown field {field.name} of type {field.dtype}")
         names = {f.name: f for f in self.fields}
         self.condition = names["condition"].columns if "condition" in names else ()

@@ -43,28 +43,103 @@ def npy(array):
     return buffer.getvalue()
 
 
-def test_what_is_not_ours_is_refused(tmp_path):
-    good = {
-        "00000000.offsets.npy": npy(np.array([0, 2], "<i4")),
-        "00000000.particles.npy": npy(np.zeros((2, 4), "<f4")),
-    }
-    assert len(next(remote_jets(tar_of(tmp_path / "a.tar", good), batch_size=1))) == 1
-    for name, content, message in (
-        ("00000000.extra.pkl", b"cos\nsystem\n(S'false'\ntR.", "extra.pkl is not a member"),
-        ("00000000.label.npy", npy(np.array([object()])), "label.npy cannot be read"),
-        ("00000000.label.npy", npy(np.zeros(3, "<i2")), "label has 3 rows, expected 1"),
-    ):
-        url = tar_of(tmp_path / "b.tar", {**good, name: content})
-        with pytest.raises(ShardError, match=message):
-            next(remote_jets(url, batch_size=1))
-    url = tar_of(tmp_path / "c.tar", {"00000000.offsets.npy": good["00000000.offsets.npy"]})
-    with pytest.raises(ShardError, match="particles"):
+KEY = "00000000."
+GOOD = {
+    f"{KEY}offsets.npy": npy(np.array([0, 1, 3], "<i4")),
+    f"{KEY}particles.npy": npy(np.zeros((3, 4), "<f4")),
+}
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("extra.pkl", b"cos\nsystem\n(S'false'\ntR.", "extra.pkl is not a member"),
+        ("label.npy", npy(np.array([object()] * 2)), "label.npy cannot be read: Object arrays"),
+        ("label.npy", b"", "label.npy cannot be read"),
+        ("label.npy", b"PK\3\4" + bytes(60), "label.npy cannot be read"),
+        (
+            "label.npy",
+            npy(np.zeros(2, "<i2")).replace(b"(2,)", b"(%d,)" % 10**15),
+            "label.npy cannot be read",
+        ),
+        (
+            "label.npy",
+            npy(np.zeros(2, "<i2")).replace(b"False", b"Fals("),
+            "label.npy cannot be read",
+        ),
+        ("label.npy", npy(np.zeros(3, "<i2")), r"label has shape \(3,\), expected \(2,\)"),
+        ("label.npy", npy(np.array(["a", "b"])), "label is <U1, expected <i2"),
+        ("label.npy", npy(np.zeros(2, "<f4")), "label is <f4, expected <i2"),
+        ("offsets.npy", npy(np.array([0, 4, 3], "<i4")), "jet 1: offsets fall from 4 to 3"),
+        ("offsets.npy", npy(np.array([1, 2, 4], "<i4")), "offsets begin at 1, expected 0"),
+        ("offsets.npy", npy(np.array([0, 1, 2], "<i4")), r"particles has shape \(3, 4\), expect"),
+        ("offsets.npy", npy(np.array([0, 1.5, 3], "<f4")), "offsets is <f4, expected <i4"),
+        ("offsets.npy", npy(np.array(3, "<i4")), r"offsets has shape \(\), expected"),
+        ("offsets.npy", npy(np.zeros(0, "<i4")), r"offsets has shape \(0,\), expected"),
+        ("particles.npy", npy(np.zeros((3, 4), "<c8")), "particles is <c8, expected <f4 or <f2"),
+        ("particles.npy", npy(np.zeros((3, 3), "<f4")), r"particles has shape \(3, 3\), expected"),
+        ("tracks.npy", npy(np.zeros(3, "<f4")), r"tracks has shape \(3,\), expected \(3, 4\)"),
+        ("condition.npy", npy(np.zeros(2, "<f4")), r"condition has shape \(2,\), expected \(2, 1"),
+    ],
+)
+def test_what_is_damaged_or_not_ours_is_refused(tmp_path, member, content, message):
+    url = tar_of(tmp_path / "a.tar", {**GOOD, KEY + member: content})
+    with pytest.raises(ShardError, match=rf"a\.tar, block 00000000(: |, ){message}"):
         next(remote_jets(url, batch_size=1))
 
 
-def test_urls_that_run_commands_are_refused(monkeypatch):
+def test_a_block_needs_offsets_particles_and_the_fields_of_the_others(tmp_path):
+    assert len(next(remote_jets(tar_of(tmp_path / "a.tar", GOOD), batch_size=2))) == 2
+    for name, content in GOOD.items():
+        url = tar_of(tmp_path / "b.tar", {name: content})
+        with pytest.raises(
+            ShardError, match=r"b\.tar, block 00000000: has no (offsets|particles)$"
+        ):
+            next(remote_jets(url, batch_size=1))
+    second = {name.replace("0.", "1."): content for name, content in GOOD.items()}
+    extra = {"00000001.label.npy": npy(np.zeros(2, "<i2"))}
+    url = tar_of(tmp_path / "c.tar", {**GOOD, **second, **extra})
+    with pytest.raises(
+        ShardError, match=r"c\.tar, block 00000001: has label, .*before it have off"
+    ):
+        list(remote_jets(url, batch_size=1))
+
+
+@pytest.mark.parametrize("bytes_left", [100, 600, 1536])
+def test_a_cut_file_is_named(tmp_path, bytes_left):
+    url = tar_of(tmp_path / "a.tar", GOOD)
+    path = tmp_path / "a.tar"
+    path.write_bytes(path.read_bytes()[:bytes_left])
+    with pytest.raises(ShardError, match=r"a\.tar"):
+        list(remote_jets(url, batch_size=1))
+
+
+def test_a_file_without_blocks_is_named(tmp_path):
+    with pytest.raises(ShardError, match=r"a\.tar: No samples"):
+        list(remote_jets(tar_of(tmp_path / "a.tar", {}), batch_size=1))
+
+
+def test_braces_are_expanded(folder):
+    shards = Shards(folder)
+    last = len(shards.paths) - 1
+    pattern = f"file:{folder}/shard-{{00000..{last:05d}}}.tar"
+    for urls in (pattern, [pattern]):
+        assert sum(len(jets) for jets in remote_jets(urls, batch_size=64)) == shards.num_jets
+    with pytest.raises(ValueError, match="Unbalanced braces"):
+        remote_jets("file:{a.tar", batch_size=1)
+    with pytest.raises(ValueError, match="no URLs"):
+        remote_jets([], batch_size=1)
+
+
+@pytest.mark.parametrize(
+    "url", ["pipe:touch x", "{pipe,file}:touch x", "pi\\pe:x", "PIPE:x", " pipe:x"]
+)
+def test_urls_that_run_commands_are_refused(url):
     with pytest.raises(ValueError, match="would run a shell command"):
-        next(remote_jets("pipe:touch /tmp/no", batch_size=1))
+        remote_jets(["file:a.tar", url], batch_size=1)
+
+
+def test_rewritten_urls_are_refused(monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", "http=pipe:")
     with pytest.raises(ValueError, match="GOPEN_REWRITE is set"):
-        next(remote_jets("http://localhost/x.tar", batch_size=1))
+        remote_jets("http://localhost/x.tar", batch_size=1)
