@@ -60,6 +60,13 @@ def _gpu_libraries() -> list[str]:
     ]
 
 
+def _passed_over(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    """Why another backend runs ``op``, though ``backend`` comes before it."""
+    if reason := dispatch.unavailable(op, backend, device, dtype):
+        return reason
+    return "by name only" if dispatch.by_name_only(backend, device) else "by JETKERN_BACKEND"
+
+
 def report() -> str:
     """Machine, versions and a table of ops as text."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -84,7 +91,7 @@ def report() -> str:
                     better = dispatch.backends_of(op)
                     passed = better[: better.index(chosen)]
                     why = "; ".join(
-                        f"not {b}: {dispatch.unavailable(op, b, device, dtype)}" for b in passed
+                        f"not {b}: {_passed_over(op, b, device, dtype)}" for b in passed
                     )
                     why = why or ("the only one" if len(better) == 1 else "the fastest that runs")
                 except ValueError as error:

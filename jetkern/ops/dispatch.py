@@ -86,16 +86,20 @@ def backends_of(op: str) -> tuple[str, ...]:
     return (*made, "reference")
 
 
+def _runs_on(backend: str, device: str) -> bool:
+    if backend == "cpu":
+        return device == "cpu"
+    return device == "cuda" or (backend == "triton" and device == "cpu" and interpreted())
+
+
 def covers(op: str, backend: str, device: str, dtype: torch.dtype) -> bool:
     """Whether ``backend`` is made for ``op`` on such tensors, be it available here or not."""
     if backend not in backends_of(op):
         return False
     if backend == "reference":
         return True
-    if backend == "cpu":
-        return device == "cpu" and dtype == torch.float32
-    on_gpu = device == "cuda" or (backend == "triton" and device == "cpu" and interpreted())
-    return on_gpu and dtype in (torch.float32, torch.bfloat16)
+    made_for = (torch.float32,) if backend == "cpu" else (torch.float32, torch.bfloat16)
+    return _runs_on(backend, device) and dtype in made_for
 
 
 def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
@@ -104,22 +108,25 @@ def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
         return ""
     if backend not in backends_of(op):
         return f"{op} has no {backend} implementation"
+    if not _runs_on(backend, device):
+        return f"the data is on {device}"
     if not covers(op, backend, device, dtype):
-        home = "cpu" if backend == "cpu" else "cuda"
-        if device != home:
-            return f"the data is on {device}"
-        made = "torch.float32" if home == "cpu" else "torch.float32 or torch.bfloat16"
+        made = "torch.float32" if backend == "cpu" else "torch.float32 or torch.bfloat16"
         return f"it computes in {made}, the data is {dtype}"
     if backend == "cpu":
         return cpu_library()
     return triton_package() if backend == "triton" else cuda_library()
 
 
+def by_name_only(backend: str, device: str) -> bool:
+    """Whether "auto" passes it over: the interpreter and, until it has won, CUDA."""
+    return backend == "cuda" or (backend == "triton" and device == "cpu")
+
+
 def _best(op: str, device: str, dtype: torch.dtype) -> str:
-    """What "auto" stands for. The interpreter and, until it has won, CUDA run by name only."""
+    """What "auto" stands for."""
     for backend in backends_of(op):
-        by_name_only = backend == "cuda" or (backend == "triton" and device == "cpu")
-        if not by_name_only and not unavailable(op, backend, device, dtype):
+        if not by_name_only(backend, device) and not unavailable(op, backend, device, dtype):
             break
     if backend == "reference" and dtype == torch.float32 and len(backends_of(op)) > 1:
         reason = cpu_library() if device == "cpu" else triton_package()
@@ -144,7 +151,7 @@ def choose(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if not by_name and backend != "auto" and not covers(op, backend, device, dtype):
-        backend = "reference"
+        backend = "auto"
     if backend == "auto":
         backend = _best(op, device, dtype)
     elif reason := unavailable(op, backend, device, dtype):
@@ -163,8 +170,9 @@ def implementation(
         op: name of a folder below ``jetkern/ops``.
         backend: one of ``BACKENDS``; "auto" follows the environment variable
             ``JETKERN_BACKEND`` and, without it, takes the fastest one that runs. The variable is
-            for a whole program: ops and dtypes that its backend is not made for (float64 on
-            "cpu") run on the reference, but a backend that is not available here is an error.
+            for a whole program: where its backend is not made for an op, dtype or device (float64
+            on "cpu", all ops but two on "cuda") the fastest other one runs, but a backend that is
+            not available here is an error.
         precision: one of ``PRECISIONS``, what the factors of products may be rounded to (sums are
             float32 or better); None for an op without products. It is a permission: the
             reference never rounds, the C++ ops take "tf32" as "ieee".

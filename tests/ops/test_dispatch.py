@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jetkern.__main__ import report
 from jetkern.build import BuildError, build, compiler
 from jetkern.ops import dispatch, knn
 from tests.ops.helpers import random_particles
@@ -65,6 +66,22 @@ def test_the_environment_asks_for_what_a_backend_is_made_for(
     assert dispatch.choose("knn", "auto", "cpu", FLOAT32) == "cpu"
     assert dispatch.choose("knn", "auto", "cpu", FLOAT64) == "reference"
     assert dispatch.choose("pair_features", "auto", "cpu", FLOAT32) == "reference"
+
+
+def test_what_a_backend_in_the_environment_is_not_made_for_runs_on_the_best_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    monkeypatch.setattr(dispatch, "cuda_library", lambda: "")
+    monkeypatch.setenv("JETKERN_BACKEND", "cuda")
+    assert dispatch.choose("knn", "auto", "cuda", FLOAT32) == "cuda"
+    assert dispatch.choose("mlp", "auto", "cuda", FLOAT32) == "triton"
+    assert dispatch.choose("mlp", "auto", "cpu", FLOAT32) == "cpu"
+    assert dispatch.choose("knn", "auto", "cuda", FLOAT64) == "reference"
+    assert dispatch.choose("pair_features", "auto", "cuda", FLOAT32) == "reference"
+    monkeypatch.setattr(dispatch, "cuda_library", lambda: "not compiled")
+    with pytest.raises(ValueError, match="cuda backend cannot run knn here: not compiled"):
+        dispatch.choose("knn", "auto", "cuda", FLOAT32)
 
 
 @pytest.mark.usefixtures("not_compiled")
@@ -129,3 +146,36 @@ def test_the_report_names_every_op_its_backend_and_the_reason() -> None:
     assert ("knn", "cpu", "float32", "cpu") in rows
     assert ("knn", "cpu", "float64", "reference") in rows
     assert "the best of this CPU" in done.stdout
+
+
+def reasons(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], str]:
+    """The report's table: (op, device, dtype, backend) and why, on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(dispatch, "cuda_library", lambda: "")
+    rows = [line.split(maxsplit=4) for line in report().split("\n\n")[1].splitlines()[1:]]
+    return {tuple(row[:4]): row[4] for row in rows}
+
+
+def test_the_report_has_a_reason_for_each_backend_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    monkeypatch.setattr(dispatch, "interpreted", lambda: True)
+    why = reasons(monkeypatch)
+    assert why["linear", "cpu", "float32", "reference"] == "not triton: by name only"
+    made = "not triton: it computes in torch.float32 or torch.bfloat16, the data is torch.float64"
+    assert why["linear", "cpu", "float64", "reference"] == made
+    assert why["knn", "cuda", "float32", "triton"] == "not cpu: the data is on cuda"
+
+    monkeypatch.setenv("JETKERN_BACKEND", "cuda")
+    expected = "not cpu: the data is on cuda; not triton: by JETKERN_BACKEND"
+    assert reasons(monkeypatch)["knn", "cuda", "float32", "cuda"] == expected
+
+
+@pytest.mark.filterwarnings("ignore:jetkern runs its reference ops here")
+def test_the_report_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "triton_package", lambda: "triton is not installed")
+    expected = "not cpu: the data is on cuda; not triton: triton is not installed; "
+    expected += "not cuda: by name only"
+    assert reasons(monkeypatch)["knn", "cuda", "float32", "reference"] == expected
