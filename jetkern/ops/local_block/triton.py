@@ -1,7 +1,7 @@
 """The local block as Triton kernels, registered as operators.
 
-Widths of 16, 32, 64 and 128 run on the fused kernels of ``triton_fused``, all others on those of
-``triton_wide`` and large matrix products between them.
+Widths of 16 and 32, and 64 and 128 if not in "ieee", run on the fused kernels of ``triton_fused``,
+all others on those of ``triton_wide`` and large matrix products between them.
 """
 
 from __future__ import annotations
@@ -241,7 +241,9 @@ def local_block(
         return reference.local_block(particles, neighbours, embed, blocks, heads)
     particles, neighbours = particles.contiguous(), neighbours.contiguous()
     shapes = {(b.mlp.fc1_weight.shape[0], optional_parts(b.mlp)) for b in blocks}
-    if len(shapes) != 1 or not triton_fused.fits(_shape(neighbours, embed, blocks, heads)):
+    if len(shapes) != 1 or not triton_fused.fits(
+        _shape(neighbours, embed, blocks, heads), precision
+    ):
         return wide_local_block(particles, neighbours, embed, blocks, heads, precision)
     weights = _present(embed, blocks)
     out, _ = torch.ops.jetkern_triton.local_block(

@@ -41,7 +41,8 @@ from jetkern.ops.triton_tools import (
 )
 
 MEAN_BACKWARD: Settings = {"ROWS": 32, "COLUMNS": 64, "num_warps": 4, "num_stages": 1}
-MAX_WIDTH = 128
+# The widest that the fused kernels take. In "ieee" factors take three times the registers.
+WIDEST = {"ieee": 32, "tf32": 128, "bf16": 128}
 MAX_NEIGHBOURS = 64
 OPERAND_BYTES = 256 * 2**20  # of the operands of the weight gradients that exist at a time
 
@@ -56,15 +57,19 @@ def tile_rows(
     SET: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Of each row of a tile: particle, edge, neighbour; whether they are in range and exist."""
+    """A tile's first particle; of its rows particle and edge from there on, neighbour, two masks.
+
+    The masks: rows in range, and neighbours that exist.
+    """
     row = tl.arange(0, ROWS)
     own = row % SET // K  # neighbourhood within the set
-    particle = (tile * (ROWS // SET) + row // SET).to(tl.int64) * (SET // K) + own
-    inside = (own < SET // K) & (particle < total)
-    edge = particle * K + (row % SET - own * K)
-    other = tl.load(neighbours + edge, inside, -1)
+    first = tl.cast(tile, tl.int64) * (ROWS // SET * (SET // K))
+    particle = row // SET * (SET // K) + own
+    inside = (own < SET // K) & (particle < tl.minimum(total - first, ROWS).to(tl.int32))
+    edge = row // SET * (SET // K * K) + row % SET
+    other = tl.load(neighbours + first * K + edge, inside, -1)
     exists = (other >= 0) & (other < limit)
-    return particle, edge, other, inside, exists
+    return first, particle, edge, other, inside, exists
 
 
 @triton.jit
@@ -108,6 +113,19 @@ def norm_tanh(x, PRECISION: tl.constexpr):
     if PRECISION == "bf16":
         return coarse_tanh(x)
     return tanh(x)
+
+
+@triton.jit
+def batch_dot(a, b, BATCH: tl.constexpr, PRECISION: tl.constexpr):
+    """a b of each of a batch; of one alone as a plain product, which all warps share."""
+    M: tl.constexpr = a.shape[1]
+    N: tl.constexpr = b.shape[2]
+    if BATCH == 1:
+        a = tl.reshape(a, (M, a.shape[2]))
+        b = tl.reshape(b, (b.shape[1], N))
+        return tl.reshape(dot(a, b, tl.zeros((M, N), tl.float32), PRECISION), (1, M, N))
+    else:
+        return dot(a, b, tl.zeros((BATCH, M, N), tl.float32), PRECISION)
 
 
 @triton.jit
@@ -162,7 +180,7 @@ def probabilities(
     PRECISION: tl.constexpr,
 ):
     """Softmax of attention within neighbourhoods; a row without keys is zero."""
-    s = dot(q, tl.permute(k, (0, 2, 1)), tl.zeros((BATCH, SET, SET), tl.float32), PRECISION)
+    s = batch_dot(q, tl.permute(k, (0, 2, 1)), BATCH, PRECISION)
     allowed = key[:, None, :] == (tl.arange(0, SET) // K)[None, :, None]
     s = tl.where(allowed, s * (1.4426950408889634 * HEAD**-0.5), -1e30)
     p = tl.where(allowed, exp2(s - tl.max(s, 2)[:, :, None]), 0.0)
@@ -221,11 +239,13 @@ def local_forward_kernel(
     HEADS: tl.constexpr = GROUP // HEAD
     BATCH: tl.constexpr = ROWS // SET * HEADS
     tile = tl.program_id(0)
-    particle, edge, other, inside, exists = tile_rows(neighbours, tile, total, total, K, SET, ROWS)
+    first, particle, edge, other, inside, exists = tile_rows(
+        neighbours, tile, total, total, K, SET, ROWS
+    )
     wide = tl.arange(0, D)
     some = tl.arange(0, GROUP)
     part = tl.arange(0, CHUNK)
-    features = edge_features(particles, particles, particle, other, inside, exists)
+    features = edge_features(particles + first * 4, particles, particle, other, inside, exists)
     alpha = tl.load(vectors + 9 * C + D)
     x = tl.zeros((ROWS, D), tl.float32) + tl.load(vectors + 9 * C + wide)[None, :]
     for c in range(0, C, CHUNK):
@@ -236,9 +256,8 @@ def local_forward_kernel(
         w = tl.load(matrices + wide[None, :] * C + (c + part)[:, None])
         x = dot(h, w, x, PRECISION)
     key = set_keys(exists, K, SET, ROWS, HEADS)
-    first = tile.to(tl.int64) * (ROWS // SET * (SET // K) * K)
-    kept += first * D
-    kept_at = (edge - first).to(tl.int32)[:, None] * D + wide[None, :]
+    kept += first * (K * D)
+    kept_at = edge[:, None] * D + wide[None, :]
     kept_stride = total.to(tl.int64) * (K * D)
     w_qkv = matrices + D * C
     v = vectors + 9 * C + D + 1
@@ -267,12 +286,8 @@ def local_forward_kernel(
                 PRECISION,
             )
             values = dot(h, tl.load(w + 2 * D * D), zero, PRECISION)
-            mixed = dot(
-                p,
-                split_heads(values, ROWS, SET, GROUP, HEAD, False),
-                tl.zeros((BATCH, SET, GROUP), tl.float32),
-                PRECISION,
-            )
+            values = split_heads(values, ROWS, SET, GROUP, HEAD, False)
+            mixed = batch_dot(p, values, BATCH, PRECISION)
             mixed = join_heads(mixed, ROWS, SET, GROUP, HEAD)
             w = tl.load(w_out + wide[None, :] * D + (g + some)[:, None])
             x = dot(mixed, w, x, PRECISION)
@@ -297,6 +312,8 @@ def local_forward_kernel(
             x = dot(t, w, x, PRECISION)
         w_qkv = w_fc2 + D * F
         v += 3 * D + 2 * F + 3
+    # Found again, for want of registers to keep it in.
+    _, _, _, _, _, exists = tile_rows(neighbours, tile, total, total, K, SET, ROWS)
     x = tl.where(exists[:, None], x, 0.0)
     x = tl.reshape(x, (ROWS // SET, SET, D))
     member = tl.arange(0, SET) // K
@@ -449,17 +466,16 @@ def local_attention_backward_kernel(
     HEADS: tl.constexpr = GROUP // HEAD
     BATCH: tl.constexpr = ROWS // SET * HEADS
     tile = tl.program_id(0)
-    _, edge, _, inside, exists = tile_rows(neighbours, tile, total, limit, K, SET, ROWS)
+    first, _, edge, _, inside, exists = tile_rows(neighbours, tile, total, limit, K, SET, ROWS)
     inside = inside[:, None]
     wide = tl.arange(0, D)
     some = tl.arange(0, GROUP)
-    first = tile.to(tl.int64) * (ROWS // SET * (SET // K) * K)
-    edge = (edge - first).to(tl.int32)[:, None]
-    kept += first * D
-    d_middle += first * D
-    dx += first * D
-    mixed += first * D
-    d_qkv += first * (3 * D)
+    edge = edge[:, None]
+    kept += first * (K * D)
+    d_middle += first * (K * D)
+    dx += first * (K * D)
+    mixed += first * (K * D)
+    d_qkv += first * (K * 3 * D)
     at = edge * D + wide[None, :]
     partial += tile.to(tl.int64) * partial_stride
     x = tl.load(kept + at, inside, 0.0).to(tl.float32)
@@ -477,7 +493,6 @@ def local_attention_backward_kernel(
         w_k = tl.load(w + D * D)
         w_v = tl.load(w + 2 * D * D)
         zero = tl.zeros((ROWS, GROUP), tl.float32)
-        batch_zero = tl.zeros((BATCH, SET, GROUP), tl.float32)
         q = dot(h, tl.trans(w_q), zero, PRECISION)
         k = dot(h, tl.trans(w_k), zero, PRECISION)
         v = dot(h, tl.trans(w_v), zero, PRECISION)
@@ -486,19 +501,19 @@ def local_attention_backward_kernel(
         v = split_heads(v, ROWS, SET, GROUP, HEAD, False)
         p = probabilities(q, k, key, K, SET, BATCH, HEAD, PRECISION)
         to = edge * D + (g + some)[None, :]
-        o = dot(p, v, batch_zero, PRECISION)
+        o = batch_dot(p, v, BATCH, PRECISION)
         o = join_heads(o, ROWS, SET, GROUP, HEAD)
         tl.store(mixed + to, o, inside)
         w_o = tl.load(matrices + 3 * D * D + wide[:, None] * D + (g + some)[None, :])
         do = split_heads(dot(d, w_o, zero, PRECISION), ROWS, SET, GROUP, HEAD, True)
         dv = join_heads(
-            dot(tl.permute(p, (0, 2, 1)), do, batch_zero, PRECISION), ROWS, SET, GROUP, HEAD
+            batch_dot(tl.permute(p, (0, 2, 1)), do, BATCH, PRECISION), ROWS, SET, GROUP, HEAD
         )
-        dp = dot(do, tl.permute(v, (0, 2, 1)), tl.zeros((BATCH, SET, SET), tl.float32), PRECISION)
+        dp = batch_dot(do, tl.permute(v, (0, 2, 1)), BATCH, PRECISION)
         ds = p * (dp - tl.sum(p * dp, 2)[:, :, None]) * (HEAD**-0.5)
-        dq = join_heads(dot(ds, k, batch_zero, PRECISION), ROWS, SET, GROUP, HEAD)
+        dq = join_heads(batch_dot(ds, k, BATCH, PRECISION), ROWS, SET, GROUP, HEAD)
         dk = join_heads(
-            dot(tl.permute(ds, (0, 2, 1)), q, batch_zero, PRECISION), ROWS, SET, GROUP, HEAD
+            batch_dot(tl.permute(ds, (0, 2, 1)), q, BATCH, PRECISION), ROWS, SET, GROUP, HEAD
         )
         to = edge * (3 * D) + (g + some)[None, :]
         tl.store(d_qkv + to, dq, inside)
@@ -601,13 +616,13 @@ def local_embed_backward_kernel(
     d_bias = tl.zeros((D,), tl.float32)
     d_alpha = tl.zeros((ROWS,), tl.float32)
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
-        particle, edge, other, inside, exists = tile_rows(
+        first, particle, edge, other, inside, exists = tile_rows(
             neighbours, tile, total, limit, K, SET, ROWS
         )
-        features = edge_features(centres, particles, particle, other, inside, exists)
+        features = edge_features(centres + first * 4, particles, particle, other, inside, exists)
         h = embed_hidden(features, vectors, vectors + 7 * C, part, C, ROWS, CHUNK)
         t, slope = gelu_and_slope(h, PRECISION)
-        d = tl.load(dx + edge[:, None] * D + wide[None, :], inside[:, None], 0.0)
+        d = tl.load(dx + first * (K * D) + edge[:, None] * D + wide[None, :], inside[:, None], 0.0)
         d_bias += tl.sum(d.to(tl.float32), 0)
         dt = dot(d, w, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
         if NORM:
@@ -669,10 +684,11 @@ class Shape(NamedTuple):
         return 3 * self.width + 2 * self.hidden + 3
 
 
-def fits(shape: Shape) -> bool:
+def fits(shape: Shape, precision: str) -> bool:
     """Whether the fused kernels are made for this shape."""
     return (
-        shape.width in (16, 32, 64, MAX_WIDTH)
+        shape.width in (16, 32, 64, 128)
+        and shape.width <= WIDEST[precision]
         and shape.embed_hidden % 32 == 0
         and shape.hidden % 32 == 0
         and 1 <= shape.k <= MAX_NEIGHBOURS
@@ -692,25 +708,25 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
     group = max(16, shape.width // shape.heads)
     warps = 8 if wide else 4
     tile = {"ROWS": rows, "CHUNK": 32, "num_warps": warps, "num_stages": 2 if half else 1}
-    chunk = {"ieee": 16 if wide else 32, "tf32": 16 if wide else 64, "bf16": 32}[precision]
-    grouped = {k: v for k, v in tile.items() if k != "CHUNK"}
     forward = {
-        **tile,
         "ROWS": 128 if wide and half else rows,
-        "CHUNK": chunk,
+        "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
         "GROUP": group,
-        "num_stages": 2 if half and not wide else 1,
+        "num_warps": warps,
+        "num_stages": 1 if wide or exact else 2,
     }
+    attention = {"ROWS": rows, "GROUP": group, "num_warps": warps, "num_stages": 2}
+    embed = tile
+    if exact:  # factors take three times the registers: as few rows as hold a neighbourhood
+        few = set_rows(shape.k)
+        attention |= {"ROWS": few, "num_warps": few // 8, "num_stages": 1}
+        few = max(few, 32)
+        embed = {**tile, "ROWS": few, "CHUNK": 16, "num_warps": few // 16}
     return {
         "local_forward": forward,
-        # What is kept for the backward takes registers, or saves some: other chunks do not spill.
-        "local_training": {**forward, "CHUNK": 64 if half and not wide else chunk},
+        "local_training": forward,
         "local_mlp_backward": tile,
-        "local_attention_backward": {
-            **grouped,
-            "GROUP": group,
-            "num_warps": 8 if exact else warps,
-        },
+        "local_attention_backward": attention,
         "local_weights_backward": {
             "ROWS": 64 if half else 32,
             "WIDE": min(128 if half else 64, shape.width),
@@ -718,7 +734,7 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
             "num_warps": 8 if wide and half else 4,
             "num_stages": 3 if half else 2,
         },
-        "local_embed_backward": {**tile, "ROWS": 32 if exact else rows},
+        "local_embed_backward": embed,
     }[kernel]
 
 
@@ -738,7 +754,7 @@ CANDIDATES: dict[str, list[Settings]] = {
     ],
     "local_attention_backward": [
         {"ROWS": r, "num_warps": w, "num_stages": s}
-        for r, w in ((64, 4), (64, 8), (128, 8))
+        for r, w in ((32, 4), (64, 4), (64, 8), (128, 8))
         for s in (1, 2, 3)
     ],
     "local_weights_backward": [
@@ -1024,15 +1040,12 @@ def backward(
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every kernel at the sizes of micro and small.
-
-    "ieee", which is for comparisons, needs both halves of each factor: it spills at small's width,
-    and its kernels do not count as hot; nor does "tf32" at that width, where one spills on sm_80.
-    """
+    """Every kernel at the sizes of micro and small, at the precisions that run on them."""
     for size, width, heads, k in (("micro", 32, 4, 15), ("small", 128, 8, 10)):
         shape = Shape(k, width, 2 * width, 2 * width, heads, 2, True, True)
-        for precision in ("ieee", "tf32", "bf16"):
-            yield from _compile_cases(f"{size} {precision}", shape, precision)
+        for precision in WIDEST:
+            if fits(shape, precision):
+                yield from _compile_cases(f"{size} {precision}", shape, precision)
 
 
 def _compile_cases(label: str, shape: Shape, precision: str) -> Iterator[CompileCase]:
@@ -1061,8 +1074,7 @@ def _compile_cases(label: str, shape: Shape, precision: str) -> Iterator[Compile
             settings = default_settings(name, shape, precision)
         values = {**tensors, **c, **settings, **more}
         arguments = {n: values[n] for n in kernel.arg_names}
-        hot = precision == "bf16" or (precision == "tf32" and shape.width <= 64)
-        return CompileCase(kernel, label + what, arguments, settings, hot)
+        return CompileCase(kernel, label + what, arguments, settings)
 
     for keep in (False, True):
         norms = {"BLOCKS": shape.blocks, "EMBED_NORM": True, "NORM": True, "KEEP": keep}

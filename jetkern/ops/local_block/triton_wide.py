@@ -26,6 +26,8 @@ from jetkern.ops.dynamic_tanh.triton import (
 )
 from jetkern.ops.linear.triton import product, weight_gradient
 from jetkern.ops.local_block.triton_fused import (
+    WIDEST,
+    batch_dot,
     edge_features,
     embed_hidden,
     launch_mean_backward,
@@ -33,7 +35,6 @@ from jetkern.ops.local_block.triton_fused import (
     prepared,
     probabilities,
     rows_of_set,
-    set_rows,
     stored,
 )
 from jetkern.ops.mlp.triton import WEIGHTS, dense, like_weights, wide_backward, wide_forward
@@ -52,10 +53,13 @@ from jetkern.ops.triton_tools import (
 
 HIDDEN: Settings = {"ROWS": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 1}
 HIDDEN_BACKWARD: Settings = {"ROWS": 64, "CHUNK": 32, "num_warps": 4, "num_stages": 1}
-ATTENTION: Settings = {"SETS": 2, "num_warps": 2, "num_stages": 1}
 MEAN: Settings = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4, "num_stages": 1}
 PROGRAMS = 64  # that share the edges in the embedding's backward, each with all chunks
 
+_SETS = [
+    {"SETS": s, "num_warps": w}
+    for s, w in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8))
+]
 CANDIDATES: dict[str, list[Settings]] = {
     "local_hidden": [
         {"ROWS": r, "CHUNK": c, "num_warps": w}
@@ -66,10 +70,8 @@ CANDIDATES: dict[str, list[Settings]] = {
     "local_hidden_backward": [
         {"ROWS": r, "CHUNK": c, "num_warps": w} for r in (32, 64) for c in (32, 64) for w in (4, 8)
     ],
-    "local_attention": [{"SETS": s, "num_warps": w} for s in (2, 4, 8) for w in (2, 4, 8)],
-    "local_attention_gradients": [
-        {"SETS": s, "num_warps": w} for s in (2, 4, 8) for w in (2, 4, 8)
-    ],
+    "local_attention": _SETS,
+    "local_attention_gradients": _SETS,
     "local_mean": [
         {"ROWS": r, "COLUMNS": c, "num_warps": w}
         for r in (8, 16, 32)
@@ -199,7 +201,7 @@ def local_attention_kernel(
     k = tl.load(at + D, there, 0.0)
     v = tl.load(at + 2 * D, there, 0.0)
     p = probabilities(q, k, key, K, SET, SETS, HEAD, PRECISION)
-    o = dot(p, v, tl.zeros((SETS, SET, PADDED), tl.float32), PRECISION)
+    o = batch_dot(p, v, SETS, PRECISION)
     tl.store(mixed + edge[:, :, None] * D + own[None, None, :], o, there)
 
 
@@ -229,16 +231,15 @@ def local_attention_gradients_kernel(
     q = tl.load(qkv + at, there, 0.0)
     k = tl.load(qkv + at + D, there, 0.0)
     v = tl.load(qkv + at + 2 * D, there, 0.0)
-    d = tl.load(d_mixed + narrow, there, 0.0)
-    zero = tl.zeros((SETS, SET, PADDED), tl.float32)
     p = probabilities(q, k, key, K, SET, SETS, HEAD, PRECISION)
-    tl.store(mixed + narrow, dot(p, v, zero, PRECISION), there)
-    dv = dot(tl.permute(p, (0, 2, 1)), d, zero, PRECISION)
+    tl.store(mixed + narrow, batch_dot(p, v, SETS, PRECISION), there)
+    d = tl.load(d_mixed + narrow, there, 0.0)
+    dv = batch_dot(tl.permute(p, (0, 2, 1)), d, SETS, PRECISION)
     tl.store(d_qkv + at + 2 * D, dv, there)
-    dp = dot(d, tl.permute(v, (0, 2, 1)), tl.zeros((SETS, SET, SET), tl.float32), PRECISION)
+    dp = batch_dot(d, tl.permute(v, (0, 2, 1)), SETS, PRECISION)
     ds = p * (dp - tl.sum(p * dp, 2)[:, :, None]) * (HEAD**-0.5)
-    tl.store(d_qkv + at, dot(ds, k, zero, PRECISION), there)
-    dk = dot(tl.permute(ds, (0, 2, 1)), q, zero, PRECISION)
+    tl.store(d_qkv + at, batch_dot(ds, k, SETS, PRECISION), there)
+    dk = batch_dot(tl.permute(ds, (0, 2, 1)), q, SETS, PRECISION)
     tl.store(d_qkv + at + D, dk, there)
 
 
@@ -360,12 +361,28 @@ BLOCK = (
 KEPT = "Tensor qkv, Tensor middle, Tensor hidden"
 
 
+def attention_rows(k: int) -> int:
+    """Rows of a set in the attention kernels, where fewer are fewer products than well filled ones.
+
+    10 neighbours: 16 x 16 products of keys and queries for one neighbourhood, or 32 x 32 for three.
+    """
+    return max(triton.next_power_of_2(k), 16)
+
+
+def attention_settings(rows: int) -> Settings:
+    """A warp has a set of 16 rows to itself; all warps share a larger one."""
+    if rows == 16:
+        return {"SETS": 4, "num_warps": 4, "num_stages": 1}
+    return {"SETS": 1, "num_warps": rows // 8, "num_stages": 1}
+
+
 def _attention(kernel: str, neighbours: Tensor, width: int, heads: int, precision: str) -> Any:
     """Grid and constants of an attention kernel."""
     k = neighbours.shape[1]
     head = width // heads
-    rows = set_rows(k)
-    settings = launch_settings(kernel, f"d{head} k{k} {precision}", neighbours.device, ATTENTION)
+    rows = attention_rows(k)
+    key, default = f"d{head} k{k} {precision}", attention_settings(rows)
+    settings = launch_settings(kernel, key, neighbours.device, default)
     grid = (triton.cdiv(len(neighbours), settings["SETS"] * (rows // k)), heads)
     constants = {
         "K": k,
@@ -587,14 +604,15 @@ def wide_local_block(
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every kernel at the sizes of medium and large, whose heads are equally wide.
-
-    In "ieee", which is for comparisons, the attention's gradients spill.
-    """
-    k, head = 10, 32
-    shape = {"K": k, "SET": set_rows(k), "HEAD": head, "PADDED": head}
-    for width in (512, 1024):
-        for precision in ("ieee", "tf32", "bf16"):
+    """Every kernel at the sizes of medium and large, and of small where the fused do not run."""
+    k = 10
+    for width, heads in ((128, 8), (512, 16), (1024, 32)):
+        head = width // heads
+        rows = attention_rows(k)
+        shape = {"K": k, "SET": rows, "HEAD": head, "PADDED": head}
+        for precision, widest in WIDEST.items():
+            if width <= widest:
+                continue
             store = TYPES[stored(precision)]
             tensors = {
                 **dict.fromkeys(("particles", "vectors", "slab"), "*fp32"),
@@ -606,11 +624,10 @@ def compile_cases() -> Iterator[CompileCase]:
             for kernel, settings, out in (
                 (local_hidden_kernel, HIDDEN, store),
                 (local_hidden_backward_kernel, HIDDEN_BACKWARD, store),
-                (local_attention_kernel, ATTENTION, store),
-                (local_attention_gradients_kernel, ATTENTION, store),
+                (local_attention_kernel, attention_settings(rows), store),
+                (local_attention_gradients_kernel, attention_settings(rows), store),
                 (local_mean_kernel, MEAN, "*fp32"),
             ):
                 given = {**tensors, **constants, **settings, "out": out, "PRECISION": precision}
                 arguments = {name: given[name] for name in kernel.arg_names}
-                hot = precision != "ieee" or kernel is not local_attention_gradients_kernel
-                yield CompileCase(kernel, f"D = {width} {precision}", arguments, settings, hot)
+                yield CompileCase(kernel, f"D = {width} {precision}", arguments, settings)
