@@ -6,7 +6,7 @@
 Runs each op forward and backward at the sizes of the presets, tries every candidate of every kernel
 that it launches, and keeps the fastest whose results agree. The table of the GPU's family,
 ``jetkern/ops/launch/sm<NN>.json``, is written after each choice, so the command can be stopped and
-given again: what the table has is kept unless ``--again`` is given.
+given again: what the table has is not tuned anew unless ``--again`` is given.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,12 @@ import torch
 from torch import Tensor
 
 from bench.ops import OPS, PARTICLES, Case, batch, between, clock, make
+from jetkern.data.shards import AtomicFile
 from jetkern.ops import dispatch, triton_tools
 from jetkern.presets import SIZES
 
 GAIN = 0.98  # of the default's time: a smaller gain is noise, and the default stays
+NOTE = "measured on"  # the table's entry that is no kernel
 AGREE = {"ieee": 1e-5, "tf32": 4e-3, "bf16": 3e-2}  # relative distance of two right results
 
 
@@ -101,27 +101,45 @@ def fastest(
 def write(table: dict[str, Any], path: Path) -> None:
     """Replaces the file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(table, file, indent=1, sort_keys=True)
-        file.write("\n")
-    os.replace(file.name, path)
+    with AtomicFile(path) as file:
+        file.write((json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
 
 
-def tune(case: Case, precision: str, table: dict[str, Any], path: Path, repeats: int) -> None:
-    """Tunes what one op launches and ``table`` has not, and writes it."""
+def read(path: Path) -> dict[str, Any]:
+    """The table, empty if there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def rows(table: dict[str, Any]) -> set[tuple[str, str]]:
+    """(kernel, key) of all settings in a table."""
+    return {(kernel, key) for kernel in set(table) - {NOTE} for key in table[kernel]}
+
+
+def tune(
+    case: Case,
+    precision: str,
+    table: dict[str, Any],
+    settled: set[tuple[str, str]],
+    path: Path,
+    repeats: int,
+) -> None:
+    """Tunes what one op launches, all but the ``settled`` (kernel, key), and writes the table.
+
+    Nothing is launched with the table's own rows: they would be measured as the default.
+    """
     choices = candidates()
-    with triton_tools.settings_asked() as asked:
+    with triton_tools.default_settings(), triton_tools.settings_asked() as asked:
         results(case, precision)
         wanted = sorted(asked)
     for kernel, key in wanted:
-        if key in table.get(kernel, {}) or kernel not in choices:
+        if (kernel, key) in settled or kernel not in choices:
             continue
         start = time.perf_counter()
         tried = choices[kernel]
-        best, fraction = fastest(case, precision, kernel, key, tried, repeats)
+        with triton_tools.default_settings():
+            best, fraction = fastest(case, precision, kernel, key, tried, repeats)
         table.setdefault(kernel, {})[key] = best
+        settled.add((kernel, key))
         write(table, path)
         print(
             f"{kernel} [{key}]: {best or 'default'}, {fraction:.2f} of the default's time, "
@@ -151,10 +169,9 @@ def main() -> None:
     device = torch.device("cuda")
     family = triton_tools.family(device)
     path = triton_tools.TABLES / f"sm{family}.json"
-    table: dict[str, Any] = {}
-    if path.is_file() and not settings.again:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    table["measured on"] = {
+    table = read(path)
+    settled = set() if settings.again else rows(table)
+    table[NOTE] = {
         "gpu": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "command": " ".join(["python -m bench.tune", *sys.argv[1:]]),
@@ -163,7 +180,7 @@ def main() -> None:
     for number, (size, op, precision) in enumerate(cases, 1):
         print(f"{number} of {len(cases)}: {op}, {size}, {precision}", flush=True)
         jets = batch("real", PARTICLES["cuda"][size], settings.data).to(device)
-        tune(make(op, size, jets), precision, table, path, settings.repeats)
+        tune(make(op, size, jets), precision, table, settled, path, settings.repeats)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 NO_DECAY = ("norm", "token", "scale")
-AT_ONCE = (
-    1 << 23
-)  # elements that a multi-tensor call takes: its result is not the size of the model
+# Elements that a multi-tensor call takes, so that its result is not the size of the model.
+AT_ONCE = 1 << 23
 
 
 def _runs(params: list[Any]) -> Iterator[list[Any]]:

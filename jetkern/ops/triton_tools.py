@@ -63,6 +63,7 @@ def _table(architecture: int) -> dict[str, dict[str, Settings]]:
 
 _forced: dict[tuple[str, str], Settings] = {}
 _asked: set[tuple[str, str]] = set()
+_tables_count = True
 
 
 def launch_settings(kernel: str, key: str, device: torch.device, default: Settings) -> Settings:
@@ -73,8 +74,20 @@ def launch_settings(kernel: str, key: str, device: torch.device, default: Settin
         key: what the best choice depends on, such as "d16 n64 bf16"; never a batch size.
     """
     _asked.add((kernel, key))
-    chosen = _forced.get((kernel, key)) or _table(family(device)).get(kernel, {}).get(key, {})
+    table = _table(family(device)) if _tables_count else {}
+    chosen = _forced.get((kernel, key)) or table.get(kernel, {}).get(key, {})
     return {**default, **chosen}
+
+
+@contextmanager
+def default_settings() -> Iterator[None]:
+    """Launches with the defaults, whatever the table says. For the tuner."""
+    global _tables_count
+    before, _tables_count = _tables_count, False
+    try:
+        yield
+    finally:
+        _tables_count = before
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """The tuner, on Triton's interpreter where there is no GPU."""
 
 import json
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,7 +39,8 @@ def test_the_fastest_right_settings_are_kept_and_used(
 
     monkeypatch.setattr(tune, "seconds", seconds)
     chosen: dict = {}
-    tune.tune(case, "ieee", chosen, table, repeats=1)
+    settled: set = set()
+    tune.tune(case, "ieee", chosen, settled, table, repeats=1)
     assert json.loads(table.read_text(encoding="utf-8")) == {"knn": {"k15": {"ROWS": 32}}}
     said = capsys.readouterr()
     assert "knn [k15]: {'ROWS': 32}, 0.33 of the default's time, 3 tried" in said.out
@@ -48,17 +52,57 @@ def test_the_fastest_right_settings_are_kept_and_used(
         "W": 4,
     }
 
-    times[32] = 9.0  # what the table has is not tuned again
-    tune.tune(case, "ieee", chosen, table, repeats=1)
+    times[32] = 9.0  # what is settled is not tuned again
+    tune.tune(case, "ieee", chosen, settled, table, repeats=1)
     assert chosen == {"knn": {"k15": {"ROWS": 32}}}
     assert [p.name for p in table.parent.iterdir()] == [table.name]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_command_keeps_good_rows_and_tunes_again_from_the_default(
+    table: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    device = torch.device(triton_device())
+    case = make("knn", "micro", batch("10", 40, "").to(device))
+    old = {"knn": {"k15": {"ROWS": 64}}, "mlp": {"another": {"ROWS": 8}}, "measured on": {}}
+    table.write_text(json.dumps(old), encoding="utf-8")
+    monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 32}, {"ROWS": 64}]})
+    times = {16: 3.0, 32: 1.0, 64: 1.01}
+
+    def seconds(case, precision, repeats):
+        return times[triton_tools.launch_settings("knn", "k15", device, {"ROWS": 16})["ROWS"]]
+
+    monkeypatch.setattr(tune, "seconds", seconds)
+    monkeypatch.setattr(tune, "batch", lambda *_: SimpleNamespace(to=lambda _: None))
+    monkeypatch.setattr(tune, "make", lambda *_: case)
+    monkeypatch.setattr(triton_tools, "family", lambda _: int(table.stem.removeprefix("sm")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    command = ["--ops", "knn", "--sizes", "micro", "--precisions", "ieee", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench.tune", *command, *(["--again"] if again else [])])
+    tune.main()
+    new = json.loads(table.read_text(encoding="utf-8"))
+    assert new.pop("measured on").get("gpu") == ("a GPU" if again else None)
+    assert new == {"knn": {"k15": {"ROWS": 32 if again else 64}}, "mlp": {"another": {"ROWS": 8}}}
+
+
+def test_the_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "launch" / "sm80.json"
+    tune.write({"knn": {}}, path)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    with pytest.raises(TypeError):
+        tune.write({"knn": {"k15": object()}}, path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert json.loads(path.read_text(encoding="utf-8")) == {"knn": {}}
 
 
 def test_a_small_gain_leaves_the_default(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("knn", "micro", batch("10", 40, "").to(triton_device()))
     monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 32}]})
     monkeypatch.setattr(tune, "seconds", lambda *_: 1.0)
-    tune.tune(case, "ieee", {}, table, repeats=1)
+    tune.tune(case, "ieee", {}, set(), table, repeats=1)
     assert json.loads(table.read_text(encoding="utf-8")) == {"knn": {"k15": {}}}
 
 
@@ -68,7 +112,7 @@ def test_settings_with_another_result_are_refused(
     case = make("knn", "micro", batch("10", 40, "").to(triton_device()))
     monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 32}]})
     monkeypatch.setattr(tune, "agree", lambda *_: False)
-    tune.tune(case, "ieee", {}, table, repeats=1)
+    tune.tune(case, "ieee", {}, set(), table, repeats=1)
     assert json.loads(table.read_text(encoding="utf-8")) == {"knn": {"k15": {}}}
     assert "wrong result, left out" in capsys.readouterr().err
 
