@@ -18,7 +18,6 @@ from jetkern.presets import SIZES
 
 # Elementwise operations, one for each of a multiplication, an addition or a comparison.
 GELU, TANH, EXP, FEATURES = 30, 24, 4, 60
-SLOPE = 34  # GELU and its derivative
 
 
 class Work(NamedTuple):
@@ -57,14 +56,16 @@ def _mlp(rows: float, inputs: int, hidden: int, out: int) -> tuple[float, float]
 def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
     """Least work of forward and backward of ``bench.ops``'s case of an op.
 
-    Inputs are read once, results written once; what a backward may recompute is not charged to it,
-    so the backward of a product is two products.
+    Inputs are read once, results written once. The backward of a product is two products, one if
+    its input needs no gradient. What a backward may recompute is not charged to it, but for the
+    scores of "attention", which are sooner computed than read.
 
     Args:
         counts: particles of each jet. itemsize: bytes of a stored number.
     """
     shape = SIZES[size]
     dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
+    layers = shape.get("head_layers", 2)  # of the local block
     n = counts.double()
     particles = float(n.sum())
     pairs, triangle = float((n * n).sum()), float((n * (n + 1) / 2).sum())
@@ -81,8 +82,8 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
     inside = _mlp(edges, dim, 2 * dim, dim)
     local = Work(
         particles * (16 + 8 * k + dim * itemsize),
-        edge[0] + 2 * (inside[0] + 8 * edges * dim * dim + 4 * local_square * dim),
-        edges * FEATURES + edge[1] + 2 * (inside[1] + 2 * edges * dim * TANH),
+        edge[0] + layers * (inside[0] + 8 * edges * dim * dim + 4 * local_square * dim),
+        edges * FEATURES + edge[1] + layers * (inside[1] + 2 * edges * dim * TANH),
     )
     forward = {
         "knn": Work(particles * (8 + 8 * k), 0, 6 * pairs),
@@ -96,7 +97,8 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         "local_block": local,
         "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),
     }[op]
-    backward = Work(*(2 * amount for amount in forward))
+    without_gradient = {"mlp": 4 * particles, "local_block": 7 * edges}.get(op, 0.0)
+    backward = Work(*(2 * amount for amount in forward)).plus(-4 * dim * without_gradient)
     if op == "attention":  # q, k, v, the result's gradient and the bias in; four gradients out
         moved = 7 * rows * dim * itemsize + 2 * heads * pairs * itemsize
         backward = Work(moved, 10 * square * dim, heads * square * (EXP + 8))
