@@ -53,6 +53,14 @@ def _backward_fake(
     return particles.new_empty((4 + heads) * hidden + heads), particles.new_empty(rows, 4)
 
 
+def split_gradient(gradient: Tensor, heads: int, hidden: int) -> tuple[Tensor, ...]:
+    """The parts of fc1_weight, fc1_bias, fc2_weight and fc2_bias of what the backwards return."""
+    of_fc1, d_fc1_bias, of_fc2, d_fc2_bias = gradient.split(
+        [3 * hidden, hidden, heads * hidden, heads]
+    )
+    return of_fc1.view(3, hidden).t(), d_fc1_bias, of_fc2.view(heads, hidden), d_fc2_bias
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:-1])
 
@@ -63,19 +71,8 @@ def _backward(ctx: Any, dbias: Tensor) -> tuple[Tensor | None, ...]:
     gradient, d_particles = torch.ops.jetkern.pair_bias_backward(
         dbias.contiguous(), particles, offsets, *weights, need_particles
     )
-    heads, hidden = weights[2].shape
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = gradient.split(
-        [3 * hidden, hidden, heads * hidden, heads]
-    )
-    return (
-        d_particles if need_particles else None,
-        None,
-        fc1_weight.view(3, hidden).t(),
-        fc1_bias,
-        fc2_weight.view(heads, hidden),
-        fc2_bias,
-        None,
-    )
+    of_weights = split_gradient(gradient, *weights[2].shape)
+    return d_particles if need_particles else None, None, *of_weights, None
 
 
 torch.library.register_autograd("jetkern::pair_bias", _backward, setup_context=_setup_context)

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from jetkern.ops.pair_bias import reference
+from jetkern.ops.pair_bias.op import WEIGHTS, split_gradient
 from jetkern.ops.parameters import MLPParameters
 from jetkern.ops.triton_tools import (
     TYPES,
@@ -278,9 +279,6 @@ def gradient_kernel(
     tl.store(own + HEADS * HIDDEN + head, tl.sum(d_bias, 1), (head < HEADS) & (chunk == 0))
 
 
-WEIGHTS = "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias"
-
-
 def _ends(offsets: Tensor) -> Tensor:
     """(B,) twice the number of pairs i <= j of each jet and those before it."""
     n = offsets.diff()
@@ -413,32 +411,15 @@ def _launch_backward(
 
 
 @torch.library.register_fake("jetkern_triton::pair_bias")
-def _fake(
-    particles: Tensor,
-    offsets: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor,
-    num_pairs: int | None,
-    dtype: torch.dtype,
-    precision: str,
-) -> Tensor:
+def _fake(particles: Tensor, *others: Any) -> Tensor:
+    fc2_bias, num_pairs, dtype, _ = others[4:]
     pairs = torch.library.get_ctx().new_dynamic_size() if num_pairs is None else num_pairs
     return particles.new_empty(fc2_bias.shape[0], pairs, dtype=dtype)
 
 
 @torch.library.register_fake("jetkern_triton::pair_bias_backward")
-def _backward_fake(
-    gradients: Sequence[Tensor],
-    particles: Tensor,
-    offsets: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor,
-    fc2_weight: Tensor,
-    precision: str,
-) -> Tensor:
-    heads, hidden = fc2_weight.shape
+def _backward_fake(gradients: Sequence[Tensor], particles: Tensor, *others: Any) -> Tensor:
+    heads, hidden = others[3].shape
     return particles.new_empty((4 + heads) * hidden + heads, dtype=torch.float32)
 
 
@@ -450,11 +431,7 @@ def _weight_gradients(
     gradient = torch.ops.jetkern_triton.pair_bias_backward(
         gradients, particles, offsets, *weights[:3], precision
     )
-    heads, hidden = weights[2].shape
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = gradient.split(
-        [3 * hidden, hidden, heads * hidden, heads]
-    )
-    parts = fc1_weight.view(3, hidden).t(), fc1_bias, fc2_weight.view(heads, hidden), fc2_bias
+    parts = split_gradient(gradient, *weights[2].shape)
     return tuple(p.to(w.dtype) for p, w in zip(parts, weights, strict=True))
 
 
