@@ -22,7 +22,7 @@ from jetkern.ops.triton_tools import CompileCase, Settings, define, dot, launch_
 DEFAULTS: dict[str, Settings] = {
     "ieee": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "tf32": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
-    "bf16": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+    "bf16": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4},
 }
 CANDIDATES = {
     "product": [
@@ -247,3 +247,6 @@ def compile_cases() -> Iterator[CompileCase]:
                 arguments |= {k: v for k, v in settings.items() if k.isupper()}
                 label = f"{layout} D = {width} {precision}"
                 yield CompileCase(product_kernel, label, arguments, settings)
+                if precision == "bf16":  # a block's gradient is float32
+                    mixed = {**arguments, "a": "*fp32"}
+                    yield CompileCase(product_kernel, f"{label}, fp32 rows", mixed, settings)
