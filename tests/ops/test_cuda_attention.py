@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jetkern.ops import attention
+from jetkern.ops.dispatch import PRECISIONS
 from tests.csrc.emulated import device
 from tests.ops.helpers import HURTING, check_accuracy, generator, result_and_gradients
 from tests.ops.test_attention import batch, class_batch
@@ -68,11 +69,11 @@ def test_accuracy_of_a_few_queries_over_many_keys() -> None:
 
 
 @pytest.mark.parametrize("width", [8, 16, 32])
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
-@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize(  # but float32 as it is, which the accuracy tests judge
+    ("precision", "dtype"),
+    [(p, t) for p in PRECISIONS for t in (FLOAT32, BFLOAT16)][1:],
+)
 def test_each_precision(width: int, dtype: torch.dtype, precision: str) -> None:
-    if precision == "ieee" and dtype == FLOAT32:
-        pytest.skip("judged by the accuracy tests")
     check_precision(batch([0, 1, 17, 81], 2, width, 1), precision, dtype)
 
 
