@@ -30,6 +30,7 @@ from jetkern.ops.linear.triton import product, weight_gradient
 from jetkern.ops.mlp.triton import (
     NARROW,
     WEIGHTS,
+    apart,
     dense,
     is_narrow,
     like_weights,
@@ -225,7 +226,7 @@ def project_backward(
                 padded(inputs),
                 **settings,
             )
-    d_gamma, d_alpha = sums.sum(0).split([inputs, 1])
+    d_gamma, d_alpha = apart(sums.sum(0), [inputs, 1])
     d_weight = weight_gradient(d_out, normed, precision, torch.float32)
     return dx, d_alpha, d_gamma, d_weight
 
