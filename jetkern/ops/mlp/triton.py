@@ -377,13 +377,35 @@ def padded(width: int) -> int:
     return max(triton.next_power_of_2(width), 16)
 
 
-def _narrow_settings(kernel: str, p: MLPParameters, precision: str) -> Settings:
+def _narrow_settings(
+    kernel: str, p: MLPParameters, precision: str, residual: bool
+) -> dict[str, Any]:
+    """Tiles and warps, with the constants that go with them."""
     inputs, hidden, outputs = _sizes(p)
     widest = padded(max(inputs, outputs))
     default = narrow_default(kernel, widest, precision)
     device = p.fc1_weight.device
     settings = launch_settings(kernel, f"{widest} {precision}", device, default)
-    return {**settings, "CHUNK": min(settings["CHUNK"], padded(hidden))}
+    return {
+        **settings,
+        **narrow_constants(inputs, hidden, outputs, residual, precision),
+        "CHUNK": min(settings["CHUNK"], padded(hidden)),
+    }
+
+
+def narrow_constants(
+    inputs: int, hidden: int, outputs: int, residual: bool, precision: str
+) -> dict[str, Any]:
+    """What a fused kernel is compiled for besides its tiles."""
+    return {
+        "INPUTS": inputs,
+        "HIDDEN": hidden,
+        "OUTPUTS": outputs,
+        "RESIDUAL": residual,
+        "PRECISION": precision,
+        "PAD_IN": padded(inputs),
+        "PAD_OUT": padded(outputs),
+    }
 
 
 def narrow_default(kernel: str, widest: int, precision: str) -> Settings:
@@ -423,11 +445,10 @@ def narrow_forward(
         x: dense (T, D_in). mixed, out_weight: (T, D_in) and (D_in, D_in), or None: middle is x and
             returned as None. norm_alpha, norm_gamma: of the norm before the perceptron, or None.
     """
-    inputs, hidden, outputs = _sizes(p)
-    out = x.new_empty(len(x), outputs)
+    out = x.new_empty(len(x), p.fc2_weight.shape[0])
     middle = None if mixed is None else torch.empty_like(x)
     if len(x):
-        settings = _narrow_settings("narrow", p, precision)
+        settings = _narrow_settings("narrow", p, precision, residual)
         with on_device(x):
             narrow_kernel[(triton.cdiv(len(x), settings["ROWS"]),)](
                 x,
@@ -444,13 +465,6 @@ def narrow_forward(
                 middle,
                 out,
                 len(x),
-                inputs,
-                hidden,
-                outputs,
-                residual,
-                precision,
-                padded(inputs),
-                padded(outputs),
                 **settings,
             )
     return middle, out
@@ -470,7 +484,7 @@ def narrow_backward(
 ) -> Gradients:
     """Gradients of ``narrow_forward``; x is its middle."""
     inputs, hidden, outputs = _sizes(p)
-    settings = _narrow_settings("narrow_backward", p, precision)
+    settings = _narrow_settings("narrow_backward", p, precision, residual)
     programs = triton.cdiv(len(x), settings["ROWS"])
     stored = stored_type(precision)
     lengths = [hidden, hidden, 1, outputs, inputs, 1]
@@ -499,13 +513,6 @@ def narrow_backward(
                 d_h,
                 sums,
                 len(x),
-                inputs,
-                hidden,
-                outputs,
-                residual,
-                precision,
-                padded(inputs),
-                padded(outputs),
                 **settings,
             )
     d_bias1, d_gamma, d_alpha, d_bias2, d_norm_gamma, d_norm_alpha = sums.sum(0).split(lengths)
@@ -696,18 +703,12 @@ def compile_cases() -> Iterator[CompileCase]:
                 continue
             stored = "*bf16" if precision == "bf16" else "*fp32"
             norm = {"norm_alpha": "*fp32", "norm_gamma": "*fp32"}
-            shape: dict[str, Any] = {
-                "INPUTS": width,
-                "HIDDEN": 2 * width,
-                "OUTPUTS": width,
-                "RESIDUAL": True,
-            }
+            constants = narrow_constants(width, 2 * width, width, True, precision)
             branch = {"mixed": stored, "out_weight": stored, **norm}
             settings = narrow_default("narrow", width, precision)
             arguments: dict[str, Any] = {"x": "*fp32", **branch, "fc1_weight": stored, **weights}
             arguments |= {"fc2_weight": stored, "fc2_bias": "*fp32", "middle": "*fp32"}
-            arguments |= {"out": "*fp32", "rows": "i32", **shape, "PRECISION": precision}
-            arguments |= {"PAD_IN": width, "PAD_OUT": width, **_tiles(settings)}
+            arguments |= {"out": "*fp32", "rows": "i32", **constants, **_tiles(settings)}
             forward = arguments
             yield CompileCase(narrow_kernel, f"{name} {precision}", forward, settings)
             settings = narrow_default("narrow_backward", width, precision)
@@ -715,8 +716,7 @@ def compile_cases() -> Iterator[CompileCase]:
             arguments |= {"fc1_weight": stored, **weights, "fc2_weight": stored, "dx": "*fp32"}
             arguments |= dict.fromkeys(("d_mixed", "normed_out"), stored)
             arguments |= dict.fromkeys(("hidden_out", "d_hidden_out"), stored)
-            arguments |= {"sums": "*fp32", "rows": "i32", **shape, "PRECISION": precision}
-            arguments |= {"PAD_IN": width, "PAD_OUT": width, **_tiles(settings)}
+            arguments |= {"sums": "*fp32", "rows": "i32", **constants, **_tiles(settings)}
             yield CompileCase(narrow_backward_kernel, f"{name} {precision}", arguments, settings)
             if name == "micro":  # an embedding without optional weights
                 bare = dict.fromkeys(
