@@ -13,7 +13,7 @@ backward's one pass between its products computes GELU and norm again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -515,7 +515,7 @@ def narrow_backward(
                 len(x),
                 **settings,
             )
-    d_bias1, d_gamma, d_alpha, d_bias2, d_norm_gamma, d_norm_alpha = sums.sum(0).split(lengths)
+    d_bias1, d_gamma, d_alpha, d_bias2, d_norm_gamma, d_norm_alpha = apart(sums.sum(0), lengths)
     d_fc1 = weight_gradient(d_h, normed, precision, torch.float32)
     d_fc2 = weight_gradient(d_out, u, precision, torch.float32)
     d_out_weight = None
@@ -523,6 +523,11 @@ def narrow_backward(
         d_out_weight = weight_gradient(dx, mixed, precision, torch.float32)
     of_mlp = MLPParameters(d_fc1, d_bias1, d_alpha, d_gamma, d_fc2, d_bias2)
     return Gradients(dx, d_mixed, d_out_weight, d_norm_alpha, d_norm_gamma, of_mlp)
+
+
+def apart(sums: Tensor, lengths: Sequence[int]) -> Sequence[Tensor]:
+    """Copies of the parts: an op's results share no memory, and Inductor wants them aligned."""
+    return torch.split_with_sizes_copy(sums, lengths)
 
 
 def _precision(stored: Tensor) -> str:
@@ -567,7 +572,7 @@ def hidden_layer_backward(
             _precision(h),
             **settings,
         )
-    d_bias, d_gamma, d_alpha = sums.sum(0)
+    d_bias, d_gamma, d_alpha = torch.unbind_copy(sums.sum(0))
     return dh, out, d_bias, d_gamma, d_alpha.sum(0, keepdim=True)
 
 
