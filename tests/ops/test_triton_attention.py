@@ -24,8 +24,6 @@ pytest.importorskip("triton", reason="needs Triton")
 from jetkern.ops.attention.triton import launch_backward, pair_ends
 from jetkern.ops.triton_tools import forced_settings
 
-SMALL = {"ROWS": 16, "KEYS": 32}  # so that short jets have several blocks of keys
-
 
 @pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
 def test_accuracy_with_bias(counts: list[int]) -> None:
@@ -42,15 +40,18 @@ def test_accuracy_where_tiles_and_blocks_end(counts: list[int]) -> None:
     check_accuracy(attention, *batch(counts, 1, 8, 4), backend="triton")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_blocks_of_keys_agree_with_one_block(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "keys"), [(torch.float32, 32), (torch.float32, 16), (torch.bfloat16, 32)]
+)
+def test_blocks_of_keys_agree_with_one_block(dtype: torch.dtype, keys: int) -> None:
     """Also that dq is summed in float32 between blocks, and the same bits from the same run."""
     inputs = batch([40, 3], 1, 8, 2)
     want = result_and_gradients(attention, inputs, dtype, "triton")
     kind = "bf16 ieee" if dtype == torch.bfloat16 else "fp32 ieee"
+    few = {"ROWS": 16, "KEYS": keys}
     with (
-        forced_settings("attention", f"d16 {kind}", SMALL),
-        forced_settings("attention_backward", f"d16 {kind}", SMALL),
+        forced_settings("attention", f"d16 {kind}", few),
+        forced_settings("attention_backward", f"d16 {kind}", few),
     ):
         have = result_and_gradients(attention, inputs, dtype, "triton")
         again = result_and_gradients(attention, inputs, dtype, "triton")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from jetkern.ops.attention.op import dense_rows
 from jetkern.ops.attention.reference import attention as reference
+from jetkern.ops.dispatch import PRECISIONS
 from jetkern.ops.triton_tools import (
     TYPES,
     CompileCase,
@@ -37,6 +38,7 @@ from jetkern.ops.triton_tools import (
 )
 
 WIDEST = 128  # head dimension
+Defaults = dict[int, tuple[Settings, Settings, Settings, Settings]]
 LOG2_E = tl.constexpr(1.4426950408889634)
 BATCH = ["total", "pairs"]  # differ from batch to batch: no compilation for those that 16 divides
 
@@ -74,8 +76,9 @@ def _product(a, b, acc, PRECISION: tl.constexpr):
 def _pairs(first_query, first_key, query, key, queries, keys, particles):
     """Where the biases of a tile are: offset of its corner, offsets within, which exist.
 
-    query and key count within the tile, one of them along either axis. The bias is particles x
-    particles; the first rows and columns of the scores, the jet's other tokens, have none.
+    query and key count from first_query and first_key, one of them along either axis. The bias is
+    particles x particles; the first rows and columns of the scores, the jet's other tokens, have
+    none.
     """
     row = first_query - (queries - particles)
     column = first_key - (keys - particles)
@@ -193,6 +196,7 @@ def attention_kernel(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    HALF: tl.constexpr = max(KEYS // 2, 16)
     jet = tl.program_id(0) // HEADS
     head = tl.program_id(0) % HEADS
     start = tl.load(query_offsets + jet)
@@ -209,10 +213,10 @@ def attention_kernel(
     v += first_key * v_stride + head * WIDTH
     out += start * out_stride + head * WIDTH
     lse += head * total + start
-    if keys <= KEYS // 2:
+    if keys <= HALF:
         _forward(
             q, k, v, out, lse, bias, q_stride, k_stride, v_stride, out_stride, queries, keys,
-            particles, WIDTH, D, ROWS, KEYS // 2, True, PRECISION,
+            particles, WIDTH, D, ROWS, HALF, True, PRECISION,
         )  # fmt: skip
     elif keys <= KEYS:
         _forward(
@@ -222,7 +226,7 @@ def attention_kernel(
     else:
         _forward(
             q, k, v, out, lse, bias, q_stride, k_stride, v_stride, out_stride, queries, keys,
-            particles, WIDTH, D, ROWS, KEYS // 2 if KEYS > 32 else KEYS, False, PRECISION,
+            particles, WIDTH, D, ROWS, min(KEYS, 32), False, PRECISION,
         )  # fmt: skip
 
 
@@ -249,6 +253,8 @@ def _backward(
     dk_stride,
     dv_stride,
     partial_stride,
+    first_key,
+    column,
     queries,
     keys,
     particles,
@@ -259,34 +265,42 @@ def _backward(
     ONE_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    query = tl.arange(0, ROWS)[None, :]
     key = tl.arange(0, KEYS)[:, None]
     row = tl.arange(0, ROWS)
     SCALE: tl.constexpr = LOG2_E * WIDTH**-0.5
     zero = tl.zeros((KEYS, ROWS), tl.float32)
+    # What goes to shared memory is read a tile ahead, for reads after it would wait for it, unless
+    # the products need the registers.
+    AHEAD: tl.constexpr = D * (3 if PRECISION == "ieee" else 1) < 96
     end = KEYS if ONE_BLOCK else keys
     for block in range(0, end, KEYS):
         k_tile = _load(k, k_stride, block, keys, KEYS, WIDTH, D)
         v_tile = _load(v, v_stride, block, keys, KEYS, WIDTH, D)
         dk_tile = tl.zeros((KEYS, D), tl.float32)
         dv_tile = tl.zeros((KEYS, D), tl.float32)
-        q_next = _load(q, q_stride, 0, queries, ROWS, WIDTH, D)
-        dout_next = _load(dout, dout_stride, 0, queries, ROWS, WIDTH, D)
+        if AHEAD:
+            q_next = _load(q, q_stride, 0, queries, ROWS, WIDTH, D)
+            dout_next = _load(dout, dout_stride, 0, queries, ROWS, WIDTH, D)
         for first in range(0, queries, ROWS):
-            bias_tile = _load_bias(bias, first, block, query, key, queries, keys, particles)
+            # Counted from the first tile: offsets alike in all tiles would stay in registers.
+            query = first + row[None, :]
+            bias_tile = _load_bias(bias, 0, block, query, key, queries, keys, particles)
             out_tile = _load(out, out_stride, first, queries, ROWS, WIDTH, D)
             level = tl.load(lse + first + row, row < queries - first, 0.0)
-            # What goes to shared memory is read a tile ahead: reads after it would wait for it.
-            q_tile, dout_tile = q_next, dout_next
-            q_next = _load(q, q_stride, first + ROWS, queries, ROWS, WIDTH, D)
-            dout_next = _load(dout, dout_stride, first + ROWS, queries, ROWS, WIDTH, D)
+            if AHEAD:
+                q_tile, dout_tile = q_next, dout_next
+                q_next = _load(q, q_stride, first + ROWS, queries, ROWS, WIDTH, D)
+                dout_next = _load(dout, dout_stride, first + ROWS, queries, ROWS, WIDTH, D)
+            else:
+                q_tile = _load(q, q_stride, first, queries, ROWS, WIDTH, D)
+                dout_tile = _load(dout, dout_stride, first, queries, ROWS, WIDTH, D)
             delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
             score = _scores(k_tile, q_tile, bias_tile, key, keys - block, WIDTH, PRECISION)
             p = exp2(score * SCALE - level[None, :])
             dv_tile = dot(p, dout_tile, dv_tile, PRECISION)
             ds = p * (_product(v_tile, dout_tile, zero, PRECISION) - delta[None, :])
             if dbias is not None:
-                corner, entry, exists = _pairs(first, block, query, key, queries, keys, particles)
+                corner, entry, exists = _pairs(0, block, query, key, queries, keys, particles)
                 tl.store(dbias + corner + entry, ds, exists)
             dk_tile = dot(ds, q_tile, dk_tile, PRECISION)
             dq_tile = dot(tl.trans(ds), k_tile, tl.zeros((ROWS, D), tl.float32), PRECISION)
@@ -299,8 +313,11 @@ def _backward(
                     _store(partial, partial_stride, first, queries, dq_tile, WIDTH)
                 else:
                     _store(dq, dq_stride, first, queries, dq_tile * WIDTH**-0.5, WIDTH)
-        _store(dk, dk_stride, block, keys, dk_tile * WIDTH**-0.5, WIDTH)
-        _store(dv, dv_stride, block, keys, dv_tile, WIDTH)
+        # Not at the kernel's beginning, as the others: they would stay in registers until here.
+        dk_rows = dk + (first_key * dk_stride + column)
+        dv_rows = dv + (first_key * dv_stride + column)
+        _store(dk_rows, dk_stride, block, keys, dk_tile * WIDTH**-0.5, WIDTH)
+        _store(dv_rows, dv_stride, block, keys, dv_tile, WIDTH)
         if not ONE_BLOCK:
             tl.debug_barrier()  # the next block's threads read what this one's wrote to partial
 
@@ -341,6 +358,7 @@ def attention_backward_kernel(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    HALF: tl.constexpr = max(KEYS // 2, 16)
     jet = tl.program_id(0) // HEADS
     head = tl.program_id(0) % HEADS
     start = tl.load(query_offsets + jet)
@@ -361,27 +379,27 @@ def attention_backward_kernel(
     v += first_key * v_stride + head * WIDTH
     out += start * out_stride + head * WIDTH
     dq += start * dq_stride + head * WIDTH
-    dk += first_key * dk_stride + head * WIDTH
-    dv += first_key * dv_stride + head * WIDTH
     partial += start * partial_stride + head * WIDTH
     lse += head * total + start
-    if keys <= KEYS // 2:
+    if keys <= HALF:
         _backward(
             dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
             k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            queries, keys, particles, WIDTH, D, ROWS, KEYS // 2, True, PRECISION,
+            first_key, head * WIDTH, queries, keys, particles, WIDTH, D, ROWS, HALF, True,
+            PRECISION,
         )  # fmt: skip
     elif keys <= KEYS:
         _backward(
             dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
             k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            queries, keys, particles, WIDTH, D, ROWS, KEYS, True, PRECISION,
+            first_key, head * WIDTH, queries, keys, particles, WIDTH, D, ROWS, KEYS, True,
+            PRECISION,
         )  # fmt: skip
     else:
         _backward(
             dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
             k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            queries, keys, particles, WIDTH, D, ROWS, KEYS // 2 if KEYS > 32 else KEYS, False,
+            first_key, head * WIDTH, queries, keys, particles, WIDTH, D, ROWS, min(KEYS, 32), False,
             PRECISION,
         )  # fmt: skip
 
@@ -390,20 +408,29 @@ def _tiles(rows: int, keys: int, warps: int) -> Settings:
     return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 1}
 
 
-# By padded head dimension, for bfloat16 and for float32: what compiles without spills and leaves
-# most warps resident. With four warps and 64 keys sm_90 would take wgmma, too coarse for jets.
-FORWARD = {
-    16: (_tiles(16, 64, 1), _tiles(16, 64, 1)),
-    32: (_tiles(16, 64, 1), _tiles(32, 64, 2)),
-    64: (_tiles(32, 64, 2), _tiles(16, 32, 2)),
-    128: (_tiles(16, 32, 4), _tiles(16, 32, 4)),
+# By padded head dimension: in "bf16", in "tf32" for float32 and bfloat16 tensors, in "ieee", whose
+# products take three times the registers. What compiles without spills and leaves most warps
+# resident. With four warps and 64 keys sm_90 would take wgmma, too coarse for jets.
+FORWARD: Defaults = {
+    16: (_tiles(16, 64, 1), _tiles(16, 64, 1), _tiles(16, 64, 1), _tiles(32, 64, 2)),
+    32: (_tiles(16, 64, 1), _tiles(32, 64, 2), _tiles(32, 64, 2), _tiles(32, 64, 2)),
+    64: (_tiles(32, 64, 2), _tiles(16, 32, 2), _tiles(32, 64, 2), _tiles(16, 32, 2)),
+    128: (_tiles(16, 32, 4), _tiles(16, 32, 4), _tiles(16, 32, 4), _tiles(16, 32, 4)),
 }
-BACKWARD = {
-    16: (_tiles(16, 64, 2), _tiles(16, 32, 2)),
-    32: (_tiles(16, 32, 2), _tiles(16, 32, 2)),
-    64: (_tiles(16, 32, 4), _tiles(16, 32, 4)),
-    128: (_tiles(16, 32, 4), _tiles(16, 32, 8)),
+BACKWARD: Defaults = {
+    16: (_tiles(16, 64, 2), _tiles(16, 32, 2), _tiles(16, 64, 2), _tiles(16, 32, 2)),
+    32: (_tiles(16, 32, 2), _tiles(16, 32, 2), _tiles(16, 32, 2), _tiles(16, 32, 2)),
+    64: (_tiles(16, 32, 4), _tiles(16, 32, 4), _tiles(16, 32, 4), _tiles(16, 32, 4)),
+    128: (_tiles(16, 32, 4), _tiles(16, 32, 8), _tiles(16, 32, 4), _tiles(16, 16, 8)),
 }
+
+
+def _default(defaults: Defaults, padded: int, half: bool, precision: str) -> Settings:
+    """``half``: whether the tensors are bfloat16."""
+    tf32 = 2 if half else 1
+    return defaults[padded][{"bf16": 0, "tf32": tf32, "ieee": 3}[precision]]
+
+
 CANDIDATES: dict[str, list[Settings]] = {
     "attention": [
         {"ROWS": 16 * warps, "KEYS": keys, "num_warps": warps, "num_stages": stages}
@@ -420,14 +447,12 @@ CANDIDATES: dict[str, list[Settings]] = {
 }
 
 
-def _settings(
-    kernel: str, defaults: dict[int, tuple[Settings, Settings]], q: Tensor, precision: str
-) -> dict[str, Any]:
+def _settings(kernel: str, defaults: Defaults, q: Tensor, precision: str) -> dict[str, Any]:
     """Tiles and warps for heads as wide as q's, with the constants that go with them."""
     width = q.shape[2]
     padded = max(16, triton.next_power_of_2(width))
     half = q.dtype == torch.bfloat16
-    default = defaults[padded][0 if half else 1]
+    default = _default(defaults, padded, half, precision)
     key = f"d{padded} {'bf16' if half else 'fp32'} {precision}"
     chosen = launch_settings(kernel, key, q.device, default)
     constants = {"HEADS": q.shape[1], "WIDTH": width, "D": padded, "PRECISION": precision}
@@ -554,26 +579,15 @@ def launch_backward(
     " str precision, bool want_dbias) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
 )
 def _launch_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    bias: Tensor | None,
-    particle_offsets: Tensor | None,
-    pair_ends: Tensor | None,
-    precision: str,
-    want_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = dq, dk, dv, dbias = _gradients(q, k, v, bias, want_dbias)
-    launch_backward(
-        dout, q, k, v, out, lse, query_offsets, key_offsets, bias, particle_offsets, pair_ends,
-        precision, (dq, dk, dv, None if bias is None or not want_dbias else dbias),
-    )  # fmt: skip
-    return gradients
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    *inputs, want_dbias = others
+    bias = inputs[4]
+    dq, dk, dv, dbias = _gradients(q, k, v, bias, want_dbias)
+    wanted = None if bias is None or not want_dbias else dbias
+    arguments = (*inputs, (dq, dk, dv, wanted))
+    launch_backward(dout, q, k, v, *arguments)
+    return dq, dk, dv, dbias
 
 
 def _gradients(
@@ -627,6 +641,7 @@ def attention(
 ) -> Tensor:
     """See ``jetkern.ops.attention``. Heads wider than 128 and mixed dtypes go to the reference.
 
+    With a bias a jet has at most 65,535 particles, as in ``pair_bias``.
     Offsets that do not rise, or a bias of the wrong length, cannot be seen without waiting for the
     GPU: they are not checked.
     """
@@ -654,14 +669,14 @@ def attention(
 
 
 PRESETS = {"micro": (8, 4), "small": (16, 8), "medium, large": (32, 16)}  # d, heads
-KINDS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "bf16"))
+KINDS = [(dtype, precision) for dtype in ("fp32", "bf16") for precision in PRECISIONS]
 
 
 def compile_cases() -> Iterator[CompileCase]:
     """Both kernels for self-attention at the presets' sizes, class attention and wide heads."""
-    cases = [(name, *size, *kind, True) for name, size in PRESETS.items() for kind in KINDS]
-    cases += [("class attention, small", *PRESETS["small"], *kind, False) for kind in KINDS[1:]]
-    cases += [(f"d = {d}", d, 8, *kind, True) for d in (64, 128) for kind in KINDS]
+    sizes = PRESETS | {f"d = {d}": (d, 8) for d in (64, 128)}
+    cases = [(name, *size, *kind, True) for name, size in sizes.items() for kind in KINDS]
+    cases += [("class attention, small", *PRESETS["small"], *kind, False) for kind in KINDS[:3]]
     for name, width, heads, dtype, precision, biased in cases:
         padded, joint = max(16, width), 3 * heads * width
         pointer, label = f"*{dtype}", f"{name} {dtype} {precision}"
@@ -679,7 +694,7 @@ def compile_cases() -> Iterator[CompileCase]:
             (attention_kernel, FORWARD, {}),
             (attention_backward_kernel, BACKWARD, gradients),
         ):
-            settings = defaults[padded][0 if dtype == "bf16" else 1]
+            settings = _default(defaults, padded, dtype == "bf16", precision)
             given = {**inputs, **others, **settings}
             arguments = {n: given[n] for n in kernel.arg_names}
-            yield CompileCase(kernel, label, arguments, settings, hot=width < 64)
+            yield CompileCase(kernel, label, arguments, settings)
