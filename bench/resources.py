@@ -3,7 +3,7 @@
     python -m bench.resources [--ops knn ...] [--precisions bf16] [--markdown FILE]
 
 Compiles each Triton kernel at the sizes of the presets, and the CUDA files where nvcc is there. No
-GPU is needed. Exits with 1 if a hot kernel spills registers or does not fit the architecture.
+GPU is needed. Exits with 1 if a kernel spills registers or does not fit the architecture.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Row(NamedTuple):
     registers: int
     spills: int
     shared: int
-    hot: bool
 
     @property
     def occupancy(self) -> float:
@@ -60,7 +59,7 @@ class Row(NamedTuple):
         """What must not be, "" if nothing."""
         if not self.occupancy:
             return "does not fit"
-        return "spills" if self.hot and self.spills else ""
+        return "spills" if self.spills else ""
 
 
 def triton_ops() -> list[str]:
@@ -115,7 +114,6 @@ def compiled(task: tuple[str, int, int]) -> Row:
         registers,
         spills,
         result.metadata.shared,
-        case.hot,
     )
 
 
@@ -179,9 +177,7 @@ def cuda_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
         BuildError: where there is no nvcc.
     """
     made = cuda_resources(OPS.parents[1] / "csrc", architectures)
-    return [
-        Row(k.op, k.kernel, f"CUDA {k.label}", k.architecture, k.warps, *k[5:], True) for k in made
-    ]
+    return [Row(k.op, k.kernel, f"CUDA {k.label}", k.architecture, k.warps, *k[5:]) for k in made]
 
 
 HEADER = (
@@ -192,7 +188,7 @@ HEADER = (
 
 def line(row: Row) -> str:
     """A row of the table."""
-    values = (*row[:8], f"{row.occupancy:.0%}")
+    values = (*row, f"{row.occupancy:.0%}")
     return f"| {' | '.join(str(v) for v in values)} |"
 
 

@@ -37,14 +37,13 @@ class CompileCase(NamedTuple):
         kernel: the jit function. label: what it stands for, such as "small bf16".
         arguments: every parameter by name, in order: a Triton type ("*fp32", "i32", ...) for what
             is passed at run time, a Python value for a constexpr.
-        settings: num_warps and num_stages. hot: whether it must not spill.
+        settings: num_warps and num_stages.
     """
 
     kernel: Any
     label: str
     arguments: dict[str, Any]
     settings: Settings
-    hot: bool = True
 
 
 def family(device: torch.device) -> int:

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from bench.resources import ARCHITECTURES, PRECISIONS, Row, cases, chosen, rows, triton_ops
 from jetkern.ops import dispatch
 
-MADE_UP = Row("op", "kernel", "case", 80, 4, 128, 0, 0, True)
+MADE_UP = Row("op", "kernel", "case", 80, 4, 128, 0, 0)
 
 
 def test_precisions_are_those_of_the_ops() -> None:
@@ -26,10 +26,9 @@ def test_occupancy_follows_from_what_a_multiprocessor_has() -> None:
     assert MADE_UP._replace(shared=74 * 1024, architecture=90).occupancy == 12 / 64
 
 
-def test_faults_are_spills_of_hot_kernels_and_blocks_that_do_not_fit() -> None:
+def test_faults_are_spills_and_blocks_that_do_not_fit() -> None:
     assert MADE_UP.fault == ""
     assert MADE_UP._replace(spills=8).fault == "spills"
-    assert MADE_UP._replace(spills=8, hot=False).fault == ""
     assert MADE_UP._replace(shared=165 * 1024).fault == "does not fit"
 
 
