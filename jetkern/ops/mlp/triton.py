@@ -527,7 +527,7 @@ def narrow_backward(
 
 def apart(sums: Tensor, lengths: Sequence[int]) -> Sequence[Tensor]:
     """Copies of the parts: an op's results share no memory, and Inductor wants them aligned."""
-    return torch.split_with_sizes_copy(sums, lengths)
+    return torch.ops.aten.split_with_sizes_copy(sums, lengths)
 
 
 def _precision(stored: Tensor) -> str:
@@ -572,7 +572,7 @@ def hidden_layer_backward(
             _precision(h),
             **settings,
         )
-    d_bias, d_gamma, d_alpha = torch.unbind_copy(sums.sum(0))
+    d_bias, d_gamma, d_alpha = torch.ops.aten.unbind_copy(sums.sum(0))
     return dh, out, d_bias, d_gamma, d_alpha.sum(0, keepdim=True)
 
 
