@@ -41,8 +41,8 @@ from typing import Any, NamedTuple
 BATCH = {"micro": 64, "small": 32, "medium": 8}
 OBJECTIVES = ("classifier", "classifier+generator", "pretrain")
 CONTENDERS = {  # backend and precision
-    "jetkern cpu": ("cpu", "ieee"),
-    "jetkern cpu bf16": ("cpu", "bf16"),
+    "jetkern cpu": ("auto", "ieee"),
+    "jetkern cpu bf16": ("auto", "bf16"),
     "jetkern reference": ("reference", "ieee"),
     "omnilearned": ("auto", "ieee"),
 }
@@ -202,15 +202,21 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
     by which the peak rises for each jet of a doubled batch, "profile" with the seconds of each part
     of a train step.
     """
-    os.environ["JETKERN_BACKEND"], precision = CONTENDERS[name]
+    backend, precision = CONTENDERS[name]
+    os.environ["JETKERN_BACKEND"] = "" if backend == "auto" else backend
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler would announce itself
     if settings.peer:
         sys.path.append(settings.peer)
     import torch
 
+    from jetkern.ops import dispatch
+
     torch.set_num_threads(settings.threads)
     size, objective = case
     jets = load_jets(settings.data, settings.batch or BATCH[size])
+    if name.startswith("jetkern cpu") and (reason := dispatch.cpu_library()):
+        pipe.send(f"skipped: {reason}")
+        return
     try:
         ours = name != "omnilearned"
         steps = our_steps(size, objective, precision) if ours else peer_steps(size, objective)

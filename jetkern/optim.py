@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 NO_DECAY = ("norm", "token", "scale")
 # Elements that a multi-tensor call takes, so that its result is not the size of the model.
-AT_ONCE = 1 << 23
+AT_ONCE = 1 << 21
 
 
 def _runs(params: list[Any]) -> Iterator[list[Any]]:

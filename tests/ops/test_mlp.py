@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -84,6 +86,25 @@ def test_a_weight_of_a_wrong_shape_is_named(field: str, backend: str) -> None:
         mlp(torch.randn(3, 7), wrong, backend=backend)
     with pytest.raises(ValueError, match="fc1_weight must have shape"):
         mlp(torch.randn(3, 6), weights, backend=backend)
+
+
+def test_auto_leaves_few_rows_of_a_large_perceptron_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["jetkern.ops.mlp"],
+        "implementation",
+        lambda op, backend, *_: asked.append(backend) or (lambda *_: None),
+    )
+    monkeypatch.delenv("JETKERN_BACKEND", raising=False)
+    large, small = random_mlp(512, 1024, 512), random_mlp(128, 256, 128)
+    for rows, weights in ((8, large), (400, large), (8, small)):
+        mlp(torch.zeros(rows, weights.fc1_weight.shape[1]), weights)
+    mlp(torch.zeros(8, 512), large, backend="cpu")
+    monkeypatch.setenv("JETKERN_BACKEND", "cpu")
+    mlp(torch.zeros(8, 512), large)
+    assert asked == ["reference", "auto", "auto", "cpu", "auto"]
 
 
 def test_opcheck_and_compile() -> None:
