@@ -5,7 +5,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test test-sanitize lint format bench clean
+.PHONY: help setup kernels demo test test-sanitize resources lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefine
 	JETKERN_EMULATED_LIBRARY="$$($(PY) -m tests.csrc.emulated --sanitize)" \
 	$(PY) -m pytest -q -p no:xdist tests/ops/test_cuda_knn.py tests/ops/test_cuda_attention.py \
 	-k "not registration"
+
+resources: setup  ## the GPU kernels at float32 precisions, compiled without a GPU: no spills
+	$(PY) -m bench.resources --precisions ieee tf32
 
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .
