@@ -27,6 +27,7 @@ from jetkern.build import BuildError, cuda_resources
 TYPE = re.compile(r"\*bf16|\*?(fp|i|u)\d+")  # of a run-time argument; other values are constants
 OPS = Path(__file__).parents[1] / "jetkern" / "ops"
 ARCHITECTURES = (80, 90)
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")  # of the compiler
 PRECISIONS = ("ieee", "tf32", "bf16")  # those of the ops, whose package would import Triton
 SHARED_KB = {80: 164, 90: 228}  # of a multiprocessor (CUDA C++ Programming Guide, table 21)
 WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectures
@@ -101,7 +102,7 @@ def compiled(task: tuple[str, int, int]) -> Row:
     # PyTorch's allocations are aligned to 16 bytes and Triton specialises on it.
     aligned = {p: [["tt.divisibility", 16]] for p, kind in leaves(types.values()) if kind[0] == "*"}
     source = ASTSource(case.kernel, signature=types, constexprs=constants, attrs=aligned)
-    options = {k: v for k, v in case.settings.items() if k in ("num_warps", "num_stages")}
+    options = {k: v for k, v in case.settings.items() if k in OPTIONS}
     result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     registers, spills = inspect(result.asm["cubin"], result.asm["ptx"], architecture)
     name = case.kernel.fn.__name__.removesuffix("_kernel")

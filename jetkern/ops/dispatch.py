@@ -135,6 +135,11 @@ def _best(op: str, device: str, dtype: torch.dtype) -> str:
     return backend
 
 
+def asked(backend: str) -> str:
+    """``backend``, or for "auto" what ``JETKERN_BACKEND`` says, if anything."""
+    return backend if backend != "auto" else os.environ.get("JETKERN_BACKEND") or "auto"
+
+
 _loaded: dict[str, Callable[..., Any]] = {}
 
 
@@ -146,8 +151,7 @@ def choose(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
         ValueError: for an unknown backend, or one asked for by name that cannot run.
     """
     by_name = backend != "auto"
-    if not by_name:
-        backend = os.environ.get("JETKERN_BACKEND") or "auto"
+    backend = asked(backend)
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if not by_name and backend != "auto" and not covers(op, backend, device, dtype):

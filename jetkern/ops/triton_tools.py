@@ -37,7 +37,7 @@ class CompileCase(NamedTuple):
         kernel: the jit function. label: what it stands for, such as "small bf16".
         arguments: every parameter by name, in order: a Triton type ("*fp32", "i32", ...) for what
             is passed at run time, a Python value for a constexpr.
-        settings: num_warps and num_stages.
+        settings: num_warps, num_stages and other options of the compiler.
     """
 
     kernel: Any

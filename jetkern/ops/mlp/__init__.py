@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_mlp, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.dispatch import asked, implementation
 from jetkern.ops.parameters import MLPParameters
 
 # With fewer rows one thread would do all of a perceptron with so many weights: on a CPU PyTorch's
@@ -36,8 +34,9 @@ def mlp(
     check_float("x", x)
     check_shape("x", x, None, None)
     check_mlp("parameters", parameters, x.shape[1])
-    if backend == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    # A compiled graph may have any number of rows: it keeps the C++ op.
+    if not torch.compiler.is_compiling() and x.device.type == "cpu" and asked(backend) == "auto":
         many = parameters.fc1_weight.numel() + parameters.fc2_weight.numel() >= MANY_WEIGHTS
-        if many and len(x) < FEW_ROWS and not os.environ.get("JETKERN_BACKEND"):
+        if many and len(x) < FEW_ROWS:
             backend = "reference"
     return implementation("mlp", backend, x, precision)(x, parameters)
