@@ -1,7 +1,8 @@
 """The local block as Triton kernels, registered as operators.
 
-Widths of 16 and 32, and 64 and 128 if not in "ieee", run on the fused kernels of ``triton_fused``,
-all others on those of ``triton_wide`` and large matrix products between them.
+Widths of 16 and 32, and 64 and 128 if not in "ieee", run on the fused kernels of ``triton_fused``
+and ``triton_fused_backward``, all others on those of ``triton_wide`` and large matrix products
+between them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetkern.ops.local_block import reference, triton_fused, triton_wide
+from jetkern.ops.local_block import (
+    reference,
+    triton_fused,
+    triton_fused_backward,
+    triton_wide,
+)
 from jetkern.ops.local_block.triton_fused import MAX_NEIGHBOURS, Shape
 from jetkern.ops.local_block.triton_wide import wide_local_block
 from jetkern.ops.parameters import BlockParameters, MLPParameters, optional_parts
@@ -125,7 +131,7 @@ def _forward(
 @define(
     "local_block_backward",
     "(Tensor d_out, Tensor particles, Tensor neighbours, Tensor kept, Tensor[] weights, "
-    f"{SHAPE}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{SHAPE}) -> (Tensor, Tensor, Tensor)",
 )
 def _backward(
     d_out: Tensor,
@@ -138,11 +144,13 @@ def _backward(
     embed_parts: int,
     parts: int,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     embed, made = _parameters(weights, blocks, embed_parts, parts)
     shape = _shape(neighbours, embed, made, heads)
     rows = _rows(embed, made, precision)
-    return triton_fused.backward(d_out, particles, neighbours, kept, *rows, shape, precision)
+    return triton_fused_backward.backward(
+        d_out, particles, neighbours, kept, *rows, shape, precision
+    )
 
 
 @torch.library.register_fake("jetkern_triton::local_block")
@@ -181,7 +189,7 @@ def _fake_backward(
     shape = _shape(neighbours, embed, made, heads)
     return tuple(
         particles.new_empty(size, dtype=torch.float32)
-        for size in triton_fused.gradient_sizes(shape, precision, particles.device)
+        for size in triton_fused_backward.gradient_sizes(shape, precision, particles.device)
     )
 
 
@@ -199,7 +207,7 @@ def _gradients(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Any, ...]:
     )
     embed, made = _parameters(weights, blocks, embed_parts, parts)
     shape = _shape(neighbours, embed, made, heads)
-    d_embed, d_blocks = triton_fused.by_name(sums, shape)
+    d_embed, d_blocks = triton_fused_backward.by_name(sums, shape)
 
     def wanted(gradients: MLPParameters, like: MLPParameters) -> MLPParameters:
         pairs = zip(gradients, like, strict=True)
@@ -263,4 +271,5 @@ def local_block(
 def compile_cases() -> Iterator[CompileCase]:
     """Every kernel at the presets' sizes."""
     yield from triton_fused.compile_cases()
+    yield from triton_fused_backward.compile_cases()
     yield from triton_wide.compile_cases()

@@ -1,15 +1,12 @@
-"""The local block of narrow models (width 16 to 128) as fused Triton kernels.
+"""The local block of narrow models (width 16 to 128) as a fused Triton kernel: its forward.
 
-Forward is one kernel: a program takes a tile of whole neighbourhoods from the particles to their
-means, and weights stream from the second-level cache, a group of heads or a chunk of the hidden
-layer at a time. Rows of a tile come in sets of ``SET`` rows that hold ``SET // K`` neighbourhoods:
-K is not padded, and attention is a batch of small products, one for each set and head.
+A program takes a tile of whole neighbourhoods from the particles to their means, and weights
+stream from the second-level cache, a group of heads or a chunk of the hidden layer at a time. Rows
+of a tile come in sets of ``SET`` rows that hold ``SET // K`` neighbourhoods: K is not padded, and
+attention is a batch of small products.
 
-To train, forward keeps the input of each block and what it is after the attention, (E, D) each.
-Backward then is two kernels for each block, one for its MLP and one for its attention. They
-recompute what lies between and write what the gradients of the matrices are products of; those
-products are sums over fixed runs of edges, added in a fixed order. Gradients of the embedding,
-whose input is narrow, stay on chip.
+To train, it keeps the residual stream before each half of each block, (E, D) each, for
+``triton_fused_backward``.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jetkern.ops.parameters import BlockParameters, MLPParameters
 from jetkern.ops.triton_tools import (
     TYPES,
     CompileCase,
@@ -32,7 +28,6 @@ from jetkern.ops.triton_tools import (
     dot,
     exp2,
     gelu,
-    gelu_and_slope,
     launch_settings,
     on_device,
     pair_features,
@@ -40,11 +35,9 @@ from jetkern.ops.triton_tools import (
     tanh,
 )
 
-MEAN_BACKWARD: Settings = {"ROWS": 32, "COLUMNS": 64, "num_warps": 4, "num_stages": 1}
 # The widest that the fused kernels take. In "ieee" factors take three times the registers.
 WIDEST = {"ieee": 32, "tf32": 128, "bf16": 128}
 MAX_NEIGHBOURS = 64
-OPERAND_BYTES = 256 * 2**20  # of the operands of the weight gradients that exist at a time
 
 
 @triton.jit
@@ -116,8 +109,18 @@ def norm_tanh(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def batch_dot(a, b, BATCH: tl.constexpr, PRECISION: tl.constexpr):
+def factor(x, PRECISION: tl.constexpr):
+    """What a product at ``PRECISION`` makes of it, before it moves."""
+    if PRECISION == "bf16":
+        return x.to(tl.bfloat16)
+    else:
+        return x
+
+
+@triton.jit
+def batch_dot(a, b, PRECISION: tl.constexpr):
     """a b of each of a batch; of one alone as a plain product, which all warps share."""
+    BATCH: tl.constexpr = a.shape[0]
     M: tl.constexpr = a.shape[1]
     N: tl.constexpr = b.shape[2]
     if BATCH == 1:
@@ -129,59 +132,100 @@ def batch_dot(a, b, BATCH: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def split_heads(
-    x,
-    ROWS: tl.constexpr,
-    SET: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD: tl.constexpr,
-    MASK: tl.constexpr,
-):
-    """(ROWS, GROUP) to (sets x heads, SET, GROUP), other heads' columns zeroed where MASK."""
-    HEADS: tl.constexpr = GROUP // HEAD
-    x = tl.reshape(x, (ROWS // SET, SET, GROUP))
-    if HEADS > 1:
-        x = tl.broadcast_to(x[:, None, :, :], (ROWS // SET, HEADS, SET, GROUP))
-        if MASK:
-            mine = tl.arange(0, HEADS)[:, None] == tl.arange(0, GROUP)[None, :] // HEAD
-            x = tl.where(mine[None, :, None, :], x, 0.0)
-        x = tl.reshape(x, (ROWS // SET * HEADS, SET, GROUP))
-    return x
+def heads_apart(x, SET: tl.constexpr, HEAD: tl.constexpr):
+    """(ROWS, GROUP) to (sets x heads, SET, HEAD)."""
+    HEADS: tl.constexpr = x.shape[1] // HEAD
+    SETS: tl.constexpr = x.shape[0] // SET
+    x = tl.permute(tl.reshape(x, (SETS, SET, HEADS, HEAD)), (0, 2, 1, 3))
+    return tl.reshape(x, (SETS * HEADS, SET, HEAD))
 
 
 @triton.jit
-def join_heads(x, ROWS: tl.constexpr, SET: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr):
-    """(sets x heads, SET, GROUP) to (ROWS, GROUP), each head giving its own columns."""
-    HEADS: tl.constexpr = GROUP // HEAD
-    if HEADS > 1:
-        x = tl.reshape(x, (ROWS // SET, HEADS, SET, GROUP))
-        mine = tl.arange(0, HEADS)[:, None] == tl.arange(0, GROUP)[None, :] // HEAD
-        x = tl.sum(tl.where(mine[None, :, None, :], x, 0.0), 1)
-    return tl.reshape(x, (ROWS, GROUP))
+def heads_together(x, GROUP: tl.constexpr):
+    """(sets x heads, SET, HEAD) to (ROWS, GROUP)."""
+    HEADS: tl.constexpr = GROUP // x.shape[2]
+    SETS: tl.constexpr = x.shape[0] // HEADS
+    x = tl.permute(tl.reshape(x, (SETS, HEADS, x.shape[1], x.shape[2])), (0, 2, 1, 3))
+    return tl.reshape(x, (SETS * x.shape[1], GROUP))
 
 
 @triton.jit
-def set_keys(exists, K: tl.constexpr, SET: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr):
-    """(sets x heads, SET): which neighbourhood of its set a row is a key of, -1 for none."""
+def of_head(x, SET: tl.constexpr, HEAD: tl.constexpr):
+    """(sets, heads, SET, GROUP) without the columns of other heads."""
+    mine = tl.arange(0, x.shape[1])[:, None] == tl.arange(0, x.shape[3])[None, :] // HEAD
+    return tl.where(mine[None, :, None, :], x, 0.0)
+
+
+@triton.jit
+def split_queries(x, SET: tl.constexpr, HEAD: tl.constexpr):
+    """(ROWS, GROUP) to the left factors of each head's products with keys or values.
+
+    Heads of 16 and more are a batch. Products are at least 16 deep: narrower heads stand below each
+    other with the columns of the others zero, (sets, heads x SET, GROUP), so that all multiply the
+    same keys.
+    """
+    SETS: tl.constexpr = x.shape[0] // SET
+    GROUP: tl.constexpr = x.shape[1]
+    HEADS: tl.constexpr = GROUP // HEAD
+    if HEADS == 1:
+        return tl.reshape(x, (SETS, SET, GROUP))
+    elif HEAD >= 16:
+        return heads_apart(x, SET, HEAD)
+    else:
+        x = tl.reshape(x, (SETS, 1, SET, GROUP))
+        x = of_head(tl.broadcast_to(x, (SETS, HEADS, SET, GROUP)), SET, HEAD)
+        return tl.reshape(x, (SETS, HEADS * SET, GROUP))
+
+
+@triton.jit
+def join_queries(x, GROUP: tl.constexpr, SET: tl.constexpr, HEAD: tl.constexpr):
+    """Results with a row for each query to (ROWS, GROUP)."""
+    HEADS: tl.constexpr = GROUP // HEAD
+    SETS: tl.constexpr = x.shape[0]
+    if HEADS == 1:
+        return tl.reshape(x, (SETS * SET, GROUP))
+    elif HEAD >= 16:
+        return heads_together(x, GROUP)
+    else:
+        x = of_head(tl.reshape(x, (SETS, HEADS, SET, GROUP)), SET, HEAD)
+        return tl.reshape(tl.sum(x, 1), (SETS * SET, GROUP))
+
+
+@triton.jit
+def split_keys(x, SET: tl.constexpr, HEAD: tl.constexpr):
+    """(ROWS, GROUP) to the right factors of products with ``split_queries``."""
+    if x.shape[1] // HEAD > 1 and HEAD >= 16:
+        return heads_apart(x, SET, HEAD)
+    else:
+        return tl.reshape(x, (x.shape[0] // SET, SET, x.shape[1]))
+
+
+@triton.jit
+def join_keys(x, GROUP: tl.constexpr, SET: tl.constexpr, HEAD: tl.constexpr):
+    """Results with a row for each key, sums over the queries of all heads, to (ROWS, GROUP)."""
+    if GROUP // HEAD > 1 and HEAD >= 16:
+        return heads_together(x, GROUP)
+    else:
+        return tl.reshape(x, (x.shape[0] * SET, GROUP))
+
+
+@triton.jit
+def set_keys(exists, K: tl.constexpr, SET: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr):
+    """Which neighbourhood of its set each of ``split_keys`` belongs to, -1 for none."""
+    ROWS: tl.constexpr = exists.shape[0]
+    HEADS: tl.constexpr = GROUP // HEAD if HEAD >= 16 else 1
     key = tl.where(exists, tl.arange(0, ROWS) % SET // K, -1)
     key = tl.broadcast_to(tl.reshape(key, (ROWS // SET, 1, SET)), (ROWS // SET, HEADS, SET))
     return tl.reshape(key, (ROWS // SET * HEADS, SET))
 
 
 @triton.jit
-def probabilities(
-    q,
-    k,
-    key,
-    K: tl.constexpr,
-    SET: tl.constexpr,
-    BATCH: tl.constexpr,
-    HEAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def probabilities(q, k, key, K: tl.constexpr, HEAD: tl.constexpr, PRECISION: tl.constexpr):
     """Softmax of attention within neighbourhoods; a row without keys is zero."""
-    s = batch_dot(q, tl.permute(k, (0, 2, 1)), BATCH, PRECISION)
-    allowed = key[:, None, :] == (tl.arange(0, SET) // K)[None, :, None]
+    SET: tl.constexpr = k.shape[1]
+    s = batch_dot(q, tl.permute(k, (0, 2, 1)), PRECISION)
+    query = tl.arange(0, q.shape[1]) % SET // K
+    allowed = key[:, None, :] == query[None, :, None]
     s = tl.where(allowed, s * (1.4426950408889634 * HEAD**-0.5), -1e30)
     p = tl.where(allowed, exp2(s - tl.max(s, 2)[:, :, None]), 0.0)
     return p * reciprocal(tl.maximum(tl.sum(p, 2), 1e-30))[:, :, None]
@@ -236,8 +280,6 @@ def local_forward_kernel(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    HEADS: tl.constexpr = GROUP // HEAD
-    BATCH: tl.constexpr = ROWS // SET * HEADS
     tile = tl.program_id(0)
     first, particle, edge, other, inside, exists = tile_rows(
         neighbours, tile, total, total, K, SET, ROWS
@@ -255,7 +297,7 @@ def local_forward_kernel(
             h = norm_tanh(alpha * h, PRECISION) * tl.load(vectors + 8 * C + c + part)[None, :]
         w = tl.load(matrices + wide[None, :] * C + (c + part)[:, None])
         x = dot(h, w, x, PRECISION)
-    key = set_keys(exists, K, SET, ROWS, HEADS)
+    key = set_keys(exists, K, SET, GROUP, HEAD)
     kept += first * (K * D)
     kept_at = edge[:, None] * D + wide[None, :]
     kept_stride = total.to(tl.int64) * (K * D)
@@ -273,22 +315,13 @@ def local_forward_kernel(
         for g in range(0, D, GROUP):
             w = w_qkv + (g + some)[None, :] * D + wide[:, None]
             zero = tl.zeros((ROWS, GROUP), tl.float32)
-            q = split_heads(dot(h, tl.load(w), zero, PRECISION), ROWS, SET, GROUP, HEAD, True)
-            k = dot(h, tl.load(w + D * D), zero, PRECISION)
-            p = probabilities(
-                q,
-                split_heads(k, ROWS, SET, GROUP, HEAD, False),
-                key,
-                K,
-                SET,
-                BATCH,
-                HEAD,
-                PRECISION,
-            )
-            values = dot(h, tl.load(w + 2 * D * D), zero, PRECISION)
-            values = split_heads(values, ROWS, SET, GROUP, HEAD, False)
-            mixed = batch_dot(p, values, BATCH, PRECISION)
-            mixed = join_heads(mixed, ROWS, SET, GROUP, HEAD)
+            q = factor(dot(h, tl.load(w), zero, PRECISION), PRECISION)
+            k = factor(dot(h, tl.load(w + D * D), zero, PRECISION), PRECISION)
+            values = factor(dot(h, tl.load(w + 2 * D * D), zero, PRECISION), PRECISION)
+            values = split_keys(values, SET, HEAD)
+            q = split_queries(q, SET, HEAD)
+            p = probabilities(q, split_keys(k, SET, HEAD), key, K, HEAD, PRECISION)
+            mixed = join_queries(batch_dot(p, values, PRECISION), GROUP, SET, HEAD)
             w = tl.load(w_out + wide[None, :] * D + (g + some)[:, None])
             x = dot(mixed, w, x, PRECISION)
         if KEEP:
@@ -327,322 +360,6 @@ def local_forward_kernel(
         tl.store(out + target[:, None] * D + wide[None, :], mean, (target < total)[:, None])
 
 
-@triton.jit(do_not_specialize=["total", "limit"])
-def local_mean_backward_kernel(
-    d_out,
-    neighbours,
-    dx,
-    total,
-    limit,
-    K: tl.constexpr,
-    K_PADDED: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    edge = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    particle = edge // K
-    inside = particle < total
-    other = tl.load(neighbours + edge, inside, -1)
-    exists = (other >= 0) & (other < limit)
-    number = denominator(neighbours, particle, inside, limit, K, K_PADDED)
-    used = exists[:, None] & (column < D)[None, :]
-    d = tl.load(d_out + particle[:, None] * D + column[None, :], used, 0.0).to(tl.float32)
-    there = inside[:, None] & (column < D)[None, :]
-    d = d / number[:, None]
-    tl.store(dx + edge[:, None] * D + column[None, :], d, there)
-
-
-@triton.jit(do_not_specialize=["edges"], do_not_specialize_on_alignment=["vectors", "partial"])
-def local_mlp_backward_kernel(
-    kept,
-    d_out,
-    matrices,
-    vectors,
-    d_middle,
-    d_hidden,
-    hidden,
-    partial,
-    edges,
-    partial_stride,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """One block's MLP: d_out to d_middle, and the factors of its weights' gradients.
-
-    ``partial`` is a row of sums for each tile: gamma2, fc2's bias (D each), fc1's bias, gamma (F
-    each), alpha2 and alpha. ``matrices`` and ``vectors`` are the block's.
-    """
-    tile = tl.program_id(0)
-    first = tile.to(tl.int64) * ROWS
-    row = tl.arange(0, ROWS)
-    wide = tl.arange(0, D)
-    part = tl.arange(0, CHUNK)
-    inside = (first + row < edges)[:, None]
-    at = row[:, None] * D + wide[None, :]
-    kept += first * D
-    d_out += first * D
-    d_middle += first * D
-    hidden += first * F
-    d_hidden += first * F
-    partial += tile.to(tl.int64) * partial_stride
-    x = tl.load(kept + at, inside, 0.0).to(tl.float32)
-    alpha2 = tl.load(vectors + 3 * D + 2 * F + 1)
-    alpha = tl.load(vectors + 3 * D + 2 * F + 2)
-    gamma2 = tl.load(vectors + D + wide)[None, :]
-    h = norm_tanh(alpha2 * x, PRECISION) * gamma2
-    d = tl.load(d_out + at, inside, 0.0)
-    if PRECISION == "bf16":
-        h = h.to(tl.bfloat16)
-    w_fc1 = matrices + 4 * D * D
-    w_fc2 = w_fc1 + F * D
-    dh = tl.zeros((ROWS, D), tl.float32)
-    d_alpha = tl.zeros((ROWS,), tl.float32)
-    for c in range(0, F, CHUNK):
-        w1 = tl.load(w_fc1 + (c + part)[:, None] * D + wide[None, :])
-        w2 = tl.load(w_fc2 + wide[:, None] * F + (c + part)[None, :])
-        u = dot(h, tl.trans(w1), tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
-        t, slope = gelu_and_slope(u + tl.load(vectors + 2 * D + c + part)[None, :], PRECISION)
-        dt = dot(d, w2, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
-        if NORM:
-            gamma = tl.load(vectors + 2 * D + F + c + part)[None, :]
-            y = norm_tanh(alpha * t, PRECISION)
-            tl.store(partial + 2 * D + F + c + part, tl.sum(dt * y, 0))
-            dt = dt * gamma * (1.0 - y * y)
-            d_alpha += tl.sum(dt * t, 1)
-            dt = alpha * dt
-            t = y * gamma
-        dt = dt * slope
-        tl.store(partial + 2 * D + c + part, tl.sum(dt, 0))
-        to = row[:, None] * F + (c + part)[None, :]
-        tl.store(hidden + to, t, inside)
-        tl.store(d_hidden + to, dt, inside)
-        dh = dot(dt, w1, dh, PRECISION)
-    x = tl.load(kept + at, inside, 0.0).to(tl.float32)
-    d32 = tl.load(d_out + at, inside, 0.0).to(tl.float32)
-    y = norm_tanh(alpha2 * x, PRECISION)
-    tl.store(partial + wide, tl.sum(dh * y, 0))
-    tl.store(partial + D + wide, tl.sum(d32, 0))
-    dh = dh * gamma2 * (1.0 - y * y)
-    tl.store(d_middle + at, d32 + alpha2 * dh, inside)
-    tl.store(partial + 2 * D + 2 * F, tl.sum(tl.sum(dh * x, 1), 0))
-    tl.store(partial + 2 * D + 2 * F + 1, tl.sum(d_alpha, 0))
-
-
-@triton.jit(
-    do_not_specialize=["total", "limit"], do_not_specialize_on_alignment=["vectors", "partial"]
-)
-def local_attention_backward_kernel(
-    kept,
-    neighbours,
-    d_middle,
-    matrices,
-    vectors,
-    dx,
-    d_qkv,
-    mixed,
-    partial,
-    total,
-    limit,
-    partial_stride,
-    K: tl.constexpr,
-    SET: tl.constexpr,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    HEAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """One block's attention: d_middle to dx, and the factors of its weights' gradients.
-
-    ``partial`` is a row of sums for each tile: gamma1 (D), alpha1.
-    """
-    HEADS: tl.constexpr = GROUP // HEAD
-    BATCH: tl.constexpr = ROWS // SET * HEADS
-    tile = tl.program_id(0)
-    first, _, edge, _, inside, exists = tile_rows(neighbours, tile, total, limit, K, SET, ROWS)
-    inside = inside[:, None]
-    wide = tl.arange(0, D)
-    some = tl.arange(0, GROUP)
-    edge = edge[:, None]
-    kept += first * (K * D)
-    d_middle += first * (K * D)
-    dx += first * (K * D)
-    mixed += first * (K * D)
-    d_qkv += first * (K * 3 * D)
-    at = edge * D + wide[None, :]
-    partial += tile.to(tl.int64) * partial_stride
-    x = tl.load(kept + at, inside, 0.0).to(tl.float32)
-    alpha = tl.load(vectors + 3 * D + 2 * F)
-    gamma = tl.load(vectors + wide)[None, :]
-    h = norm_tanh(alpha * x, PRECISION) * gamma
-    d = tl.load(d_middle + at, inside, 0.0)
-    if PRECISION == "bf16":
-        h = h.to(tl.bfloat16)
-    key = set_keys(exists, K, SET, ROWS, HEADS)
-    dh = tl.zeros((ROWS, D), tl.float32)
-    for g in range(0, D, GROUP):
-        w = matrices + (g + some)[:, None] * D + wide[None, :]
-        w_q = tl.load(w)
-        w_k = tl.load(w + D * D)
-        w_v = tl.load(w + 2 * D * D)
-        zero = tl.zeros((ROWS, GROUP), tl.float32)
-        q = dot(h, tl.trans(w_q), zero, PRECISION)
-        k = dot(h, tl.trans(w_k), zero, PRECISION)
-        v = dot(h, tl.trans(w_v), zero, PRECISION)
-        q = split_heads(q, ROWS, SET, GROUP, HEAD, True)
-        k = split_heads(k, ROWS, SET, GROUP, HEAD, False)
-        v = split_heads(v, ROWS, SET, GROUP, HEAD, False)
-        p = probabilities(q, k, key, K, SET, BATCH, HEAD, PRECISION)
-        to = edge * D + (g + some)[None, :]
-        o = batch_dot(p, v, BATCH, PRECISION)
-        o = join_heads(o, ROWS, SET, GROUP, HEAD)
-        tl.store(mixed + to, o, inside)
-        w_o = tl.load(matrices + 3 * D * D + wide[:, None] * D + (g + some)[None, :])
-        do = split_heads(dot(d, w_o, zero, PRECISION), ROWS, SET, GROUP, HEAD, True)
-        dv = join_heads(
-            batch_dot(tl.permute(p, (0, 2, 1)), do, BATCH, PRECISION), ROWS, SET, GROUP, HEAD
-        )
-        dp = batch_dot(do, tl.permute(v, (0, 2, 1)), BATCH, PRECISION)
-        ds = p * (dp - tl.sum(p * dp, 2)[:, :, None]) * (HEAD**-0.5)
-        dq = join_heads(batch_dot(ds, k, BATCH, PRECISION), ROWS, SET, GROUP, HEAD)
-        dk = join_heads(
-            batch_dot(tl.permute(ds, (0, 2, 1)), q, BATCH, PRECISION), ROWS, SET, GROUP, HEAD
-        )
-        to = edge * (3 * D) + (g + some)[None, :]
-        tl.store(d_qkv + to, dq, inside)
-        tl.store(d_qkv + to + D, dk, inside)
-        tl.store(d_qkv + to + 2 * D, dv, inside)
-        dh = dot(dq, w_q, dh, PRECISION)
-        dh = dot(dk, w_k, dh, PRECISION)
-        dh = dot(dv, w_v, dh, PRECISION)
-    x = tl.load(kept + at, inside, 0.0).to(tl.float32)
-    d32 = tl.load(d_middle + at, inside, 0.0).to(tl.float32)
-    y = norm_tanh(alpha * x, PRECISION)
-    tl.store(partial + wide, tl.sum(dh * y, 0))
-    dh = dh * gamma * (1.0 - y * y)
-    tl.store(dx + at, d32 + alpha * dh, inside)
-    tl.store(partial + D, tl.sum(tl.sum(dh * x, 1), 0))
-
-
-@triton.jit(
-    do_not_specialize=["edges", "run"], do_not_specialize_on_alignment=["alpha", "gamma", "slab"]
-)
-def local_weights_backward_kernel(
-    left,
-    right,
-    alpha,
-    gamma,
-    slab,
-    edges,
-    run,
-    slab_stride,
-    OUT: tl.constexpr,
-    IN: tl.constexpr,
-    NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    DEEP: tl.constexpr,
-):
-    """left^T right over a run of edges, or left^T (gamma tanh(alpha right)): (OUT, IN)."""
-    tile = tl.program_id(0)
-    o = tile // (IN // DEEP) * WIDE + tl.arange(0, WIDE)
-    i = tile % (IN // DEEP) * DEEP + tl.arange(0, DEEP)
-    first = tl.program_id(1).to(tl.int64) * run
-    last = tl.minimum(first + run, edges)
-    if NORM:
-        scale = tl.load(alpha)
-        factor = tl.load(gamma + i)[None, :]
-    acc = tl.zeros((WIDE, DEEP), tl.float32)
-    left += first * OUT
-    right += first * IN
-    for base in range(0, (last - first).to(tl.int32), ROWS):
-        row = base + tl.arange(0, ROWS)
-        inside = (row < (last - first))[:, None]
-        a = tl.load(left + row[:, None].to(tl.int64) * OUT + o[None, :], inside, 0.0)
-        b = tl.load(right + row[:, None].to(tl.int64) * IN + i[None, :], inside, 0.0)
-        if NORM:
-            b = norm_tanh(scale * b.to(tl.float32), PRECISION) * factor
-        acc = dot(tl.trans(a), b, acc, PRECISION)
-    slab += tl.program_id(1).to(tl.int64) * slab_stride
-    tl.store(slab + o[:, None] * IN + i[None, :], acc)
-
-
-@triton.jit(do_not_specialize=["total", "limit", "tiles"], do_not_specialize_on_alignment=["slab"])
-def local_embed_backward_kernel(
-    centres,
-    particles,
-    neighbours,
-    dx,
-    matrices,
-    vectors,
-    slab,
-    total,
-    limit,
-    tiles,
-    slab_stride,
-    K: tl.constexpr,
-    SET: tl.constexpr,
-    D: tl.constexpr,
-    C: tl.constexpr,
-    NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Gradients of the embedding from fixed runs of tiles, a chunk of its hidden layer each.
-
-    A row of ``slab``: fc2 (D C), [fc1 | fc1's bias | 8 unused] (16 C), gamma (C), fc2's bias (D),
-    alpha (C / CHUNK).
-    """
-    FEATURES: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
-    chunk = tl.program_id(0)
-    part = chunk * CHUNK + tl.arange(0, CHUNK)
-    wide = tl.arange(0, D)
-    lane = tl.arange(0, 16)[None, :]
-    alpha = tl.load(vectors + 9 * C + D)
-    gamma = tl.load(vectors + 8 * C + part)[None, :]
-    w = tl.load(matrices + wide[:, None] * C + part[None, :])
-    d_fc2 = tl.zeros((D, CHUNK), tl.float32)
-    d_fc1 = tl.zeros((CHUNK, 16), tl.float32)
-    d_gamma = tl.zeros((CHUNK,), tl.float32)
-    d_bias = tl.zeros((D,), tl.float32)
-    d_alpha = tl.zeros((ROWS,), tl.float32)
-    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
-        first, particle, edge, other, inside, exists = tile_rows(
-            neighbours, tile, total, limit, K, SET, ROWS
-        )
-        features = edge_features(centres + first * 4, particles, particle, other, inside, exists)
-        h = embed_hidden(features, vectors, vectors + 7 * C, part, C, ROWS, CHUNK)
-        t, slope = gelu_and_slope(h, PRECISION)
-        d = tl.load(dx + first * (K * D) + edge[:, None] * D + wide[None, :], inside[:, None], 0.0)
-        d_bias += tl.sum(d.to(tl.float32), 0)
-        dt = dot(d, w, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
-        if NORM:
-            y = norm_tanh(alpha * t, PRECISION)
-            d_gamma += tl.sum(dt * y, 0)
-            dt = dt * gamma * (1.0 - y * y)
-            d_alpha += tl.sum(dt * t, 1)
-            dt = alpha * dt
-            t = y * gamma
-        d_fc2 = dot(tl.trans(d), t, d_fc2, PRECISION)
-        d_fc1 = dot(tl.trans(dt * slope), features, d_fc1, FEATURES)
-    slab += tl.program_id(1).to(tl.int64) * slab_stride
-    tl.store(slab + wide[:, None] * C + part[None, :], d_fc2)
-    slab += D * C
-    tl.store(slab + part[:, None] * 16 + lane, d_fc1)
-    tl.store(slab + 16 * C + part, d_gamma)
-    tl.store(slab + 17 * C + wide, d_bias, (chunk == 0) & (wide < D))
-    tl.store(slab + 17 * C + D + chunk, tl.sum(d_alpha, 0))
-
-
 def set_rows(k: int) -> int:
     """Rows of a set: the fewest that leave at most an eighth unused, else the best of those."""
     sizes = [s for s in (16, 32, 64) if s >= k]
@@ -672,6 +389,10 @@ class Shape(NamedTuple):
             "F": self.hidden,
             "HEAD": self.width // self.heads,
         }
+
+    @property
+    def depth(self) -> dict[str, Any]:
+        return {"BLOCKS": self.blocks, "EMBED_NORM": self.embed_norm, "NORM": self.norm}
 
     @property
     def matrix_size(self) -> int:
@@ -707,55 +428,67 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
     rows = 64 if half or not wide else 32
     group = max(16, shape.width // shape.heads)
     warps = 8 if wide else 4
-    tile = {"ROWS": rows, "CHUNK": 32, "num_warps": warps, "num_stages": 2 if half else 1}
-    forward = {
-        "ROWS": 128 if wide and half else rows,
-        "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
-        "GROUP": group,
-        "num_warps": warps,
-        "num_stages": 1 if wide or exact else 2,
-    }
-    attention = {"ROWS": rows, "GROUP": group, "num_warps": warps, "num_stages": 2}
-    embed = tile
-    if exact:  # factors take three times the registers: as few rows as hold a neighbourhood
-        few = set_rows(shape.k)
-        attention |= {"ROWS": few, "num_warps": few // 8, "num_stages": 1}
-        few = max(few, 32)
-        embed = {**tile, "ROWS": few, "CHUNK": 16, "num_warps": few // 16}
+    few = set_rows(shape.k)  # rows; in "ieee" factors take three times the registers
+    part = dividing(math.gcd(shape.width, shape.hidden), 128 if half else 64)
     return {
-        "local_forward": forward,
-        "local_training": forward,
-        "local_mlp_backward": tile,
-        "local_attention_backward": attention,
+        "local_forward": {
+            "ROWS": 128 if wide and half else rows,
+            "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
+            "GROUP": group,
+            "num_warps": warps,
+            "num_stages": 1 if wide or exact else 2,
+        },
+        "local_narrow_backward": {
+            "ROWS": 64 if half else max(few, 32),
+            "CHUNK": 16,
+            "GROUP": group,
+            "num_warps": 4 if half else max(few // 16, 2),
+            "num_stages": 1,
+        },
+        "local_backward": {
+            "ROWS": few if exact else rows,
+            "CHUNK": 16 if half or exact else 32,
+            "GROUP": group,
+            "num_warps": few // 8 if exact else warps,
+            "num_stages": 1 if exact else 3 if half else 2,
+        },
         "local_weights_backward": {
             "ROWS": 64 if half else 32,
-            "WIDE": min(128 if half else 64, shape.width),
-            "DEEP": min(128 if half else 64, shape.width),
+            "WIDE": part,
+            "DEEP": part,
             "num_warps": 8 if wide and half else 4,
             "num_stages": 3 if half else 2,
         },
-        "local_embed_backward": embed,
-    }[kernel]
+        "local_embed_backward": {
+            "ROWS": max(few, 32) if exact else rows,
+            "CHUNK": 16 if exact else 32,
+            "num_warps": max(few, 32) // 16 if exact else warps,
+            "num_stages": 2 if half else 1,
+        },
+    }["local_forward" if kernel == "local_training" else kernel]
 
 
 _FORWARD: list[Settings] = [
-    {"ROWS": r, "num_warps": w, "CHUNK": c, "num_stages": s}
+    {"ROWS": r, "num_warps": w, "CHUNK": c, "GROUP": g, "num_stages": s}
     for r, w in ((64, 4), (128, 4), (128, 8))
     for c in (32, 64)
+    for g in (16, 32)
     for s in (1, 2)
 ]
 CANDIDATES: dict[str, list[Settings]] = {
     "local_forward": _FORWARD,
     "local_training": _FORWARD,
-    "local_mlp_backward": [
-        {"ROWS": r, "num_warps": w, "num_stages": s}
-        for r, w in ((64, 4), (64, 8), (128, 8))
-        for s in (1, 2, 3)
+    "local_narrow_backward": [
+        {"ROWS": r, "num_warps": w, "CHUNK": c}
+        for r, w in ((32, 2), (64, 4), (128, 8))
+        for c in (16, 32)
     ],
-    "local_attention_backward": [
-        {"ROWS": r, "num_warps": w, "num_stages": s}
-        for r, w in ((32, 4), (64, 4), (64, 8), (128, 8))
-        for s in (1, 2, 3)
+    "local_backward": [
+        {"ROWS": r, "num_warps": w, "CHUNK": c, "GROUP": g, "num_stages": s}
+        for r, w in ((32, 8), (64, 8))
+        for c in (16, 32)
+        for g in (16, 32, 64)
+        for s in (2, 3)
     ],
     "local_weights_backward": [
         {"ROWS": r, "num_warps": w, "num_stages": s}
@@ -766,17 +499,19 @@ CANDIDATES: dict[str, list[Settings]] = {
     "local_embed_backward": [
         {"ROWS": r, "CHUNK": c, "num_warps": w} for r in (64, 128) for c in (32, 64) for w in (4, 8)
     ],
-    "local_mean_backward": [{"ROWS": r, "num_warps": w} for r in (16, 32, 64) for w in (2, 4, 8)],
 }
 
 
 def settings_of(kernel: str, shape: Shape, precision: str, device: torch.device) -> Settings:
-    """How to launch a kernel: as asked for, but tiles hold whole sets and chunks divide layers."""
+    """How to launch a kernel: as asked for, but tiles hold whole sets and parts divide layers."""
     key = f"d{shape.width} k{shape.k} {precision}"
     settings = launch_settings(kernel, key, device, default_settings(kernel, shape, precision))
     if "CHUNK" in settings:
         layer = math.gcd(shape.embed_hidden, shape.hidden)
-        settings["CHUNK"] = _dividing(layer, settings["CHUNK"])
+        settings["CHUNK"] = dividing(layer, settings["CHUNK"])
+    if "GROUP" in settings:  # whole heads
+        head = shape.width // shape.heads
+        settings["GROUP"] = max(min(settings["GROUP"], shape.width), head)
     if kernel != "local_weights_backward":
         settings["ROWS"] = max(settings["ROWS"], set_rows(shape.k))
     return settings
@@ -805,7 +540,7 @@ def forward(
         name = "local_training" if keep else "local_forward"
         settings = settings_of(name, shape, precision, particles.device)
         with on_device(particles):
-            local_forward_kernel[(tiles(total, shape, settings),)](
+            local_forward_kernel[(tiles_of(total, shape, settings),)](
                 particles,
                 neighbours,
                 matrices,
@@ -814,9 +549,7 @@ def forward(
                 kept,
                 total,
                 **shape.constants,
-                BLOCKS=shape.blocks,
-                EMBED_NORM=shape.embed_norm,
-                NORM=shape.norm,
+                **shape.depth,
                 KEEP=keep,
                 PRECISION=precision,
                 **settings,
@@ -824,263 +557,53 @@ def forward(
     return out, kept
 
 
-def tiles(particles: int, shape: Shape, settings: Settings) -> int:
+def tiles_of(particles: int, shape: Shape, settings: Settings) -> int:
     """Number of tiles of whole neighbourhoods."""
     rows = set_rows(shape.k)
     return triton.cdiv(particles, settings["ROWS"] // rows * (rows // shape.k))
 
 
-def launch_mean_backward(d_out: Tensor, neighbours: Tensor, dx: Tensor, limit: int) -> None:
-    """dx of each edge of the particles in ``neighbours``; ``limit``: of all particles."""
-    (n, k), width = neighbours.shape, d_out.shape[1]
-    settings = launch_settings("local_mean_backward", f"d{width}", d_out.device, MEAN_BACKWARD)
-    grid = (triton.cdiv(n * k, settings["ROWS"]), triton.cdiv(width, settings["COLUMNS"]))
-    local_mean_backward_kernel[grid](
-        d_out,
-        neighbours,
-        dx,
-        n,
-        limit,
-        K=k,
-        K_PADDED=triton.next_power_of_2(k),
-        D=width,
-        **settings,
-    )
-
-
-def _dividing(size: int, most: int) -> int:
+def dividing(size: int, most: int) -> int:
     """The largest power of two up to ``most`` that divides ``size``."""
     return min(size & -size, most)
 
 
-def embed_row(shape: Shape, settings: Settings) -> int:
-    """Elements of the sums of ``local_embed_backward_kernel``."""
-    c, width = shape.embed_hidden, shape.width
-    return (width + 17) * c + width + c // settings["CHUNK"]
+def kernel_name(kernel: Any) -> str:
+    """As settings and tables have it."""
+    return str(kernel.fn.__name__).removesuffix("_kernel")
 
 
-def gradient_sizes(
-    shape: Shape, precision: str, device: torch.device
-) -> tuple[tuple[int, ...], ...]:
-    """Sizes of what ``backward`` returns."""
-    settings = settings_of("local_embed_backward", shape, precision, device)
-    return (
-        (embed_row(shape, settings),),
-        (shape.blocks, shape.matrix_size),
-        (shape.blocks, 2 * shape.width + 2 * shape.hidden + 2),
-        (shape.blocks, shape.width + 1),
-    )
+def data_type(precision: str) -> str:
+    """Triton's type of what comes from and goes to the caller where that is as narrow as can be."""
+    return TYPES[torch.bfloat16 if precision == "bf16" else torch.float32]
 
 
-def by_name(sums: Sequence[Tensor], shape: Shape) -> tuple[MLPParameters, list[BlockParameters]]:
-    """The gradients of each weight, views of what ``backward`` returned."""
-    embed, matrices, mlps, attentions = sums
-    d, c, f = shape.width, shape.embed_hidden, shape.hidden
-    fc2, fc1, gamma, bias2, alpha = embed.split(
-        [d * c, 16 * c, c, d, len(embed) - (d + 17) * c - d]
-    )
-    fc1 = fc1.view(c, 16)
-    d_embed = MLPParameters(
-        fc1[:, :7], fc1[:, 7], alpha.sum().view(1), gamma, fc2.view(d, c), bias2
-    )
-    made = []
-    for m, p, a in zip(matrices, mlps, attentions, strict=True):
-        qkv, out, fc1, fc2 = m.split([3 * d * d, d * d, f * d, d * f])
-        gamma2, bias2, bias1, gamma, alpha2, alpha = p.split([d, d, f, f, 1, 1])
-        mlp = MLPParameters(fc1.view(f, d), bias1, alpha, gamma, fc2.view(d, f), bias2)
-        made.append(
-            BlockParameters(a[d:], a[:d], qkv.view(3 * d, d), out.view(d, d), alpha2, gamma2, mlp)
-        )
-    return d_embed, made
-
-
-def backward(
-    d_out: Tensor,
-    particles: Tensor,
-    neighbours: Tensor,
-    kept: Tensor,
-    matrices: Tensor,
-    vectors: Tensor,
-    shape: Shape,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the gradients of all weights in float32, of a bounded number of edges at a time.
-
-    Returns:
-        For the embedding, see ``local_embed_backward_kernel``; for each block its matrices, its MLP
-        (see ``local_mlp_backward_kernel``) and attention (``local_attention_backward_kernel``).
-    """
-    k, width, c, f = shape.k, shape.width, shape.embed_hidden, shape.hidden
-    device, total, dtype = particles.device, len(particles), stored(precision)
-    ask = {
-        name: settings_of(name, shape, precision, device)
-        for name in CANDIDATES
-        if name not in ("local_forward", "local_training", "local_mean_backward")
-    }
-    s_mlp, s_attention = ask["local_mlp_backward"], ask["local_attention_backward"]
-    s_embed = ask["local_embed_backward"]
-    row_bytes = k * (7 * width + 2 * f) * dtype.itemsize
-    step = max(OPERAND_BYTES // row_bytes // 16 * 16, 16)
-    starts = range(0, total, step)
-    sizes = [min(step, total - start) for start in starts]
-    run = triton.cdiv(max(1024, triton.cdiv(total * k, 48)), 64) * 64
-    runs = [triton.cdiv(n * k, run) for n in sizes]
-    mlp_tiles = [triton.cdiv(n * k, s_mlp["ROWS"]) for n in sizes]
-    attention_tiles = [tiles(n, shape, s_attention) for n in sizes]
-    embed_tiles = [tiles(n, shape, s_embed) for n in sizes]
-    embed_runs = [min(n, 64) for n in embed_tiles]
-
-    def sums(rows: list[int], *size: int) -> Tensor:
-        return torch.empty(sum(rows), *size, dtype=torch.float32, device=device)
-
-    embed_slabs = sums(embed_runs, embed_row(shape, s_embed))
-    slabs = sums(runs, shape.blocks, shape.matrix_size)
-    mlp_sums = sums(mlp_tiles, shape.blocks, 2 * width + 2 * f + 2)
-    attention_sums = sums(attention_tiles, shape.blocks, width + 1)
-
-    def buffer(columns: int) -> Tensor:
-        return torch.empty(max(sizes, default=0) * k, columns, dtype=dtype, device=device)
-
-    d, d_middle, mixed, d_qkv = buffer(width), buffer(width), buffer(width), buffer(3 * width)
-    d_hidden, hidden = buffer(f), buffer(f)
-    block_matrices, block_vectors = width * c, 9 * c + width + 1
-    constants = shape.constants
-    attention_constants = {n: constants[n] for n in ("K", "SET", "D", "F", "HEAD")}
-
-    def product(left: Tensor, right: Tensor, edges: int, slab: Tensor, norm: Any) -> None:
-        settings = {**ask["local_weights_backward"]}
-        out, deep = left.shape[1], right.shape[1]
-        settings["WIDE"] = _dividing(out, settings["WIDE"])
-        settings["DEEP"] = _dividing(deep, settings["DEEP"])
-        grid = (out // settings["WIDE"] * (deep // settings["DEEP"]), triton.cdiv(edges, run))
-        local_weights_backward_kernel[grid](
-            left,
-            right,
-            *(norm or (left, left)),
-            slab,
-            edges,
-            run,
-            slabs.stride(0),
-            OUT=out,
-            IN=deep,
-            NORM=norm is not None,
-            PRECISION=precision,
-            **settings,
-        )
-
-    with on_device(particles):
-        for i, (start, n) in enumerate(zip(starts, sizes, strict=True)):
-            edges = n * k
-            near = neighbours[start : start + n]
-            before = [sum(r[:i]) for r in (runs, mlp_tiles, attention_tiles, embed_runs)]
-            launch_mean_backward(d_out[start:], near, d, total)
-            for b in reversed(range(shape.blocks)):
-                x, middle = kept[2 * b, start * k :], kept[2 * b + 1, start * k :]
-                m = matrices[block_matrices + b * shape.matrix_size :]
-                v = vectors[block_vectors + b * shape.vector_size :]
-                alphas = v[3 * width + 2 * f :]
-                slab = slabs[before[0], b]
-                local_mlp_backward_kernel[(mlp_tiles[i],)](
-                    middle,
-                    d,
-                    m,
-                    v,
-                    d_middle,
-                    d_hidden,
-                    hidden,
-                    mlp_sums[before[1], b],
-                    edges,
-                    mlp_sums.stride(0),
-                    D=width,
-                    F=f,
-                    NORM=shape.norm,
-                    PRECISION=precision,
-                    **s_mlp,
-                )
-                fc1 = slab[4 * width**2 :]
-                product(d_hidden, middle, edges, fc1, (alphas[1:], v[width:]))
-                product(d, hidden, edges, fc1[f * width :], None)
-                local_attention_backward_kernel[(attention_tiles[i],)](
-                    x,
-                    near,
-                    d_middle,
-                    m,
-                    v,
-                    d,
-                    d_qkv,
-                    mixed,
-                    attention_sums[before[2], b],
-                    n,
-                    total,
-                    attention_sums.stride(0),
-                    **attention_constants,
-                    PRECISION=precision,
-                    **s_attention,
-                )
-                product(d_qkv, x, edges, slab, (alphas, v))
-                product(d_middle, mixed, edges, slab[3 * width**2 :], None)
-            local_embed_backward_kernel[(c // s_embed["CHUNK"], embed_runs[i])](
-                particles[start:],
-                particles,
-                near,
-                d,
-                matrices,
-                vectors,
-                embed_slabs[before[3]],
-                n,
-                total,
-                embed_tiles[i],
-                embed_slabs.stride(0),
-                **{name: constants[name] for name in ("K", "SET", "D", "C")},
-                NORM=shape.embed_norm,
-                PRECISION=precision,
-                **s_embed,
-            )
-    return embed_slabs.sum(0), slabs.sum(0), mlp_sums.sum(0), attention_sums.sum(0)
-
-
-def compile_cases() -> Iterator[CompileCase]:
-    """Every kernel at the sizes of micro and small, at the precisions that run on them."""
+def preset_shapes() -> Iterator[tuple[str, Shape, str]]:
+    """Label, shape and precision of each preset that the fused kernels take."""
     for size, width, heads, k in (("micro", 32, 4, 15), ("small", 128, 8, 10)):
         shape = Shape(k, width, 2 * width, 2 * width, heads, 2, True, True)
         for precision in WIDEST:
             if fits(shape, precision):
-                yield from _compile_cases(f"{size} {precision}", shape, precision)
+                yield f"{size} {precision}", shape, precision
 
 
-def _compile_cases(label: str, shape: Shape, precision: str) -> Iterator[CompileCase]:
-    store = TYPES[stored(precision)]
-    data = TYPES[torch.bfloat16 if precision == "bf16" else torch.float32]
-    c = {**shape.constants, "PRECISION": precision}
-    tensors = {
-        **dict.fromkeys(("particles", "centres"), data),
-        "neighbours": "*i64",
-        "matrices": store,
-        "out": data,
-        **dict.fromkeys(
-            ("kept", "dx", "d_out", "d_middle", "d_hidden", "hidden", "d_qkv", "mixed"), store
-        ),
-        **dict.fromkeys(("left", "right"), store),
-        **dict.fromkeys(("vectors", "partial", "slab", "alpha", "gamma"), "*fp32"),
-        **dict.fromkeys(("total", "limit", "edges", "run", "tiles"), "i32"),
-        **dict.fromkeys(("partial_stride", "slab_stride"), "i32"),
-    }
-
-    def case(kernel: Any, what: str = "", **more: Any) -> CompileCase:
-        name = kernel.fn.__name__.removesuffix("_kernel")
-        name = "local_training" if more.get("KEEP") else name
-        settings = MEAN_BACKWARD
-        if kernel is not local_mean_backward_kernel:
-            settings = default_settings(name, shape, precision)
-        values = {**tensors, **c, **settings, **more}
-        arguments = {n: values[n] for n in kernel.arg_names}
-        return CompileCase(kernel, label + what, arguments, settings)
-
-    for keep in (False, True):
-        norms = {"BLOCKS": shape.blocks, "EMBED_NORM": True, "NORM": True, "KEEP": keep}
-        yield case(local_forward_kernel, " training" if keep else "", **norms)
-    yield case(local_mean_backward_kernel, d_out=data, K_PADDED=triton.next_power_of_2(shape.k))
-    yield case(local_mlp_backward_kernel, NORM=True)
-    yield case(local_attention_backward_kernel)
-    yield case(local_weights_backward_kernel, OUT=3 * shape.width, IN=shape.width, NORM=True)
-    yield case(local_embed_backward_kernel, NORM=True)
+def compile_cases() -> Iterator[CompileCase]:
+    """The forward at the sizes of micro and small, at the precisions that run on it."""
+    for label, shape, precision in preset_shapes():
+        for keep in (False, True):
+            settings = default_settings("local_forward", shape, precision)
+            given = {
+                **dict.fromkeys(("particles", "out"), data_type(precision)),
+                "neighbours": "*i64",
+                **dict.fromkeys(("matrices", "kept"), TYPES[stored(precision)]),
+                "vectors": "*fp32",
+                "total": "i32",
+                **shape.constants,
+                **shape.depth,
+                **settings,
+                "KEEP": keep,
+                "PRECISION": precision,
+            }
+            arguments = {name: given[name] for name in local_forward_kernel.arg_names}
+            what = f"{label} training" if keep else label
+            yield CompileCase(local_forward_kernel, what, arguments, settings)

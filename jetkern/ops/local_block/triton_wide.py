@@ -28,9 +28,9 @@ from jetkern.ops.linear.triton import product, weight_gradient
 from jetkern.ops.local_block.triton_fused import (
     WIDEST,
     batch_dot,
+    denominator,
     edge_features,
     embed_hidden,
-    launch_mean_backward,
     norm_tanh,
     prepared,
     probabilities,
@@ -53,6 +53,7 @@ from jetkern.ops.triton_tools import (
 
 HIDDEN: Settings = {"ROWS": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 1}
 HIDDEN_BACKWARD: Settings = {"ROWS": 64, "CHUNK": 32, "num_warps": 4, "num_stages": 1}
+MEAN_BACKWARD: Settings = {"ROWS": 32, "COLUMNS": 64, "num_warps": 4, "num_stages": 1}
 MEAN: Settings = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4, "num_stages": 1}
 PROGRAMS = 64  # that share the edges in the embedding's backward, each with all chunks
 
@@ -78,6 +79,7 @@ CANDIDATES: dict[str, list[Settings]] = {
         for c in (64, 128)
         for w in (4, 8)
     ],
+    "local_mean_backward": [{"ROWS": r, "num_warps": w} for r in (16, 32, 64) for w in (2, 4, 8)],
 }
 
 
@@ -200,8 +202,8 @@ def local_attention_kernel(
     q = tl.load(at, there, 0.0)
     k = tl.load(at + D, there, 0.0)
     v = tl.load(at + 2 * D, there, 0.0)
-    p = probabilities(q, k, key, K, SET, SETS, HEAD, PRECISION)
-    o = batch_dot(p, v, SETS, PRECISION)
+    p = probabilities(q, k, key, K, HEAD, PRECISION)
+    o = batch_dot(p, v, PRECISION)
     tl.store(mixed + edge[:, :, None] * D + own[None, None, :], o, there)
 
 
@@ -231,15 +233,15 @@ def local_attention_gradients_kernel(
     q = tl.load(qkv + at, there, 0.0)
     k = tl.load(qkv + at + D, there, 0.0)
     v = tl.load(qkv + at + 2 * D, there, 0.0)
-    p = probabilities(q, k, key, K, SET, SETS, HEAD, PRECISION)
-    tl.store(mixed + narrow, batch_dot(p, v, SETS, PRECISION), there)
+    p = probabilities(q, k, key, K, HEAD, PRECISION)
+    tl.store(mixed + narrow, batch_dot(p, v, PRECISION), there)
     d = tl.load(d_mixed + narrow, there, 0.0)
-    dv = batch_dot(tl.permute(p, (0, 2, 1)), d, SETS, PRECISION)
+    dv = batch_dot(tl.permute(p, (0, 2, 1)), d, PRECISION)
     tl.store(d_qkv + at + 2 * D, dv, there)
-    dp = batch_dot(d, tl.permute(v, (0, 2, 1)), SETS, PRECISION)
+    dp = batch_dot(d, tl.permute(v, (0, 2, 1)), PRECISION)
     ds = p * (dp - tl.sum(p * dp, 2)[:, :, None]) * (HEAD**-0.5)
-    tl.store(d_qkv + at, batch_dot(ds, k, SETS, PRECISION), there)
-    dk = batch_dot(tl.permute(ds, (0, 2, 1)), q, SETS, PRECISION)
+    tl.store(d_qkv + at, batch_dot(ds, k, PRECISION), there)
+    dk = batch_dot(tl.permute(ds, (0, 2, 1)), q, PRECISION)
     tl.store(d_qkv + at + D, dk, there)
 
 
@@ -270,6 +272,32 @@ def local_mean_kernel(
         number += exists.to(tl.float32)
     mean = acc / (number + 1e-9 * K)[:, None]
     tl.store(out + particle[:, None] * D + column[None, :], mean, inside[:, None] & wide)
+
+
+@triton.jit(do_not_specialize=["total"])
+def local_mean_backward_kernel(
+    d_out,
+    neighbours,
+    dx,
+    total,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    edge = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    particle = edge // K
+    inside = particle < total
+    other = tl.load(neighbours + edge, inside, -1)
+    exists = (other >= 0) & (other < total)
+    number = denominator(neighbours, particle, inside, total, K, K_PADDED)
+    used = exists[:, None] & (column < D)[None, :]
+    d = tl.load(d_out + particle[:, None] * D + column[None, :], used, 0.0).to(tl.float32)
+    there = inside[:, None] & (column < D)[None, :]
+    d = d / number[:, None]
+    tl.store(dx + edge[:, None] * D + column[None, :], d, there)
 
 
 def _settings(kernel: str, width: int, precision: str, like: Tensor, default: Settings) -> Settings:
@@ -478,10 +506,22 @@ def _mean(x: Tensor, neighbours: Tensor, dtype: torch.dtype) -> Tensor:
 
 @define("local_mean_backward", "(Tensor d_out, Tensor neighbours, ScalarType dtype) -> Tensor")
 def _mean_backward(d_out: Tensor, neighbours: Tensor, dtype: torch.dtype) -> Tensor:
-    dx = d_out.new_empty(neighbours.numel(), d_out.shape[1], dtype=dtype)
+    (total, k), width = neighbours.shape, d_out.shape[1]
+    dx = d_out.new_empty(total * k, width, dtype=dtype)
     if len(dx):
+        settings = launch_settings("local_mean_backward", f"d{width}", d_out.device, MEAN_BACKWARD)
+        grid = (triton.cdiv(total * k, settings["ROWS"]), triton.cdiv(width, settings["COLUMNS"]))
         with on_device(d_out):
-            launch_mean_backward(d_out, neighbours, dx, len(neighbours))
+            local_mean_backward_kernel[grid](
+                d_out,
+                neighbours,
+                dx,
+                total,
+                K=k,
+                K_PADDED=triton.next_power_of_2(k),
+                D=width,
+                **settings,
+            )
     return dx
 
 
@@ -617,16 +657,17 @@ def compile_cases() -> Iterator[CompileCase]:
             tensors = {
                 **dict.fromkeys(("particles", "vectors", "slab"), "*fp32"),
                 "neighbours": "*i64",
-                **dict.fromkeys(("x", "qkv", "mixed", "d_mixed", "d_qkv", "d_out"), store),
+                **dict.fromkeys(("x", "dx", "qkv", "mixed", "d_mixed", "d_qkv", "d_out"), store),
                 **dict.fromkeys(("total", "limit", "edges", "slab_stride"), "i32"),
             }
-            constants = {**shape, "D": width, "C": 2 * width, "NORM": True}
+            constants = {**shape, "K_PADDED": 16, "D": width, "C": 2 * width, "NORM": True}
             for kernel, settings, out in (
                 (local_hidden_kernel, HIDDEN, store),
                 (local_hidden_backward_kernel, HIDDEN_BACKWARD, store),
                 (local_attention_kernel, attention_settings(rows), store),
                 (local_attention_gradients_kernel, attention_settings(rows), store),
                 (local_mean_kernel, MEAN, "*fp32"),
+                (local_mean_backward_kernel, MEAN_BACKWARD, store),
             ):
                 given = {**tensors, **constants, **settings, "out": out, "PRECISION": precision}
                 arguments = {name: given[name] for name in kernel.arg_names}
