@@ -164,7 +164,11 @@ def rows(
     jobs: int | None = None,
 ) -> Iterator[Row]:
     """Compiles everything, ``jobs`` at a time, and yields the rows in order."""
-    tasks = [(op, i, a) for op in ops for i in chosen(op, precisions) for a in architectures]
+    tasks = []
+    for op in ops:
+        of_op = cases(op)
+        for i in chosen(op, precisions):
+            tasks += [(op, i, a) for a in architectures if a in of_op[i].architectures]
     with ProcessPoolExecutor(
         jobs or os.cpu_count(), mp_context=get_context("spawn"), initializer=_not_interpreted
     ) as pool:

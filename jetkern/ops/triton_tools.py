@@ -38,12 +38,14 @@ class CompileCase(NamedTuple):
         arguments: every parameter by name, in order: a Triton type ("*fp32", "i32", ...) for what
             is passed at run time, a Python value for a constexpr.
         settings: num_warps, num_stages and other options of the compiler.
+        architectures: the GPU families that it is launched on.
     """
 
     kernel: Any
     label: str
     arguments: dict[str, Any]
     settings: Settings
+    architectures: tuple[int, ...] = FAMILIES
 
 
 def family(device: torch.device) -> int:

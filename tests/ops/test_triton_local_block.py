@@ -87,6 +87,12 @@ def test_accuracy_of_the_widest(k: int, precision: str, kernel: str) -> None:
     assert kernel in {name for name, _ in asked}
 
 
+@pytest.mark.parametrize(("width", "heads"), [(64, 1), (64, 8), (128, 4), (16, 8)])
+def test_accuracy_of_any_head(width: int, heads: int) -> None:
+    values = (*inputs([7, 1], width, 32, 4, 1), heads)
+    check_accuracy(run, *values, fixed=(0,), backend="triton", precision="tf32")
+
+
 @pytest.mark.parametrize("counts", [[], [0, 0], [1], [0, 1, 2, 5, 0, 6], [7, 0]], ids=str)
 def test_accuracy_of_any_width(counts: list[int]) -> None:
     check_accuracy(run, *inputs(counts, 24, 40, 5), 3, fixed=(0,), backend="triton")
@@ -185,10 +191,17 @@ def test_gradient_of_the_particles_comes_from_the_reference() -> None:
     torch.testing.assert_close(ours, reference)
 
 
+@pytest.mark.parametrize("rows", [512, 64], ids=["one round", "many rounds"])
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_programs_take_several_tiles(precision: str) -> None:
+def test_programs_take_several_tiles(
+    precision: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More tiles than programs: sums on chip go through all tiles of a program, in passes."""
     backward = importlib.import_module("jetkern.ops.local_block.triton_fused_backward")
+    monkeypatch.setattr(backward, "ROUND_ROWS", rows)
+    monkeypatch.setattr(backward, "SLABS", 2)
+    if torch.cuda.is_available():
+        monkeypatch.setattr(backward, "_processors", lambda _: 1)
     values = (*inputs([30, 2, 31], 32, 64, 10), 4)
     check_accuracy(run, *values, fixed=(0,), backend="triton", precision=precision)
     shape = backward.Shape(10, 32, 64, 64, 4, 2, True, True)

@@ -21,12 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from jetkern.ops.triton_tools import (
+    FAMILIES,
     TYPES,
     CompileCase,
     Settings,
     coarse_tanh,
     dot,
     exp2,
+    family,
     gelu,
     launch_settings,
     on_device,
@@ -37,6 +39,7 @@ from jetkern.ops.triton_tools import (
 
 # The widest that the fused kernels take. In "ieee" factors take three times the registers.
 WIDEST = {"ieee": 32, "tf32": 128, "bf16": 128}
+WIDEST_HEAD = 32  # wider ones need more shared memory than there is
 MAX_NEIGHBOURS = 64
 
 
@@ -317,10 +320,10 @@ def local_forward_kernel(
             zero = tl.zeros((ROWS, GROUP), tl.float32)
             q = factor(dot(h, tl.load(w), zero, PRECISION), PRECISION)
             k = factor(dot(h, tl.load(w + D * D), zero, PRECISION), PRECISION)
+            q, k = split_queries(q, SET, HEAD), split_keys(k, SET, HEAD)
+            p = probabilities(q, k, key, K, HEAD, PRECISION)
             values = factor(dot(h, tl.load(w + 2 * D * D), zero, PRECISION), PRECISION)
             values = split_keys(values, SET, HEAD)
-            q = split_queries(q, SET, HEAD)
-            p = probabilities(q, split_keys(k, SET, HEAD), key, K, HEAD, PRECISION)
             mixed = join_queries(batch_dot(p, values, PRECISION), GROUP, SET, HEAD)
             w = tl.load(w_out + wide[None, :] * D + (g + some)[:, None])
             x = dot(mixed, w, x, PRECISION)
@@ -410,6 +413,7 @@ def fits(shape: Shape, precision: str) -> bool:
     return (
         shape.width in (16, 32, 64, 128)
         and shape.width <= WIDEST[precision]
+        and shape.width <= WIDEST_HEAD * shape.heads
         and shape.embed_hidden % 32 == 0
         and shape.hidden % 32 == 0
         and 1 <= shape.k <= MAX_NEIGHBOURS
@@ -421,14 +425,17 @@ def stored(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
-    """Launch settings where the shipped table has none."""
+def default_settings(
+    kernel: str, shape: Shape, precision: str, architecture: int = FAMILIES[0]
+) -> Settings:
+    """Launch settings where the shipped table has none: chosen by registers and spills."""
     wide = shape.width > 64
     half, exact = precision == "bf16", precision == "ieee"
     rows = 64 if half or not wide else 32
     group = max(16, shape.width // shape.heads)
     warps = 8 if wide else 4
     few = set_rows(shape.k)  # rows; in "ieee" factors take three times the registers
+    hopper = architecture >= 90
     part = dividing(math.gcd(shape.width, shape.hidden), 128 if half else 64)
     return {
         "local_forward": {
@@ -436,7 +443,7 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
             "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
             "GROUP": group,
             "num_warps": warps,
-            "num_stages": 1 if wide or exact else 2,
+            "num_stages": 1 if wide or exact else 3,
         },
         "local_narrow_backward": {
             "ROWS": 64 if half else max(few, 32),
@@ -447,10 +454,10 @@ def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
         },
         "local_backward": {
             "ROWS": few if exact else rows,
-            "CHUNK": 16 if half or exact else 32,
-            "GROUP": group,
+            "CHUNK": 32 if precision == "tf32" and not hopper else 16,
+            "GROUP": max(group, 32) if wide and half and hopper else group,
             "num_warps": few // 8 if exact else warps,
-            "num_stages": 1 if exact else 3 if half else 2,
+            "num_stages": 1 if exact else 3 if half and not hopper else 2,
         },
         "local_weights_backward": {
             "ROWS": 64 if half else 32,
@@ -505,7 +512,8 @@ CANDIDATES: dict[str, list[Settings]] = {
 def settings_of(kernel: str, shape: Shape, precision: str, device: torch.device) -> Settings:
     """How to launch a kernel: as asked for, but tiles hold whole sets and parts divide layers."""
     key = f"d{shape.width} k{shape.k} {precision}"
-    settings = launch_settings(kernel, key, device, default_settings(kernel, shape, precision))
+    default = default_settings(kernel, shape, precision, family(device))
+    settings = launch_settings(kernel, key, device, default)
     if "CHUNK" in settings:
         layer = math.gcd(shape.embed_hidden, shape.hidden)
         settings["CHUNK"] = dividing(layer, settings["CHUNK"])

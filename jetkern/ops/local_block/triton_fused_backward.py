@@ -36,6 +36,7 @@ from jetkern.ops.local_block.triton_fused import (
     preset_shapes,
     probabilities,
     set_keys,
+    set_rows,
     settings_of,
     split_keys,
     split_queries,
@@ -44,11 +45,13 @@ from jetkern.ops.local_block.triton_fused import (
     tiles_of,
 )
 from jetkern.ops.parameters import BlockParameters, MLPParameters
-from jetkern.ops.triton_tools import TYPES, CompileCase, dot, gelu_and_slope, on_device
+from jetkern.ops.triton_tools import FAMILIES, TYPES, CompileCase, dot, gelu_and_slope, on_device
 
 FACTOR_BYTES = 512 * 2**20  # of the factors of the weights' gradients that exist at a time
 NARROW = {"ieee": 0, "tf32": 32, "bf16": 32}  # the widest whose gradients stay on chip
 RESIDENT_WARPS = 8  # of an SM, with 255 registers for each thread
+SLABS = 8  # launches of the narrow kernel whose sums exist at a time
+ROUND_ROWS = 512  # of a program: what passes over them read stays in the first-level cache
 
 
 @triton.jit
@@ -122,24 +125,22 @@ def through_norm(
     d_half,
     d_after,
     d_before,
-    first,
     edge,
     inside,
     alpha,
     gamma,
     sum_gamma,
     sum_alpha,
-    K: tl.constexpr,
     D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The stream's gradient before a half, from that after it and that of the half's DynamicTanh.
 
-    Stores the sums for its gamma and alpha. 32 columns at a time, for want of registers.
+    Stores the sums for its gamma and alpha. Some columns at a time, for want of registers.
     """
-    COLUMNS: tl.constexpr = min(D, 32)
+    COLUMNS: tl.constexpr = min(D, 64 if PRECISION == "bf16" else 32)
     part = tl.arange(0, COLUMNS)
-    at = first * (K * D) + edge[:, None] * D + part[None, :]
+    at = edge[:, None] * D + part[None, :]
     d_alpha = tl.zeros((edge.shape[0],), tl.float32)
     for c in range(0, D, COLUMNS):
         x = tl.load(kept + at + c, inside, 0.0).to(tl.float32)
@@ -183,9 +184,9 @@ def embed_gradients(
     total,
     limit,
     chunk,
-    program,
-    tiles,
-    programs,
+    start,
+    stop,
+    step,
     K: tl.constexpr,
     SET: tl.constexpr,
     D: tl.constexpr,
@@ -195,7 +196,7 @@ def embed_gradients(
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Gradients of a chunk of the embedding's hidden layer, from every ``programs``-th tile.
+    """Gradients of a chunk of the embedding's hidden layer, from every ``step``-th tile.
 
     ``slab``: fc2 (D C), [fc1 | fc1's bias | 8 unused] (16 C), gamma (C), fc2's bias (D), alpha
     (C / CHUNK).
@@ -212,7 +213,7 @@ def embed_gradients(
     d_gamma = tl.zeros((CHUNK,), tl.float32)
     d_bias = tl.zeros((D,), tl.float32)
     d_alpha = tl.zeros((ROWS,), tl.float32)
-    for tile in range(program, tiles, programs):
+    for tile in range(start, stop, step):
         first, particle, edge, other, inside, exists = tile_rows(
             neighbours, tile, total, limit, K, SET, ROWS
         )
@@ -263,7 +264,7 @@ def narrow_mlp(
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """A block's MLP: ``d_stream`` in place, ``partial`` of each tile, ``slab`` of the program."""
+    """A block's MLP of a program's tiles; see ``local_narrow_backward_kernel``."""
     wide = tl.arange(0, D)
     part = tl.arange(0, CHUNK)
     alpha2 = tl.load(vectors + 3 * D + 2 * F + 1)
@@ -316,18 +317,16 @@ def narrow_mlp(
         sums = partial + tl.cast(tile, tl.int64) * partial_stride
         tl.store(sums + D + wide, tl.sum(tl.load(d_stream + at, inside, 0.0).to(tl.float32), 0))
         through_norm(
-            kept,
-            d_half,
-            d_stream,
-            d_stream,
-            first,
+            kept + first * (K * D),
+            d_half + first * (K * D),
+            d_stream + first * (K * D),
+            d_stream + first * (K * D),
             edge,
             inside,
             alpha2,
             vectors + D,
             sums,
             sums + 2 * D + 2 * F,
-            K,
             D,
             PRECISION,
         )
@@ -357,7 +356,7 @@ def narrow_attention(
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """A block's attention: ``d_stream`` in place, ``partial`` of each tile, ``slab``."""
+    """A block's attention of a program's tiles."""
     wide = tl.arange(0, D)
     some = tl.arange(0, GROUP)
     alpha = tl.load(vectors + 3 * D + 2 * F)
@@ -416,18 +415,16 @@ def narrow_attention(
         inside = inside[:, None]
         sums = partial + tl.cast(tile, tl.int64) * partial_stride
         through_norm(
-            kept,
-            d_half,
-            d_stream,
-            d_stream,
-            first,
+            kept + first * (K * D),
+            d_half + first * (K * D),
+            d_stream + first * (K * D),
+            d_stream + first * (K * D),
             edge,
             inside,
             alpha,
             vectors,
             sums,
             sums + D,
-            K,
             D,
             PRECISION,
         )
@@ -470,17 +467,17 @@ def local_narrow_backward_kernel(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """All gradients from the tiles of a program: ``slab`` is its row, ``partial`` of each tile.
+    """All gradients of a round: so few tiles a program that passes over them hit the cache.
 
-    A row of ``slab``: the matrices of each block, then as ``embed_gradients`` has it.
+    ``d_stream``, ``d_half``: of their edges, the stream's gradient, changed in place, and what
+    passes over a half add up. ``partial``: of each tile as in ``local_backward_kernel``. A row of
+    ``slab``: the matrices of each block, then as ``embed_gradients`` has it.
     """
     MATRICES: tl.constexpr = 4 * D * D + 2 * D * F
     VECTORS: tl.constexpr = 3 * D + 2 * F + 3
-    program = tl.program_id(0)
-    programs = tl.num_programs(0)
     wide = tl.arange(0, D)
-    slab += program.to(tl.int64) * slab_stride
-    for tile in tl.range(program, tiles, programs, num_stages=1):
+    slab += tl.program_id(0).to(tl.int64) * slab_stride
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         first, particle, edge, _, inside, exists = tile_rows(
             neighbours, tile, total, limit, K, SET, ROWS
         )
@@ -553,9 +550,9 @@ def local_narrow_backward_kernel(
             total,
             limit,
             chunk,
-            program,
+            tl.program_id(0),
             tiles,
-            programs,
+            tl.num_programs(0),
             K,
             SET,
             D,
@@ -595,8 +592,12 @@ def mlp_half(
     inside = inside[:, None]
     wide = tl.arange(0, D)
     part = tl.arange(0, CHUNK)
-    at = first * (K * D) + edge[:, None] * D + wide[None, :]
-    factors += first * (K * COLUMNS) + edge[:, None] * COLUMNS + 3 * D + part[None, :]
+    kept += first * (K * D)
+    d_after += first * (K * D)
+    d_before += first * (K * D)
+    factors += first * (K * COLUMNS)
+    at = edge[:, None] * D + wide[None, :]
+    to_factors = edge[:, None] * COLUMNS + 3 * D + part[None, :]
     alpha2 = tl.load(vectors + 3 * D + 2 * F + 1)
     alpha = tl.load(vectors + 3 * D + 2 * F + 2)
     gamma2 = tl.load(vectors + D + wide)[None, :]
@@ -616,8 +617,8 @@ def mlp_half(
         d_alpha += of_alpha
         tl.store(partial + 2 * D + c + part, tl.sum(du, 0))
         tl.store(partial + 2 * D + F + c + part, of_gamma)
-        tl.store(factors + c, du, inside)
-        tl.store(factors + F + D + c, t, inside)
+        tl.store(factors + c + to_factors, du, inside)
+        tl.store(factors + F + D + c + to_factors, t, inside)
         dh = dot(du, w_fc1, dh, PRECISION)
     to = partial + 2 * D + 2 * F
     tl.store(to + 1, tl.sum(d_alpha, 0))
@@ -628,14 +629,12 @@ def mlp_half(
         d_before,
         d_after,
         d_before,
-        first,
         edge,
         inside,
         alpha2,
         vectors + D,
         partial,
         to,
-        K,
         D,
         PRECISION,
     )
@@ -669,8 +668,12 @@ def attention_half(
     inside = inside[:, None]
     wide = tl.arange(0, D)
     some = tl.arange(0, GROUP)
-    at = first * (K * D) + edge[:, None] * D + wide[None, :]
-    factors += first * (K * COLUMNS) + edge[:, None] * COLUMNS + some[None, :]
+    kept += first * (K * D)
+    d_after += first * (K * D)
+    d_before += first * (K * D)
+    factors += first * (K * COLUMNS)
+    at = edge[:, None] * D + wide[None, :]
+    to_factors = edge[:, None] * COLUMNS + some[None, :]
     alpha1 = tl.load(vectors + 3 * D + 2 * F)
     gamma1 = tl.load(vectors + wide)[None, :]
     key = set_keys(exists, K, SET, GROUP, HEAD)
@@ -683,19 +686,19 @@ def attention_half(
         w_k = tl.load(w + D * D)
         w_v = tl.load(w + 2 * D * D)
         q, k, v, p, mixed = attention_parts(h, key, w_q, w_k, w_v, K, SET, HEAD, PRECISION)
-        tl.store(factors + 3 * D + F + g, mixed, inside)
+        tl.store(factors + 3 * D + F + g + to_factors, mixed, inside)
         w_out = tl.load(matrices + 3 * D * D + wide[:, None] * D + (g + some)[None, :])
         do = dot(d, w_out, tl.zeros((ROWS, GROUP), tl.float32), PRECISION)
         do = split_queries(factor(do, PRECISION), SET, HEAD)
         dv = join_keys(batch_dot(tl.permute(p, (0, 2, 1)), do, PRECISION), GROUP, SET, HEAD)
-        tl.store(factors + 2 * D + g, dv, inside)
+        tl.store(factors + 2 * D + g + to_factors, dv, inside)
         dh = dot(dv, w_v, dh, PRECISION)
         ds = score_gradients(do, v, p, HEAD, PRECISION)
         dq = join_queries(batch_dot(ds, k, PRECISION), GROUP, SET, HEAD)
-        tl.store(factors + g, dq, inside)
+        tl.store(factors + g + to_factors, dq, inside)
         dh = dot(dq, w_q, dh, PRECISION)
         dk = join_keys(batch_dot(tl.permute(ds, (0, 2, 1)), q, PRECISION), GROUP, SET, HEAD)
-        tl.store(factors + D + g, dk, inside)
+        tl.store(factors + D + g + to_factors, dk, inside)
         dh = dot(dk, w_k, dh, PRECISION)
     to = partial + 2 * D + 2 * F + 2
     tl.store(d_before + at, dh, inside)
@@ -705,14 +708,12 @@ def attention_half(
         d_before,
         d_after,
         d_before,
-        first,
         edge,
         inside,
         alpha1,
         vectors,
         to,
         to + D,
-        K,
         D,
         PRECISION,
     )
@@ -1019,42 +1020,45 @@ def _narrow_backward(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = settings_of("local_narrow_backward", shape, precision, particles.device)
-    total = len(particles)
+    total, k, rows = len(particles), shape.k, settings["ROWS"]
     tiles = tiles_of(total, shape, settings)
     programs = min(tiles, _processors(particles) * RESIDENT_WARPS // settings["num_warps"])
+    rounds = triton.cdiv(tiles * rows, max(programs, 1) * ROUND_ROWS)
+    step = triton.cdiv(tiles, max(rounds, 1)) * (rows // set_rows(k)) * (set_rows(k) // k)
     of_blocks = shape.blocks * shape.matrix_size
     partial = _sums(particles, tiles, shape.blocks, shape.vector_size)
-    slab = _sums(particles, programs, of_blocks + embed_row(shape, settings["CHUNK"]))
-    stream = kept.new_empty(2, kept.shape[1], shape.width)
-    if total:
+    slab = _sums(particles, SLABS, programs, of_blocks + embed_row(shape, settings["CHUNK"]))
+    scratch = kept.new_empty(2, step * k, shape.width)
+    sums = _sums(particles, slab.shape[2]).zero_()
+    for i, start in enumerate(range(0, total, max(step, 1))):
+        n = min(step, total - start)
         local_narrow_backward_kernel[(programs,)](
-            d_out,
+            d_out[start:],
+            particles[start:],
             particles,
-            particles,
-            neighbours,
-            kept,
+            neighbours[start:],
+            kept[:, start * k :],
             matrices,
             vectors,
-            *stream,
-            partial,
-            slab,
+            *scratch,
+            partial[tiles_of(start, shape, settings) :],
+            slab[i % SLABS],
+            n,
             total,
-            total,
-            tiles,
+            tiles_of(n, shape, settings),
             1,
             kept.stride(0),
-            slab.stride(0),
-            K_PADDED=triton.next_power_of_2(shape.k),
+            slab.stride(1),
+            K_PADDED=triton.next_power_of_2(k),
             **shape.constants,
             **shape.depth,
             PRECISION=precision,
             **settings,
         )
-    return (
-        slab[:, of_blocks:].sum(0),
-        slab[:, :of_blocks].sum(0).view(shape.blocks, -1),
-        partial.sum(0),
-    )
+        if i % SLABS == SLABS - 1 or start + n == total:
+            sums += slab[: i % SLABS + 1].sum((0, 1))
+    of_embed = sums[of_blocks:].clone()  # results share no memory
+    return of_embed, sums[:of_blocks].view(shape.blocks, -1), partial.sum(0)
 
 
 def _processors(tensor: Tensor) -> int:
@@ -1180,9 +1184,11 @@ def compile_cases() -> Iterator[CompileCase]:
         else:
             kernels = [local_backward_kernel, local_weights_backward_kernel]
             kernels += [local_weights_backward_kernel, local_embed_backward_kernel]
-        for i, kernel in enumerate(kernels):
-            settings = default_settings(kernel_name(kernel), shape, precision)
-            norm = {"NORM": False} if i == 2 else {}
-            values = {**given, **settings, **norm}
-            arguments = {name: values[name] for name in kernel.arg_names}
-            yield CompileCase(kernel, label, arguments, settings)
+        for architecture in FAMILIES:
+            for i, kernel in enumerate(kernels):
+                name = kernel_name(kernel)
+                settings = default_settings(name, shape, precision, architecture)
+                norm = {"NORM": False} if i == 2 else {}
+                values = {**given, **settings, **norm}
+                arguments = {name: values[name] for name in kernel.arg_names}
+                yield CompileCase(kernel, label, arguments, settings, (architecture,))
