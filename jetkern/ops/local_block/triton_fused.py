@@ -121,6 +121,12 @@ def factor(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def normed(x, alpha, gamma, PRECISION: tl.constexpr):
+    """DynamicTanh as the factor of a product."""
+    return factor(norm_tanh(alpha * x.to(tl.float32), PRECISION) * gamma, PRECISION)
+
+
+@triton.jit
 def batch_dot(a, b, PRECISION: tl.constexpr):
     """a b of each of a batch; of one alone as a plain product, which all warps share."""
     BATCH: tl.constexpr = a.shape[0]
@@ -312,9 +318,7 @@ def local_forward_kernel(
         w_fc2 = w_fc1 + F * D
         if KEEP:
             tl.store(kept + kept_at, x, inside[:, None])
-        h = norm_tanh(tl.load(v + 3 * D + 2 * F) * x, PRECISION) * tl.load(v + wide)[None, :]
-        if PRECISION == "bf16":
-            h = h.to(tl.bfloat16)
+        h = normed(x, tl.load(v + 3 * D + 2 * F), tl.load(v + wide)[None, :], PRECISION)
         for g in range(0, D, GROUP):
             w = w_qkv + (g + some)[None, :] * D + wide[:, None]
             zero = tl.zeros((ROWS, GROUP), tl.float32)
@@ -330,12 +334,7 @@ def local_forward_kernel(
         if KEEP:
             tl.store(kept + kept_stride + kept_at, x, inside[:, None])
             kept += 2 * kept_stride
-        h = (
-            norm_tanh(tl.load(v + 3 * D + 2 * F + 1) * x, PRECISION)
-            * tl.load(v + D + wide)[None, :]
-        )
-        if PRECISION == "bf16":
-            h = h.to(tl.bfloat16)
+        h = normed(x, tl.load(v + 3 * D + 2 * F + 1), tl.load(v + D + wide)[None, :], PRECISION)
         alpha = tl.load(v + 3 * D + 2 * F + 2)
         x += tl.load(v + 2 * D + 2 * F + wide)[None, :]
         for c in range(0, F, CHUNK):

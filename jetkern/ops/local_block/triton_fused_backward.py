@@ -33,6 +33,7 @@ from jetkern.ops.local_block.triton_fused import (
     join_queries,
     kernel_name,
     norm_tanh,
+    normed,
     preset_shapes,
     probabilities,
     set_keys,
@@ -105,12 +106,6 @@ def score_gradients(do, v, p, HEAD: tl.constexpr, PRECISION: tl.constexpr):
     dp = batch_dot(do, tl.permute(v, (0, 2, 1)), PRECISION)
     p = p.to(tl.float32)
     return factor(p * (dp - tl.sum(p * dp, 2)[:, :, None]) * (HEAD**-0.5), PRECISION)
-
-
-@triton.jit
-def normed(x, alpha, gamma, PRECISION: tl.constexpr):
-    """DynamicTanh as the factor of a product."""
-    return factor(norm_tanh(alpha * x.to(tl.float32), PRECISION) * gamma, PRECISION)
 
 
 @triton.jit
