@@ -11,6 +11,7 @@ To train, it keeps the residual stream before each half of each block, (E, D) ea
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -435,12 +436,13 @@ def default_settings(
     warps = 8 if wide else 4
     few = set_rows(shape.k)  # rows; in "ieee" factors take three times the registers
     hopper = architecture >= 90
+    pair = max(group, 32) if wide and half else group  # for each warp to have products of its own
     part = dividing(math.gcd(shape.width, shape.hidden), 128 if half else 64)
     return {
         "local_forward": {
             "ROWS": 128 if wide and half else rows,
             "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
-            "GROUP": group,
+            "GROUP": pair if hopper else group,
             "num_warps": warps,
             "num_stages": 1 if wide or exact else 3,
         },
@@ -454,7 +456,7 @@ def default_settings(
         "local_backward": {
             "ROWS": few if exact else rows,
             "CHUNK": 32 if precision == "tf32" and not hopper else 16,
-            "GROUP": max(group, 32) if wide and half and hopper else group,
+            "GROUP": pair if hopper else group,
             "num_warps": few // 8 if exact else warps,
             "num_stages": 1 if exact else 3 if half and not hopper else 2,
         },
@@ -597,8 +599,8 @@ def preset_shapes() -> Iterator[tuple[str, Shape, str]]:
 def compile_cases() -> Iterator[CompileCase]:
     """The forward at the sizes of micro and small, at the precisions that run on it."""
     for label, shape, precision in preset_shapes():
-        for keep in (False, True):
-            settings = default_settings("local_forward", shape, precision)
+        for keep, architecture in itertools.product((False, True), FAMILIES):
+            settings = default_settings("local_forward", shape, precision, architecture)
             given = {
                 **dict.fromkeys(("particles", "out"), data_type(precision)),
                 "neighbours": "*i64",
@@ -613,4 +615,4 @@ def compile_cases() -> Iterator[CompileCase]:
             }
             arguments = {name: given[name] for name in local_forward_kernel.arg_names}
             what = f"{label} training" if keep else label
-            yield CompileCase(local_forward_kernel, what, arguments, settings)
+            yield CompileCase(local_forward_kernel, what, arguments, settings, (architecture,))
