@@ -311,6 +311,7 @@ def narrow_mlp(
         at = first * (K * D) + edge[:, None] * D + wide[None, :]
         sums = partial + tl.cast(tile, tl.int64) * partial_stride
         tl.store(sums + D + wide, tl.sum(tl.load(d_stream + at, inside, 0.0).to(tl.float32), 0))
+        tl.debug_barrier()  # all have read what changes now
         through_norm(
             kept + first * (K * D),
             d_half + first * (K * D),
