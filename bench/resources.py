@@ -95,8 +95,10 @@ def compiled(task: tuple[str, int, int]) -> Row:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from jetkern.ops.triton_tools import shipped
+
     op, number, architecture = task
-    case = cases(op)[number]
+    case = shipped(cases(op)[number], architecture)
     types = {k: triton_type(v) for k, v in case.arguments.items()}
     constants = {k: v for k, v in case.arguments.items() if types[k] == "constexpr"}
     # PyTorch's allocations are aligned to 16 bytes and Triton specialises on it.
@@ -164,11 +166,7 @@ def rows(
     jobs: int | None = None,
 ) -> Iterator[Row]:
     """Compiles everything, ``jobs`` at a time, and yields the rows in order."""
-    tasks = []
-    for op in ops:
-        of_op = cases(op)
-        for i in chosen(op, precisions):
-            tasks += [(op, i, a) for a in architectures if a in of_op[i].architectures]
+    tasks = [(op, i, a) for op in ops for i in chosen(op, precisions) for a in architectures]
     with ProcessPoolExecutor(
         jobs or os.cpu_count(), mp_context=get_context("spawn"), initializer=_not_interpreted
     ) as pool:

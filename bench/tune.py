@@ -29,7 +29,8 @@ from jetkern.ops import dispatch, triton_tools
 from jetkern.presets import SIZES
 
 GAIN = 0.98  # of the default's time: a smaller gain is noise, and the default stays
-NOTE = "measured on"  # the table's entry that is no kernel
+NOTE = "measured on"  # the table's entries that are no kernel
+GUESSED = "not measured"  # rows [kernel, key] that were chosen by registers and spills
 AGREE = {"ieee": 1e-5, "tf32": 4e-3, "bf16": 3e-2}  # relative distance of two right results
 
 
@@ -113,8 +114,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def rows(table: dict[str, Any]) -> set[tuple[str, str]]:
-    """(kernel, key) of all settings in a table."""
-    return {(kernel, key) for kernel in set(table) - {NOTE} for key in table[kernel]}
+    """(kernel, key) of all settings in a table that were measured."""
+    found = {(kernel, key) for kernel in set(table) - {NOTE, GUESSED} for key in table[kernel]}
+    return found - {(kernel, key) for kernel, key in table.get(GUESSED, [])}
 
 
 def tune(
@@ -141,6 +143,8 @@ def tune(
         with triton_tools.default_settings():
             best, fraction = fastest(case, precision, kernel, key, tried, repeats)
         table.setdefault(kernel, {})[key] = best
+        if GUESSED in table:
+            table[GUESSED] = [row for row in table[GUESSED] if row != [kernel, key]]
         settled.add((kernel, key))
         write(table, path)
         print(

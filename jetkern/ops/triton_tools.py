@@ -38,14 +38,14 @@ class CompileCase(NamedTuple):
         arguments: every parameter by name, in order: a Triton type ("*fp32", "i32", ...) for what
             is passed at run time, a Python value for a constexpr.
         settings: num_warps, num_stages and other options of the compiler.
-        architectures: the GPU families that it is launched on.
+        row: kernel and key of ``launch_settings`` that it is launched with.
     """
 
     kernel: Any
     label: str
     arguments: dict[str, Any]
     settings: Settings
-    architectures: tuple[int, ...] = FAMILIES
+    row: tuple[str, str]
 
 
 def family(device: torch.device) -> int:
@@ -78,6 +78,14 @@ def launch_settings(kernel: str, key: str, device: torch.device, default: Settin
     table = _table(family(device)) if _tables_count else {}
     chosen = _forced.get((kernel, key)) or table.get(kernel, {}).get(key, {})
     return {**default, **chosen}
+
+
+def shipped(case: CompileCase, architecture: int) -> CompileCase:
+    """The case as the shipped table of a GPU family has it."""
+    kernel, key = case.row
+    chosen = _table(architecture).get(kernel, {}).get(key, {})
+    arguments = {name: chosen.get(name, value) for name, value in case.arguments.items()}
+    return case._replace(arguments=arguments, settings={**case.settings, **chosen})
 
 
 @contextmanager

@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from bench import tune
 from bench.ops import batch, make
+from bench.resources import cases, triton_ops
 from jetkern.ops import triton_tools
 from tests.ops.helpers import triton_device
 
@@ -84,6 +85,38 @@ def test_the_command_keeps_good_rows_and_tunes_again_from_the_default(
     new = json.loads(table.read_text(encoding="utf-8"))
     assert new.pop("measured on").get("gpu") == ("a GPU" if again else None)
     assert new == {"knn": {"k15": {"ROWS": 32 if again else 64}}, "mlp": {"another": {"ROWS": 8}}}
+
+
+def test_rows_that_were_not_measured_are_tuned(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make("knn", "micro", batch("10", 2, "").to(triton_device()))
+    monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 16}]})
+    chosen: dict = {"knn": {"k15": {"ROWS": 32}, "k10": {}}, tune.GUESSED: [["knn", "k15"]]}
+    assert tune.rows(chosen) == {("knn", "k10")}
+    tune.tune(case, "ieee", chosen, tune.rows(chosen), table, repeats=1)
+    assert tune.rows(chosen) == {("knn", "k10"), ("knn", "k15")}
+    assert tune.rows(tune.read(table)) == tune.rows(chosen)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+@pytest.mark.parametrize("op", tune.OPS)
+def test_what_a_preset_launches_is_compiled_as_the_table_has_it(op: str, precision: str) -> None:
+    with triton_tools.settings_asked() as asked:
+        tune.results(make(op, "micro", batch("10", 2, "").to(triton_device())), precision)
+        launched = asked - {("pair_bias_fold", "layers1")}  # a model has several layers
+    assert launched
+    assert launched <= {case.row for op in triton_ops() for case in cases(op)}
+
+
+def test_shipped_rows_are_those_of_presets() -> None:
+    known = {case.row: case for op in triton_ops() for case in cases(op)}
+    for family in triton_tools.FAMILIES:
+        table = tune.read(triton_tools.TABLES / f"sm{family}.json")
+        for kernel, key in tune.rows(table) | {tuple(row) for row in table[tune.GUESSED]}:
+            settings = table[kernel][key]
+            case = triton_tools.shipped(known[kernel, key], family)
+            assert settings.items() <= {**case.arguments, **case.settings}.items()
 
 
 def test_the_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -697,4 +697,5 @@ def compile_cases() -> Iterator[CompileCase]:
             settings = _default(defaults, padded, dtype == "bf16", precision)
             given = {**inputs, **others, **settings}
             arguments = {n: given[n] for n in kernel.arg_names}
-            yield CompileCase(kernel, label, arguments, settings)
+            row = (kernel.fn.__name__.removesuffix("_kernel"), f"d{padded} {dtype} {precision}")
+            yield CompileCase(kernel, label, arguments, settings, row)

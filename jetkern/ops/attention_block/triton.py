@@ -470,10 +470,17 @@ def compile_cases() -> Iterator[CompileCase]:
             tiles = {k: v for k, v in settings.items() if k.isupper()}
             arguments: dict[str, Any] = {"x": "*fp32", **norm_weights, "out": stored, **shape}
             arguments |= {"PAD_IN": width, **tiles}
-            yield CompileCase(project_kernel, f"{name} {precision}", arguments, settings)
+            row = ("project", f"{width} {precision}")
+            yield CompileCase(project_kernel, f"{name} {precision}", arguments, settings, row)
             settings = project_default("project_backward", width, precision)
             tiles = {k: v for k, v in settings.items() if k.isupper()}
             arguments = {"x": "*fp32", "d_out": stored, "d_around": "*fp32", **norm_weights}
             arguments |= {"dx": "*fp32", "normed": stored, "sums": "*fp32", **shape}
             arguments |= {"PAD_IN": width, **tiles}
-            yield CompileCase(project_backward_kernel, f"{name} {precision}", arguments, settings)
+            yield CompileCase(
+                project_backward_kernel,
+                f"{name} {precision}",
+                arguments,
+                settings,
+                ("project_backward", row[1]),
+            )

@@ -291,9 +291,12 @@ def compile_cases() -> Iterator[CompileCase]:
             weights: dict[str, Any] = {"alpha": "*fp32", "gamma": "*fp32"}
             forward = {"x": "*fp32", "branch": stored, "bias": "*fp32", **weights}
             forward |= {"total": "*fp32", "out": stored, **shape}
-            yield CompileCase(dynamic_tanh_kernel, label, forward, DEFAULT)
+            key = f"{min(width, 512)}"
+            row = ("dynamic_tanh", key)
+            yield CompileCase(dynamic_tanh_kernel, label, forward, DEFAULT, row)
             backward = {"x": "*fp32", "d_out": stored, "d_around": "*fp32", **weights}
             backward |= {"dx": "*fp32", "rounded": stored, "out": stored, "sums": "*fp32", **shape}
-            yield CompileCase(dynamic_tanh_backward_kernel, label, backward, DEFAULT)
+            row = ("dynamic_tanh_backward", key)
+            yield CompileCase(dynamic_tanh_backward_kernel, label, backward, DEFAULT, row)
             sums = {"x": "*fp32", "rounded": stored, "sums": "*fp32", **shape}
-            yield CompileCase(column_sums_kernel, label, sums, DEFAULT)
+            yield CompileCase(column_sums_kernel, label, sums, DEFAULT, ("column_sums", key))

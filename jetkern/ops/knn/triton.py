@@ -116,4 +116,5 @@ def compile_cases() -> Iterator[CompileCase]:
     for k in (10, 15):
         arguments = {**tensors, "total": "i32", "stride": "i32", "K": k}
         tiles = {name: DEFAULT[name] for name in ("ROWS", "COLUMNS")}
-        yield CompileCase(knn_kernel, f"K = {k}", {**arguments, **tiles}, DEFAULT | ROUNDED)
+        arguments |= tiles
+        yield CompileCase(knn_kernel, f"K = {k}", arguments, DEFAULT | ROUNDED, ("knn", f"k{k}"))

@@ -246,7 +246,8 @@ def compile_cases() -> Iterator[CompileCase]:
                 arguments |= {"PRECISION": precision, "BAND": BAND}
                 arguments |= {k: v for k, v in settings.items() if k.isupper()}
                 label = f"{layout} D = {width} {precision}"
-                yield CompileCase(product_kernel, label, arguments, settings)
+                row = ("product", f"{layout} {precision}")
+                yield CompileCase(product_kernel, label, arguments, settings, row)
                 if precision == "bf16":  # a block's gradient is float32
                     mixed = {**arguments, "a": "*fp32"}
-                    yield CompileCase(product_kernel, f"{label}, fp32 rows", mixed, settings)
+                    yield CompileCase(product_kernel, f"{label}, fp32 rows", mixed, settings, row)

@@ -11,7 +11,6 @@ To train, it keeps the residual stream before each half of each block, (E, D) ea
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,14 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from jetkern.ops.triton_tools import (
-    FAMILIES,
     TYPES,
     CompileCase,
     Settings,
     coarse_tanh,
     dot,
     exp2,
-    family,
     gelu,
     launch_settings,
     on_device,
@@ -425,9 +422,7 @@ def stored(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def default_settings(
-    kernel: str, shape: Shape, precision: str, architecture: int = FAMILIES[0]
-) -> Settings:
+def default_settings(kernel: str, shape: Shape, precision: str) -> Settings:
     """Launch settings where the shipped table has none: chosen by registers and spills."""
     wide = shape.width > 64
     half, exact = precision == "bf16", precision == "ieee"
@@ -435,14 +430,12 @@ def default_settings(
     group = max(16, shape.width // shape.heads)
     warps = 8 if wide else 4
     few = set_rows(shape.k)  # rows; in "ieee" factors take three times the registers
-    hopper = architecture >= 90
-    pair = max(group, 32) if wide and half else group  # for each warp to have products of its own
     part = dividing(math.gcd(shape.width, shape.hidden), 128 if half else 64)
     return {
         "local_forward": {
             "ROWS": 128 if wide and half else rows,
             "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
-            "GROUP": pair if hopper else group,
+            "GROUP": group,
             "num_warps": warps,
             "num_stages": 1 if wide or exact else 3,
         },
@@ -455,10 +448,10 @@ def default_settings(
         },
         "local_backward": {
             "ROWS": few if exact else rows,
-            "CHUNK": 32 if precision == "tf32" and not hopper else 16,
-            "GROUP": pair if hopper else group,
+            "CHUNK": 32 if precision == "tf32" else 16,
+            "GROUP": group,
             "num_warps": few // 8 if exact else warps,
-            "num_stages": 1 if exact else 3 if half and not hopper else 2,
+            "num_stages": 1 if exact else 3 if half else 2,
         },
         "local_weights_backward": {
             "ROWS": 64 if half else 32,
@@ -510,11 +503,15 @@ CANDIDATES: dict[str, list[Settings]] = {
 }
 
 
+def table_key(shape: Shape, precision: str) -> str:
+    """What the best settings depend on."""
+    return f"d{shape.width} k{shape.k} {precision}"
+
+
 def settings_of(kernel: str, shape: Shape, precision: str, device: torch.device) -> Settings:
     """How to launch a kernel: as asked for, but tiles hold whole sets and parts divide layers."""
-    key = f"d{shape.width} k{shape.k} {precision}"
-    default = default_settings(kernel, shape, precision, family(device))
-    settings = launch_settings(kernel, key, device, default)
+    default = default_settings(kernel, shape, precision)
+    settings = launch_settings(kernel, table_key(shape, precision), device, default)
     if "CHUNK" in settings:
         layer = math.gcd(shape.embed_hidden, shape.hidden)
         settings["CHUNK"] = dividing(layer, settings["CHUNK"])
@@ -599,8 +596,8 @@ def preset_shapes() -> Iterator[tuple[str, Shape, str]]:
 def compile_cases() -> Iterator[CompileCase]:
     """The forward at the sizes of micro and small, at the precisions that run on it."""
     for label, shape, precision in preset_shapes():
-        for keep, architecture in itertools.product((False, True), FAMILIES):
-            settings = default_settings("local_forward", shape, precision, architecture)
+        for keep in (False, True):
+            settings = default_settings("local_forward", shape, precision)
             given = {
                 **dict.fromkeys(("particles", "out"), data_type(precision)),
                 "neighbours": "*i64",
@@ -615,4 +612,5 @@ def compile_cases() -> Iterator[CompileCase]:
             }
             arguments = {name: given[name] for name in local_forward_kernel.arg_names}
             what = f"{label} training" if keep else label
-            yield CompileCase(local_forward_kernel, what, arguments, settings, (architecture,))
+            row = ("local_training" if keep else "local_forward", table_key(shape, precision))
+            yield CompileCase(local_forward_kernel, what, arguments, settings, row)

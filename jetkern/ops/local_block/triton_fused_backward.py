@@ -42,11 +42,12 @@ from jetkern.ops.local_block.triton_fused import (
     split_keys,
     split_queries,
     stored,
+    table_key,
     tile_rows,
     tiles_of,
 )
 from jetkern.ops.parameters import BlockParameters, MLPParameters
-from jetkern.ops.triton_tools import FAMILIES, TYPES, CompileCase, dot, gelu_and_slope, on_device
+from jetkern.ops.triton_tools import TYPES, CompileCase, dot, gelu_and_slope, on_device
 
 FACTOR_BYTES = 512 * 2**20  # of the factors of the weights' gradients that exist at a time
 NARROW = {"ieee": 0, "tf32": 32, "bf16": 32}  # the widest whose gradients stay on chip
@@ -1180,11 +1181,10 @@ def compile_cases() -> Iterator[CompileCase]:
         else:
             kernels = [local_backward_kernel, local_weights_backward_kernel]
             kernels += [local_weights_backward_kernel, local_embed_backward_kernel]
-        for architecture in FAMILIES:
-            for i, kernel in enumerate(kernels):
-                name = kernel_name(kernel)
-                settings = default_settings(name, shape, precision, architecture)
-                norm = {"NORM": False} if i == 2 else {}
-                values = {**given, **settings, **norm}
-                arguments = {name: values[name] for name in kernel.arg_names}
-                yield CompileCase(kernel, label, arguments, settings, (architecture,))
+        for i, kernel in enumerate(kernels):
+            row = (kernel_name(kernel), table_key(shape, precision))
+            settings = default_settings(row[0], shape, precision)
+            norm = {"NORM": False} if i == 2 else {}
+            values = {**given, **settings, **norm}
+            arguments = {name: values[name] for name in kernel.arg_names}
+            yield CompileCase(kernel, label, arguments, settings, row)

@@ -661,14 +661,16 @@ def compile_cases() -> Iterator[CompileCase]:
                 **dict.fromkeys(("total", "limit", "edges", "slab_stride"), "i32"),
             }
             constants = {**shape, "K_PADDED": 16, "D": width, "C": 2 * width, "NORM": True}
-            for kernel, settings, out in (
-                (local_hidden_kernel, HIDDEN, store),
-                (local_hidden_backward_kernel, HIDDEN_BACKWARD, store),
-                (local_attention_kernel, attention_settings(rows), store),
-                (local_attention_gradients_kernel, attention_settings(rows), store),
-                (local_mean_kernel, MEAN, "*fp32"),
-                (local_mean_backward_kernel, MEAN_BACKWARD, store),
+            of_width, of_head = f"d{width} {precision}", f"d{head} k{k} {precision}"
+            for kernel, key, settings, out in (
+                (local_hidden_kernel, of_width, HIDDEN, store),
+                (local_hidden_backward_kernel, of_width, HIDDEN_BACKWARD, store),
+                (local_attention_kernel, of_head, attention_settings(rows), store),
+                (local_attention_gradients_kernel, of_head, attention_settings(rows), store),
+                (local_mean_kernel, f"d{width}", MEAN, "*fp32"),
+                (local_mean_backward_kernel, f"d{width}", MEAN_BACKWARD, store),
             ):
                 given = {**tensors, **constants, **settings, "out": out, "PRECISION": precision}
                 arguments = {name: given[name] for name in kernel.arg_names}
-                yield CompileCase(kernel, f"D = {width} {precision}", arguments, settings)
+                row = (kernel.fn.__name__.removesuffix("_kernel"), key)
+                yield CompileCase(kernel, f"D = {width} {precision}", arguments, settings, row)

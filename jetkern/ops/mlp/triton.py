@@ -715,14 +715,16 @@ def compile_cases() -> Iterator[CompileCase]:
             arguments |= {"fc2_weight": stored, "fc2_bias": "*fp32", "middle": "*fp32"}
             arguments |= {"out": "*fp32", "rows": "i32", **constants, **_tiles(settings)}
             forward = arguments
-            yield CompileCase(narrow_kernel, f"{name} {precision}", forward, settings)
+            label, key = f"{name} {precision}", f"{width} {precision}"
+            yield CompileCase(narrow_kernel, label, forward, settings, ("narrow", key))
             settings = narrow_default("narrow_backward", width, precision)
             arguments = {"x": "*fp32", "d_out": "*fp32", "out_weight": stored, **norm}
             arguments |= {"fc1_weight": stored, **weights, "fc2_weight": stored, "dx": "*fp32"}
             arguments |= dict.fromkeys(("d_mixed", "normed_out"), stored)
             arguments |= dict.fromkeys(("hidden_out", "d_hidden_out"), stored)
             arguments |= {"sums": "*fp32", "rows": "i32", **constants, **_tiles(settings)}
-            yield CompileCase(narrow_backward_kernel, f"{name} {precision}", arguments, settings)
+            row = ("narrow_backward", key)
+            yield CompileCase(narrow_backward_kernel, label, arguments, settings, row)
             if name == "micro":  # an embedding without optional weights
                 bare = dict.fromkeys(
                     (
@@ -739,7 +741,8 @@ def compile_cases() -> Iterator[CompileCase]:
                 for kernel, used in ((narrow_kernel, forward), (narrow_backward_kernel, arguments)):
                     left = {k: None if k in bare else v for k, v in used.items()}
                     left |= {"RESIDUAL": False, "INPUTS": 4, "PAD_IN": 16}
-                    yield CompileCase(kernel, f"bare {precision}", left, settings)
+                    row = (kernel.fn.__name__.removesuffix("_kernel"), key)
+                    yield CompileCase(kernel, f"bare {precision}", left, settings, row)
     for name, width in (("medium", 1024), ("large", 2048)):
         for stored in ("*fp32", "*bf16"):
             shape = {"rows": "i32", "width": width}
@@ -747,12 +750,13 @@ def compile_cases() -> Iterator[CompileCase]:
             label = f"{name} {stored[1:]}"
             arguments = {"h": stored, "bias": "*fp32", "alpha": "*fp32", "gamma": "*fp32"}
             arguments |= {"out": stored, **shape, **_tiles(HIDDEN)}
-            yield CompileCase(hidden_kernel, label, arguments, HIDDEN)
+            row = ("hidden", f"{min(width, 512)}")
+            yield CompileCase(hidden_kernel, label, arguments, HIDDEN, row)
             bare = dict.fromkeys(("bias", "alpha", "gamma"))
-            yield CompileCase(hidden_kernel, f"bare {label}", arguments | bare, HIDDEN)
+            yield CompileCase(hidden_kernel, f"bare {label}", arguments | bare, HIDDEN, row)
             arguments = {"h": stored, "d_out": stored, "bias": "*fp32", "alpha": "*fp32"}
             arguments |= {"gamma": "*fp32", "dh": stored, "out": stored, "sums": "*fp32", **shape}
             arguments |= _tiles(HIDDEN_BACKWARD)
-            yield CompileCase(hidden_backward_kernel, label, arguments, HIDDEN_BACKWARD)
-            label = f"bare {label}"
-            yield CompileCase(hidden_backward_kernel, label, arguments | bare, HIDDEN_BACKWARD)
+            row = ("hidden_backward", row[1])
+            for what, given in ((label, arguments), (f"bare {label}", arguments | bare)):
+                yield CompileCase(hidden_backward_kernel, what, given, HIDDEN_BACKWARD, row)

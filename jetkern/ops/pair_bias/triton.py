@@ -530,10 +530,11 @@ def compile_cases() -> Iterator[CompileCase]:
             stored = TYPES[torch.bfloat16 if precision == "bf16" else torch.float32]
             sums = {"folded": stored, "features": "*fp32"}
             fc2_weight = torch.empty(heads, hidden, device="meta")
-            constants, _, _ = _sizes(fc2_weight, precision)
-            for kernel, settings, arguments in (
+            constants, _, key = _sizes(fc2_weight, precision)
+            for kernel, row, settings, arguments in (
                 (
                     forward_kernel,
+                    ("pair_bias", key),
                     FORWARD,
                     {
                         **places,
@@ -546,6 +547,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 ),
                 (
                     fold_kernel,
+                    ("pair_bias_fold", f"layers{layers}"),
                     FOLD,
                     {
                         "gradients": (stored,) * layers,
@@ -559,6 +561,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 ),
                 (
                     gradient_kernel,
+                    ("pair_bias_gradient", key),
                     _gradient_settings(heads, precision),
                     {
                         "features": "*fp32",
@@ -573,4 +576,5 @@ def compile_cases() -> Iterator[CompileCase]:
                 if kernel is fold_kernel and precision == "tf32":
                     continue  # that of "ieee"
                 tiles = {n: v for n, v in settings.items() if n in ("PAIRS", "UNITS", "TILE")}
-                yield CompileCase(kernel, f"{size} {precision}", {**arguments, **tiles}, settings)
+                arguments = {**arguments, **tiles}
+                yield CompileCase(kernel, f"{size} {precision}", arguments, settings, row)
