@@ -580,7 +580,7 @@ def kernel_name(kernel: Any) -> str:
 
 
 def data_type(precision: str) -> str:
-    """Triton's type of what comes from and goes to the caller where that is as narrow as can be."""
+    """Triton's type of the caller's tensors in the compiled cases."""
     return TYPES[torch.bfloat16 if precision == "bf16" else torch.float32]
 
 

@@ -4,11 +4,11 @@
 block to the first its gradient goes through the halves, which are recomputed tile by tile; what is
 left are sums over all edges, the gradients of the matrices. Two ways to them:
 
-Up to width 32 they stay on chip, and backward is one kernel. Its programs share the tiles and take
-them in passes, one for each chunk of a hidden layer or group of heads, whose gradients a pass holds
-in registers. Wider, one kernel takes the stream's gradient through all blocks and writes the
-factors that the sums are products of; the products run over fixed runs of edges and are added in a
-fixed order. The embedding, whose input is narrow, is passes over chunks in both.
+Up to width 32, but in "ieee", they stay on chip, and backward is one kernel. Its programs share the
+tiles and take them in passes, one for each chunk of a hidden layer or group of heads, whose
+gradients a pass holds in registers. Else one kernel takes the stream's gradient through all blocks
+and writes the factors that the sums are products of; the products run over fixed runs of edges and
+are added in a fixed order. The embedding, whose input is narrow, is passes over chunks in both.
 """
 
 from __future__ import annotations
@@ -1024,9 +1024,10 @@ def _narrow_backward(
     step = triton.cdiv(tiles, max(rounds, 1)) * (rows // set_rows(k)) * (set_rows(k) // k)
     of_blocks = shape.blocks * shape.matrix_size
     partial = _sums(particles, tiles, shape.blocks, shape.vector_size)
-    slab = _sums(particles, SLABS, programs, of_blocks + embed_row(shape, settings["CHUNK"]))
+    row = of_blocks + embed_row(shape, settings["CHUNK"])
+    slab = _sums(particles, min(rounds, SLABS), programs, row)
     scratch = kept.new_empty(2, step * k, shape.width)
-    sums = _sums(particles, slab.shape[2]).zero_()
+    sums = _sums(particles, row).zero_()
     for i, start in enumerate(range(0, total, max(step, 1))):
         n = min(step, total - start)
         local_narrow_backward_kernel[(programs,)](
