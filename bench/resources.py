@@ -95,7 +95,7 @@ def compiled(task: tuple[str, int, int]) -> Row:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from jetkern.ops.triton_tools import shipped
+    from jetkern.ops.triton_tools import kernel_name, shipped
 
     op, number, architecture = task
     case = shipped(cases(op)[number], architecture)
@@ -107,7 +107,7 @@ def compiled(task: tuple[str, int, int]) -> Row:
     options = {k: v for k, v in case.settings.items() if k in OPTIONS}
     result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     registers, spills = inspect(result.asm["cubin"], result.asm["ptx"], architecture)
-    name = case.kernel.fn.__name__.removesuffix("_kernel")
+    name = kernel_name(case.kernel)
     return Row(
         op,
         name,

@@ -80,6 +80,11 @@ def launch_settings(kernel: str, key: str, device: torch.device, default: Settin
     return {**default, **chosen}
 
 
+def kernel_name(kernel: Any) -> str:
+    """Of a jit function, as launch settings and tables of results have it."""
+    return str(kernel.fn.__name__).removesuffix("_kernel")
+
+
 def shipped(case: CompileCase, architecture: int) -> CompileCase:
     """The case as the shipped table of a GPU family has it."""
     kernel, key = case.row

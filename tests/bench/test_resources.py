@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from bench.resources import ARCHITECTURES, PRECISIONS, Row, cases, chosen, rows, triton_ops
 from jetkern.ops import dispatch
+from jetkern.ops.triton_tools import kernel_name
 
 MADE_UP = Row("op", "kernel", "case", 80, 4, 128, 0, 0)
 
@@ -37,7 +38,5 @@ def test_faults_are_spills_and_blocks_that_do_not_fit() -> None:
 def test_kernels_compile_without_spills(op: str) -> None:
     made = list(rows([op], precisions=["bf16"], jobs=1))
     assert len(made) == len(chosen(op, ["bf16"])) * len(ARCHITECTURES)
-    assert {r.kernel for r in made} == {
-        case.kernel.fn.__name__.removesuffix("_kernel") for case in cases(op)
-    }
+    assert {r.kernel for r in made} == {kernel_name(case.kernel) for case in cases(op)}
     assert not [(r.kernel, r.label, r.architecture, r.fault) for r in made if r.fault]

@@ -33,6 +33,7 @@ from jetkern.ops.triton_tools import (
     define,
     dot,
     exp2,
+    kernel_name,
     launch_settings,
     on_device,
 )
@@ -697,5 +698,5 @@ def compile_cases() -> Iterator[CompileCase]:
             settings = _default(defaults, padded, dtype == "bf16", precision)
             given = {**inputs, **others, **settings}
             arguments = {n: given[n] for n in kernel.arg_names}
-            row = (kernel.fn.__name__.removesuffix("_kernel"), f"d{padded} {dtype} {precision}")
+            row = (kernel_name(kernel), f"d{padded} {dtype} {precision}")
             yield CompileCase(kernel, label, arguments, settings, row)

@@ -157,7 +157,7 @@ def heads_together(x, GROUP: tl.constexpr):
 
 
 @triton.jit
-def of_head(x, SET: tl.constexpr, HEAD: tl.constexpr):
+def of_head(x, HEAD: tl.constexpr):
     """(sets, heads, SET, GROUP) without the columns of other heads."""
     mine = tl.arange(0, x.shape[1])[:, None] == tl.arange(0, x.shape[3])[None, :] // HEAD
     return tl.where(mine[None, :, None, :], x, 0.0)
@@ -180,7 +180,7 @@ def split_queries(x, SET: tl.constexpr, HEAD: tl.constexpr):
         return heads_apart(x, SET, HEAD)
     else:
         x = tl.reshape(x, (SETS, 1, SET, GROUP))
-        x = of_head(tl.broadcast_to(x, (SETS, HEADS, SET, GROUP)), SET, HEAD)
+        x = of_head(tl.broadcast_to(x, (SETS, HEADS, SET, GROUP)), HEAD)
         return tl.reshape(x, (SETS, HEADS * SET, GROUP))
 
 
@@ -194,7 +194,7 @@ def join_queries(x, GROUP: tl.constexpr, SET: tl.constexpr, HEAD: tl.constexpr):
     elif HEAD >= 16:
         return heads_together(x, GROUP)
     else:
-        x = of_head(tl.reshape(x, (SETS, HEADS, SET, GROUP)), SET, HEAD)
+        x = of_head(tl.reshape(x, (SETS, HEADS, SET, GROUP)), HEAD)
         return tl.reshape(tl.sum(x, 1), (SETS * SET, GROUP))
 
 
@@ -572,11 +572,6 @@ def tiles_of(particles: int, shape: Shape, settings: Settings) -> int:
 def dividing(size: int, most: int) -> int:
     """The largest power of two up to ``most`` that divides ``size``."""
     return min(size & -size, most)
-
-
-def kernel_name(kernel: Any) -> str:
-    """As settings and tables have it."""
-    return str(kernel.fn.__name__).removesuffix("_kernel")
 
 
 def data_type(precision: str) -> str:

@@ -31,7 +31,6 @@ from jetkern.ops.local_block.triton_fused import (
     factor,
     join_keys,
     join_queries,
-    kernel_name,
     norm_tanh,
     normed,
     preset_shapes,
@@ -47,7 +46,14 @@ from jetkern.ops.local_block.triton_fused import (
     tiles_of,
 )
 from jetkern.ops.parameters import BlockParameters, MLPParameters
-from jetkern.ops.triton_tools import TYPES, CompileCase, dot, gelu_and_slope, on_device
+from jetkern.ops.triton_tools import (
+    TYPES,
+    CompileCase,
+    dot,
+    gelu_and_slope,
+    kernel_name,
+    on_device,
+)
 
 FACTOR_BYTES = 512 * 2**20  # of the factors of the weights' gradients that exist at a time
 NARROW = {"ieee": 0, "tf32": 32, "bf16": 32}  # the widest whose gradients stay on chip

@@ -47,6 +47,7 @@ from jetkern.ops.triton_tools import (
     dot,
     gelu,
     gelu_and_slope,
+    kernel_name,
     launch_settings,
     on_device,
 )
@@ -672,5 +673,5 @@ def compile_cases() -> Iterator[CompileCase]:
             ):
                 given = {**tensors, **constants, **settings, "out": out, "PRECISION": precision}
                 arguments = {name: given[name] for name in kernel.arg_names}
-                row = (kernel.fn.__name__.removesuffix("_kernel"), key)
+                row = (kernel_name(kernel), key)
                 yield CompileCase(kernel, f"D = {width} {precision}", arguments, settings, row)

@@ -31,6 +31,7 @@ from jetkern.ops.triton_tools import (
     dot,
     gelu,
     gelu_and_slope,
+    kernel_name,
     launch_settings,
     on_device,
     tanh,
@@ -741,7 +742,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 for kernel, used in ((narrow_kernel, forward), (narrow_backward_kernel, arguments)):
                     left = {k: None if k in bare else v for k, v in used.items()}
                     left |= {"RESIDUAL": False, "INPUTS": 4, "PAD_IN": 16}
-                    row = (kernel.fn.__name__.removesuffix("_kernel"), key)
+                    row = (kernel_name(kernel), key)
                     yield CompileCase(kernel, f"bare {precision}", left, settings, row)
     for name, width in (("medium", 1024), ("large", 2048)):
         for stored in ("*fp32", "*bf16"):
