@@ -39,5 +39,5 @@ class CompiledDistribution(Distribution):
 setup(
     cmdclass={"build_py": BuildPy},
     distclass=CompiledDistribution,
-    package_data={"jetkern": ["_cpu.so", "_cuda.so", "ops/launch/*.json"]},
+    package_data={"jetkern": ["_cpu.so", "_cuda.so", "ops/launch/*.json", "simulate/*.json"]},
 )

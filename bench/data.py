@@ -189,7 +189,7 @@ def write_root(files: list[Path], path: Path) -> Path:
     energy = np.hypot(mass, pt * np.cosh(eta))
     for name, values in {"pt": pt, "eta": eta, "phi": phi, "energy": energy}.items():
         branches[f"jet_{name}"] = values.astype("f4")
-    from readers import JETCLASS
+    from jetkern.convert.readers import JETCLASS
 
     for i, name in enumerate(JETCLASS):
         branches[f"label_{name}"] = label == i
@@ -428,5 +428,4 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[1] / "data_tools"))
     main()

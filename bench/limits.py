@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jetkern.presets import SIZES
+from jetkern.model.presets import SIZES
 
 # Elementwise operations, one for each of a multiplication, an addition or a comparison.
 GELU, TANH, EXP, FEATURES = 30, 24, 4, 60

@@ -35,9 +35,9 @@ from bench.machine import command, describe
 from bench.step import load_jets
 from jetkern import ops
 from jetkern.jets import Jets, offsets_from_counts
-from jetkern.layers import MLP, AttentionBlock, LocalBlock, initialise
+from jetkern.model.layers import MLP, AttentionBlock, LocalBlock, initialise
+from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch
-from jetkern.presets import SIZES
 
 LENGTHS = ("10", "real", "150")
 OPS = ("knn", "pair_bias", "attention", "attention_block", "local_block", "mlp")

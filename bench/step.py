@@ -110,7 +110,7 @@ def steps_of(model: Any, prepare: Callable[[Any], Any], loss: Callable[[Any], An
     """Train step and inference of a model, given the loss of a prepared batch."""
     import torch
 
-    from jetkern.optim import Lion
+    from jetkern.training.optim import Lion
 
     optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
 
@@ -134,8 +134,8 @@ def our_steps(size: str, objective: str, precision: str) -> Steps:
     import torch
 
     from jetkern import PET
+    from jetkern.model.presets import model_preset
     from jetkern.objectives import Objective, parse_objective
-    from jetkern.presets import model_preset
 
     torch.manual_seed(0)
     model = PET(model_preset(size, parse_objective(objective)), precision=precision)
@@ -154,7 +154,7 @@ def peer_steps(size: str, objective: str) -> Steps:
     from omnilearned.utils import get_loss
 
     from jetkern.jets import pad
-    from jetkern.presets import SIZES
+    from jetkern.model.presets import SIZES
 
     mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
     shape = SIZES[size]
@@ -320,8 +320,8 @@ def model_flops(size: str, objective: str, jets: Any) -> dict[str, float]:
     The heads, small products and class attention, count as "rest"; masked jets keep 60 % of their
     particles. A train step needs three times that, recomputation not counted.
     """
+    from jetkern.model.presets import SIZES
     from jetkern.objectives import parse_objective
-    from jetkern.presets import SIZES
 
     parts, shape = parse_objective(objective), SIZES[size]
     dim, k, layers = shape["dim"], shape["neighbours"], shape["layers"]

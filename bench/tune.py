@@ -25,8 +25,8 @@ from torch import Tensor
 
 from bench.ops import OPS, PARTICLES, Case, batch, between, clock, make
 from jetkern.data.shards import AtomicFile
+from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch, triton_tools
-from jetkern.presets import SIZES
 
 GAIN = 0.98  # of the default's time: a smaller gain is noise, and the default stays
 NOTE = "measured on"  # the table's entries that are no kernel

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jetkern.jets import Jets
+    from jetkern.model import PET, PETConfig, model_preset
     from jetkern.objectives import Objective
-    from jetkern.pet import PET, PETConfig
-    from jetkern.presets import model_preset
 
 __version__ = "0.1.0"
 __all__ = ["PET", "Jets", "Objective", "PETConfig", "__version__", "model_preset"]
@@ -15,9 +14,9 @@ __all__ = ["PET", "Jets", "Objective", "PETConfig", "__version__", "model_preset
 _HOME = {
     "Jets": "jets",
     "Objective": "objectives",
-    "PET": "pet",
-    "PETConfig": "pet",
-    "model_preset": "presets",
+    "PET": "model",
+    "PETConfig": "model",
+    "model_preset": "model",
 }
 
 

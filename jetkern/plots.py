@@ -63,7 +63,7 @@ def training_figure(records: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
     """Training and validation loss over the updates, one colour for each run.
 
     Args:
-        records: those of ``jetkern.log.read_metrics``, by the name of the run.
+        records: those of ``jetkern.training.log.read_metrics``, by the name of the run.
         path: of the picture.
     """
     with matplotlib.rc_context(STYLE):

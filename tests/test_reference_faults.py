@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from jetkern import Jets, ops
-from jetkern.pet import PET
-from jetkern.presets import model_preset
+from jetkern.model.pet import PET
+from jetkern.model.presets import model_preset
 
 
 def small_model(**changes):

@@ -1,40 +1,8 @@
-"""Pre-trains a jet foundation model on shards: any of classification, flow matching, masking.
+#!/usr/bin/env python
+"""Pre-trains a jet foundation model: `train/pretrain.py --help`, the same as `jetkern pretrain`."""
 
-python train/pretrain.py --preset micro --objective classifier+mpm --data shards/jetclass --out run
-
-torchrun --nproc-per-node=4 train/pretrain.py ... does the same on four GPUs.
-
-The same command again continues a run that was stopped or killed.
-"""
-
-import torch
-
-from jetkern.config import command, parse, pretrain_defaults
-from jetkern.distributed import join_world
-from jetkern.objectives import Objective, parse_objective
-from jetkern.pet import PET
-from jetkern.presets import model_preset
-from jetkern.trainer import Trainer, open_splits
-
-
-def main() -> None:
-    settings = parse(pretrain_defaults, description=__doc__)
-    parts = parse_objective(settings.objective)
-    with join_world(settings.run.device) as world:
-        train, val = open_splits(settings.data)
-        config = model_preset(
-            settings.preset,
-            parts,
-            num_classes=len(train.classes) or 1,
-            use_pid=train.field("pid") is not None,
-            use_tracks=train.field("tracks") is not None,
-            feature_drop=settings.feature_drop,
-        )
-        torch.manual_seed(settings.seed)
-        objective = Objective(PET(config), settings.seed, perturbed=settings.perturbed)
-        identity = {"perturbed": settings.perturbed}
-        Trainer(settings, objective, world, train, val, identity=identity).fit()
-
+from jetkern.cli.pretrain import main
+from jetkern.training.config import command
 
 if __name__ == "__main__":
     command(main)

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetkern.pet import PET, PETConfig
+from jetkern.model.config import PETConfig
+from jetkern.model.pet import PET
 
 # Published name -> ours, first match wins.
 RENAMES = (

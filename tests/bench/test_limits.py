@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import limits
 from bench.ops import OPS, batch, make
 from jetkern.jets import Jets
-from jetkern.presets import SIZES
+from jetkern.model.presets import SIZES
 
 
 def jet(particles: int) -> Jets:

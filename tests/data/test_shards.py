@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_shards import write_shards
 
 from jetkern import jets as jets_module
+from jetkern.cli import verify
 from jetkern.data import ShardError, Shards, Stream
 from jetkern.data import shards as shards_module
 from jetkern.data.shards import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jetkern import PET, Jets, PETConfig
-from jetkern.layers import set_precision
+from jetkern.model.layers import set_precision
 from jetkern.ops import attention_block, local_block, mlp
 from jetkern.ops.attention.reference import attention
 from jetkern.ops.parameters import BlockParameters, MLPParameters

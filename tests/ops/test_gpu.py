@@ -19,8 +19,8 @@ from torch import Tensor
 from bench.ops import OPS, Case, batch, make, our_backends, outcome, wrong
 from jetkern import ops
 from jetkern.jets import Jets, offsets_from_counts
+from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch
-from jetkern.presets import SIZES
 from tests.ops.helpers import random_particles
 
 pytestmark = pytest.mark.gpu

@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Convert jets of any known format to shards.
+
+Examples:
+  python data_tools/convert.py data/jetclass --out shards/jetclass --jobs 4
+  python data_tools/convert.py top.h5 --out shards/top --splits train=0.8,val=0.1,test=0.1
+
+A source folder with train, val and test in it gives OUT/train, OUT/val and OUT/test. The same
+command again continues an interrupted conversion; the bytes do not depend on the number of jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jetkern.convert import readers
+from jetkern.convert.workers import start_server
+
+
+def fractions(value: str) -> dict[str, float]:
+    """``train=0.8,test=0.2`` as a dictionary."""
+    try:
+        parts = {k.strip(): float(v) for k, v in (p.split("=") for p in value.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not like train=0.8,test=0.2") from None
+    if any(not 0 <= f <= 1 for f in parts.values()) or abs(sum(parts.values()) - 1) > 1e-9:
+        raise argparse.ArgumentTypeError(f"{value}: the fractions must add up to 1")
+    return parts
+
+
+def positive(value: str) -> int:
+    """An integer from 1."""
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="files and folders")
+    p.add_argument("--out", required=True, type=Path, help="folder for the shards")
+    p.add_argument(
+        "--from",
+        dest="reader",
+        default="auto",
+        choices=["auto", *readers.MODULES],
+        help="format of the sources (default: judged by their content)",
+    )
+    p.add_argument("--jobs", type=positive, default=1, help="processes (default 1)")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    p.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    g = p.add_argument_group("splits")
+    g.add_argument(
+        "--splits",
+        type=fractions,
+        metavar="NAME=F,...",
+        help="split at random instead of by the source's folders or columns",
+    )
+    g.add_argument("--one-set", action="store_true", help="ignore the source's splits")
+
+    g = p.add_argument_group("what the source means")
+    g.add_argument(
+        "--classes",
+        type=lambda v: tuple(v.split(",")),
+        default=(),
+        metavar="A,B,...",
+        help="names of the classes, in the order of the labels",
+    )
+    g.add_argument("--label-shift", type=int, help="subtracted from the labels")
+    g.add_argument("--schema", type=Path, help="TOML file that describes your own format")
+
+    g = p.add_argument_group("values")
+    g.add_argument(
+        "--bad-jets",
+        choices=["error", "drop"],
+        default="error",
+        help="jets without particles or with values that are not finite or not physical",
+    )
+    g.add_argument(
+        "--bad-tracks",
+        choices=["error", "drop", "zero"],
+        default="error",
+        help="impact parameters that are not finite: drop the jet, or set them to zero",
+    )
+    g.add_argument(
+        "--max-dropped",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="give up if a larger fraction of jets is dropped (default 0.01)",
+    )
+    g.add_argument(
+        "--max-particles",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="keep the N particles of highest pT of a jet (default 150)",
+    )
+
+    g = p.add_argument_group("shards")
+    g.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of particles and tracks; float16 halves the size at a relative error of "
+        "up to 0.05%% of each feature, and up to 0.2%% of pT and E",
+    )
+    g.add_argument("--jets-per-block", type=positive, default=1024, metavar="N")
+    g.add_argument("--jets-per-shard", type=positive, default=65536, metavar="N")
+    g.add_argument(
+        "--jets-per-read",
+        type=positive,
+        default=16384,
+        metavar="N",
+        help="jets that a process holds at a time in the first pass (default 16384)",
+    )
+    return p  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parser().parse_args(arguments)
+    if args.max_particles > 150:
+        parser().error("--max-particles must be at most 150")
+    if args.jobs > 1:
+        start_server()
+    # Imported now, so that --help is there at once and the server imports at the same time.
+    from jetkern.convert.clean import Policy
+    from jetkern.convert.plan import make_plan
+    from jetkern.convert.readers import schema
+    from jetkern.convert.report import show, text
+    from jetkern.convert.run import ConversionError, convert
+
+    try:
+        plan = make_plan(
+            args.sources,
+            reader="schema" if args.schema and args.reader == "auto" else args.reader,
+            options=readers.Options(
+                args.label_shift, args.classes, schema.load(args.schema) if args.schema else None
+            ),
+            policy=Policy(args.bad_jets, args.bad_tracks, args.max_particles),
+            fractions=args.splits,
+            use_splits=not args.one_set,
+            seed=args.seed,
+            jets_per_block=args.jets_per_block,
+            jets_per_shard=args.jets_per_shard,
+            jets_per_read=args.jets_per_read,
+            dtype=args.dtype,
+        )
+        result = convert(
+            plan,
+            args.out,
+            jobs=args.jobs,
+            max_dropped=args.max_dropped,
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+        )
+    except (readers.InputError, ConversionError, OSError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("convert: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    show(text(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+"""Show what is in shards: a table of classes and columns, and a sheet of histograms.
+
+python data_tools/show.py shards/jetclass/train --figure jetclass.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jetkern.convert.readers.pid import CODES
+from jetkern.convert.report import show, table
+from jetkern.data import ShardError, Shards, Stream
+from jetkern.jets import Jets
+
+
+def summary(shards: Shards, jets: Jets) -> str:
+    """Tables of the classes and, from a sample of jets, of the columns."""
+    size = sum(shards.bytes)
+    lines = [
+        f"{shards.folder}: {shards.num_jets:,} jets, {shards.num_particles:,} particles, "
+        f"{len(shards.paths)} shards of {len(shards.index)} blocks, {size / 1e6:,.1f} MB, "
+        f"fingerprint {shards.fingerprint[:12]}",
+        "",
+    ]
+    rows = [["class", "jets", "share"]]
+    for name, count in zip(shards.classes, shards.counts, strict=True):
+        rows.append([name, f"{count:,}", f"{count / shards.num_jets:.2%}"])
+    lines += [*table(rows), "", f"columns, from {len(jets):,} jets:"]
+    rows = [["column", "type", "lowest", "median", "highest"]]
+    for field in shards.fields[1:]:
+        values = getattr(jets, field.name)
+        for i, column in enumerate(field.columns or (field.name,)):
+            v = (values[:, i] if values.ndim == 2 else values).double()
+            if len(v):
+                low, mid, high = (f"{x:.4g}" for x in (v.min(), v.median(), v.max()))
+                rows.append([column, field.dtype, low, mid, high])
+    lines += table(rows)
+    files = shards.manifest.get("source", {}).get("files", [])
+    titles = sorted({f["title"] for f in files if "title" in f})
+    source = {
+        k: v for k, v in shards.manifest.get("source", {}).items() if k != "files" and v is not None
+    }
+    report = {k: v for k, v in shards.manifest.get("report", {}).items() if k != "ranges"}
+    lines += [
+        "",
+        *titles,
+        f"source: {len(files)} files, {json.dumps(source)}",
+        f"report: {json.dumps(report)}",
+    ]
+    return "\n".join(lines)
+
+
+def quantities(jets: Jets) -> dict[str, np.ndarray]:
+    """What the sheet shows, per jet; masses from massless particles."""
+    deta, dphi, ln_pt = (jets.particles[:, i].double() for i in range(3))
+    pt = ln_pt.exp()
+    owner = jets.jet_of_particle
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(jets), dtype=torch.float64).index_add_(0, owner, values)
+
+    px, py, pz = total(pt * dphi.cos()), total(pt * dphi.sin()), total(pt * deta.sinh())
+    mass2 = total(pt * deta.cosh()) ** 2 - px**2 - py**2 - pz**2
+    sum_pt = total(pt)
+    width = total(pt * torch.hypot(deta, dphi)) / sum_pt.clamp_min(1e-12)
+    shown = {
+        "particles per jet": jets.counts,
+        "sum of pT [GeV]": sum_pt,
+        "mass [GeV]": mass2.clamp_min(0).sqrt(),
+        "pT-weighted mean ΔR": width,
+    }
+    return {name: v.numpy() for name, v in shown.items()}
+
+
+def draw(shards: Shards, jets: Jets, path: Path) -> None:
+    """Writes the sheet: per jet by class, per particle for all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    per_particle: dict[str, Any] = {
+        "Δη": jets.particles[:, 0], "Δφ": jets.particles[:, 1],
+        "ln pT [GeV]": jets.particles[:, 2], "ln E [GeV]": jets.particles[:, 3],
+    }  # fmt: skip
+    if jets.tracks is not None:
+        names = ("tanh d0", "d0 error [mm]", "tanh dz", "dz error [mm]")
+        per_particle |= {n: jets.tracks[:, i] for i, n in enumerate(names)}
+    panels = len(quantities(jets)) + len(per_particle) + (jets.pid is not None)
+    figure, axes = plt.subplots(-(-panels // 4), 4, figsize=(18, 3.6 * -(-panels // 4)))
+    rest = iter(axes.flat)
+    label = np.zeros(len(jets)) if jets.label is None else jets.label.numpy()
+    for (name, values), axis in zip(quantities(jets).items(), rest, strict=False):
+        low, high = values.min(), np.quantile(values, 0.995)
+        bins = np.linspace(low, max(high, low + 1e-6), 60)
+        if values.dtype.kind == "i":
+            bins = np.arange(low, high + 2, max(1, (high - low) // 60)) - 0.5
+        for i, kind in enumerate(shards.classes or ("jets",)):
+            style = {"density": True, "histtype": "step", "color": plt.get_cmap("tab10")(i % 10)}
+            if (label == i).any():
+                axis.hist(values[label == i], bins, label=kind, **style)
+        axis.set(xlabel=name, ylabel="density")
+    axes.flat[0].legend(fontsize=7)
+    for (name, values), axis in zip(per_particle.items(), rest, strict=False):
+        axis.hist(values.numpy(), 100, histtype="step", log=True, color="black")
+        axis.set(xlabel=name, ylabel="particles")
+    if jets.pid is not None:
+        axis = next(rest)
+        axis.bar(range(9), torch.bincount(jets.pid, minlength=9).numpy(), color="grey")
+        axis.set_xticks(range(9), ["none", *map(str, CODES)], fontsize=7)
+        axis.set(xlabel="particle identity (PDG code)", ylabel="particles", yscale="log")
+    for axis in rest:
+        axis.set_axis_off()
+    figure.suptitle(f"{shards.folder.name}: {len(jets):,} of {shards.num_jets:,} jets")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder with a manifest.json")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="write a sheet of histograms")
+    parser.add_argument("--jets", type=int, default=50_000, help="sample size (default 50000)")
+    args = parser.parse_args(arguments)
+    try:
+        shards = Shards(args.folder)
+        n = max(1, min(args.jets, shards.num_jets))
+        jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))
+        show(summary(shards, jets))
+        if args.figure:
+            draw(shards, jets, args.figure)
+            show(f"wrote {args.figure}")
+    except (ShardError, OSError) as error:
+        print(f"show: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

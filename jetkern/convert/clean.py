@@ -1,0 +1,276 @@
+"""Judges and repairs the values of jets; everything that is not kept as it came is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jetkern.convert.readers import InputError, Raw
+
+NUM_PID = 9
+MAX_DELTA_ETA = 10.0
+ENERGY_TOLERANCE = 1e-2  # in ln E - ln pT: what rounding and smearing do to massless particles
+_FOLD = 256
+_COLUMNS = ("delta eta", "delta phi", "ln pT", "ln E")
+
+Tally = dict[str, Any]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do with jets that cannot be used as they are.
+
+    Attributes:
+        bad_jets: "error" stops at a jet with a value that is not finite or not physical or with no
+            particle; "drop" leaves it out.
+        bad_tracks: what to do where only impact parameters are not finite: "error", "drop" the jet,
+            or set them to "zero".
+        max_particles: jets with more keep those of highest pT.
+    """
+
+    bad_jets: str = "error"
+    bad_tracks: str = "error"
+    max_particles: int = 150
+
+
+def clean(
+    raw: Raw, policy: Policy, classes: tuple[str, ...], path: Path, start: int
+) -> tuple[Raw, NDArray[np.int64], Tally]:
+    """The jets that are kept, each sorted by pT.
+
+    Args:
+        raw: jets of a file from row ``start`` on.
+        path, start: for messages.
+
+    Returns:
+        the jets, their rows in the file, and counts of what was repaired or left out.
+
+    Raises:
+        InputError: for a label or a particle identity out of range, and by policy for bad jets,
+            naming file, jet and field.
+    """
+    tally: Tally = {"read": len(raw.counts)}
+    raw.particles = np.ascontiguousarray(raw.particles, np.float32)
+    counts = np.asarray(raw.counts, np.int64)
+    ends = np.cumsum(counts)
+
+    def owner(rows: Any) -> Any:
+        """The jets that particles belong to."""
+        return np.searchsorted(ends, rows, side="right")
+
+    def fail(jet: int, what: str) -> None:
+        raise InputError(f"{path}: jet {start + jet}: {what}")
+
+    wrong = (raw.label < 0) | (raw.label >= len(classes))
+    if wrong.any():
+        jet = int(np.argmax(wrong))
+        fail(
+            jet,
+            f"the label is {raw.label[jet]}, but there are {len(classes)} classes, 0 to "
+            f"{len(classes) - 1} (after the label shift; see --label-shift and --classes)",
+        )
+    if raw.pid is not None:
+        wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            fail(int(owner(row)), f"a particle's identity is {raw.pid[row]}, expected 0 to 8")
+        raw.pid = raw.pid.astype(np.uint8, copy=False)
+
+    keep = np.ones(len(counts), bool)
+
+    def judge(
+        reason: str, bad: NDArray[np.bool_], what: str | Callable[[int], str], action: str
+    ) -> None:
+        """Marks bad jets (B,) for dropping, or fails at the first of them."""
+        bad = bad & keep
+        if bad.any():
+            if action == "error":
+                jet = int(np.argmax(bad))
+                fail(jet, what(jet) if callable(what) else what)
+            keep[bad] = False
+            tally[f"dropped: {reason}"] = int(bad.sum())
+
+    def jets_of(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        marked = np.zeros(len(counts), bool)
+        marked[owner(np.flatnonzero(rows))] = True
+        return marked
+
+    judge("no particles", counts == 0, "the jet has no particles", policy.bad_jets)
+    limits = _limits(raw.particles)
+    if not np.isfinite(limits).all():
+        finite = np.isfinite(raw.particles)
+
+        def describe(jet: int) -> str:
+            first = ends[jet] - counts[jet]
+            row, column = np.argwhere(~finite[first : ends[jet]])[0]
+            return f"{_COLUMNS[column]} of a particle is {raw.particles[first + row, column]}"
+
+        judge("not finite", jets_of(~finite.all(axis=1)), describe, policy.bad_jets)
+    if not np.abs(limits[:, 0]).max() <= MAX_DELTA_ETA:
+        far = np.abs(raw.particles[:, 0]) > MAX_DELTA_ETA
+        judge("|delta eta| > 10", jets_of(far), "a particle has |delta eta| > 10", policy.bad_jets)
+    if raw.condition is not None:
+        raw.condition = np.asarray(raw.condition, np.float32)
+        finite_jets = np.isfinite(raw.condition).all(axis=1)
+        judge(
+            "condition not finite",
+            ~finite_jets,
+            "a quantity of the jet (global) is not finite",
+            policy.bad_jets,
+        )
+    if raw.tracks is not None:
+        raw.tracks = np.ascontiguousarray(raw.tracks, np.float32)
+        if not np.isfinite(_limits(raw.tracks)).all():
+            finite = np.isfinite(raw.tracks)
+            if policy.bad_tracks == "zero":
+                tally["tracks set to zero"] = int((~finite).sum())
+                raw.tracks[~finite] = 0
+            else:
+                judge(
+                    "tracks not finite",
+                    jets_of(~finite.all(axis=1)),
+                    "an impact parameter of a particle is not finite",
+                    policy.bad_tracks,
+                )
+
+    raw.counts = counts
+    rows = np.arange(start, start + len(counts))
+    if not keep.all():
+        raw = take_jets(raw, np.flatnonzero(keep))
+        rows = rows[keep]
+    raw = _wrap(raw, tally)
+    raw = _sort(raw, tally)
+    raw = _truncate(raw, policy.max_particles, tally)
+    _observe(raw, tally)
+    return raw, rows, tally
+
+
+def take_jets(raw: Raw, jets: NDArray[np.int64]) -> Raw:
+    """The chosen jets in the given order."""
+    counts = raw.counts[jets]
+    starts = np.cumsum(raw.counts) - raw.counts
+    rows = np.repeat(starts[jets] - (np.cumsum(counts) - counts), counts)
+    rows += np.arange(len(rows))
+    return _take(raw, counts, rows, jets)
+
+
+def _take(raw: Raw, counts: Array, rows: Array, jets: Array) -> Raw:
+    def pick(array: Array | None, which: Array) -> Any:
+        return None if array is None else array.take(which, axis=0)
+
+    return Raw(
+        counts=counts,
+        particles=pick(raw.particles, rows),
+        label=pick(raw.label, jets),
+        pid=pick(raw.pid, rows),
+        tracks=pick(raw.tracks, rows),
+        condition=pick(raw.condition, jets),
+        split=pick(raw.split, jets),
+    )
+
+
+def _wrap(raw: Raw, tally: Tally) -> Raw:
+    phi, limit = raw.particles[:, 1], np.float32(np.pi) * (1 + 1e-6)
+    if len(phi) and max(-phi.min(), phi.max()) > limit:
+        outside = np.abs(phi) > limit
+        tally["particles with delta phi wrapped"] = int(outside.sum())
+        phi[outside] = np.remainder(phi[outside].astype(np.float64) + np.pi, 2 * np.pi) - np.pi
+    return raw
+
+
+def _sort(raw: Raw, tally: Tally) -> Raw:
+    pt = raw.particles[:, 2]
+    rising = pt[1:] > pt[:-1]
+    starts = np.cumsum(raw.counts)[:-1]
+    rising[starts[(starts > 0) & (starts < len(pt))] - 1] = False
+    if not rising.any():
+        return raw
+    owner = np.repeat(np.arange(len(raw.counts)), raw.counts)
+    unsorted = np.zeros(len(raw.counts), bool)
+    unsorted[owner[1:][rising]] = True
+    tally["jets sorted by pT"] = int(unsorted.sum())
+    affected = np.flatnonzero(unsorted[owner])
+    rows = np.arange(len(owner))
+    rows[affected] = affected[np.lexsort((-pt[affected], owner[affected]))]
+    return _take(raw, raw.counts, rows, np.arange(len(raw.counts)))
+
+
+def _truncate(raw: Raw, limit: int, tally: Tally) -> Raw:
+    long = raw.counts > limit
+    if not long.any():
+        return raw
+    tally["jets cut to the particle limit"] = int(long.sum())
+    tally["particles cut"] = int((raw.counts[long] - limit).sum())
+    starts = np.cumsum(raw.counts) - raw.counts
+    rank = np.arange(len(raw.particles)) - np.repeat(starts, raw.counts)
+    counts = np.minimum(raw.counts, limit)
+    return _take(raw, counts, np.flatnonzero(rank < limit), np.arange(len(counts)))
+
+
+def _observe(raw: Raw, tally: Tally) -> None:
+    """Counts oddities that are left as they are, and the ranges of all columns."""
+    p = raw.particles
+    low = p[:, 3] < p[:, 2] - ENERGY_TOLERANCE
+    if low.any():
+        tally["particles with E below pT"] = int(low.sum())
+    twins = p[1:, 2] == p[:-1, 2]  # sorted, so equal particles are nearly always neighbours
+    if twins.any():
+        at = np.flatnonzero(twins)
+        owner = np.repeat(np.arange(len(raw.counts)), raw.counts)
+        same = (p[at] == p[at + 1]).all(axis=1) & (owner[at] == owner[at + 1])
+        if same.any():
+            tally["particles twice in a jet"] = int(same.sum())
+    ranges = {}
+    for name, array in (
+        ("particles", p),
+        ("tracks", raw.tracks),
+        ("condition", raw.condition),
+    ):
+        if array is not None and len(array):
+            ranges[name] = _limits(array).tolist()
+    ranges["multiplicity"] = [[int(raw.counts.min())], [int(raw.counts.max())]] if len(p) else []
+    tally["ranges"] = {k: v for k, v in ranges.items() if v}
+    if len(p):
+        starts = np.cumsum(raw.counts) - raw.counts
+        leading = p[starts[raw.counts > 0], 2]
+        tally["median leading pT"] = [float(np.exp(np.median(leading)))]
+
+
+def _limits(array: Array) -> Array:
+    """(2, columns) smallest and largest values; NaN if there is one. Zeros for no rows.
+
+    As one row of many at first, because numpy reduces rows of four slowly.
+    """
+    if not len(array):
+        return np.zeros((2, array.shape[1]), array.dtype)
+    columns, whole = array.shape[1], len(array) - len(array) % _FOLD
+    limits = []
+    for extreme, none in ((np.minimum, np.inf), (np.maximum, -np.inf)):
+        long = array[:whole].reshape(-1, _FOLD * columns)
+        folded = extreme.reduce(long, axis=0, initial=none).reshape(_FOLD, columns)
+        rest = np.concatenate([folded, array[whole:]])
+        limits.append(extreme.reduce(rest, axis=0, initial=none))
+    return np.array(limits)
+
+
+def merge(tallies: list[Tally]) -> Tally:
+    """One tally of many: counts add, ranges widen, medians are collected."""
+    total: Tally = {}
+    for tally in tallies:
+        for key, value in tally.items():
+            if key == "ranges":
+                for name, (low, high) in value.items():
+                    old = total.setdefault(key, {}).get(name, [low, high])
+                    total[key][name] = [
+                        [min(a, b) for a, b in zip(old[0], low, strict=True)],
+                        [max(a, b) for a, b in zip(old[1], high, strict=True)],
+                    ]
+            else:
+                total[key] = total[key] + value if key in total else value
+    return total

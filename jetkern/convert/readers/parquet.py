@@ -1,0 +1,140 @@
+"""Parquet: ranges of columns for other readers, and the top-tagging set's public mirrors, which
+have the columns of the original (E_0, PX_0, PY_0, PZ_0, ..., is_signal_new, ttv)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jetkern.convert.readers import BaseSource, InputError, Options, Raw
+from jetkern.convert.readers.toptagging import TopColumns, top_layout
+
+NAME = "parquet"
+SUFFIXES = (".parquet",)
+LOOKS_FOR = "columns E_0, PX_0, PY_0, PZ_0 and is_signal_new"
+_BATCH = 4096  # jets
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file has the top-tagging columns."""
+    return "E_0" in Parquet(path).columns
+
+
+def open_source(path: Path, options: Options) -> TopParquet:
+    """The opened file."""
+    return TopParquet(path, options)
+
+
+class Parquet:
+    """A file, read as a stream: memory is that of a range and of a page (1 MB by default) of each
+    column, however large the row groups are.
+
+    Ranges in order are read in one go. Another one starts at the beginning of its row group.
+
+    Raises:
+        InputError: if the file is damaged or lacks one of the columns.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str] = ()) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise InputError(
+                f"{path}: reading parquet needs pyarrow: pip install jetkern[data]"
+            ) from None
+        self.path = path
+        self._errors = (pyarrow.ArrowException, OSError)
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        try:
+            # By default, arrow holds all columns of a row group before it decodes the first rows.
+            self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
+        except self._errors as error:
+            raise InputError(f"{path}: not a complete parquet file ({error})") from None
+        self.columns = self._file.schema_arrow.names
+        missing = [c for c in columns if c not in self.columns]
+        if missing:
+            raise InputError(
+                f"{path}: there is no column {', '.join(missing[:4])}; the file has "
+                f"{', '.join(self.columns[:8])}"
+            )
+        metadata = self._file.metadata
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
+        self.num_jets = int(self._starts[-1])
+        self._stream: Iterator[Any] = iter(())
+        self._streamed: list[str] = []
+        self._at = 0
+        self._rest: Any = None
+
+    def read(
+        self, columns: Iterable[str], start: int, stop: int
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """(values, counts) of each column: a list column as flat values and counts per jet."""
+        import pyarrow
+
+        columns = list(columns)
+        try:
+            table = pyarrow.Table.from_batches(self._batches(columns, start, stop)).combine_chunks()
+        except self._errors as error:
+            raise InputError(
+                f"{self.path}: jets {start} to {stop - 1} cannot be read ({error})"
+            ) from None
+        values, counts = {}, {}
+        for name in columns:
+            array = table.column(name).combine_chunks()
+            if array.null_count:
+                row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+                raise InputError(f"{self.path}: jet {start + row}: {name} has no value")
+            if hasattr(array, "flatten") and hasattr(array, "value_lengths"):
+                counts[name] = array.value_lengths().to_numpy().astype(np.int64)
+                array = array.flatten()
+            values[name] = array.to_numpy(zero_copy_only=False)
+            if values[name].dtype.kind not in "fiub":
+                raise InputError(f"{self.path}: {name} has type {array.type}, expected numbers")
+        return values, counts
+
+    def _batches(self, columns: list[str], start: int, stop: int) -> list[Any]:
+        """Record batches that make up a range, from where the stream is if that helps."""
+        group = int(np.searchsorted(self._starts, start, side="right")) - 1
+        if columns != self._streamed or not self._starts[group] <= self._at <= start:
+            groups = list(range(group, len(self._starts) - 1))
+            self._stream = self._file.iter_batches(_BATCH, row_groups=groups, columns=columns)
+            self._streamed, self._at, self._rest = columns, int(self._starts[group]), None
+        found = []
+        while self._at < stop:
+            batch = next(self._stream) if self._rest is None else self._rest
+            first, end = max(start - self._at, 0), min(stop - self._at, len(batch))
+            if first < end:
+                found.append(batch.slice(first, end - first))
+            self._at += end
+            self._rest = batch.slice(end) if end < len(batch) else None
+        return found
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream, self._rest = iter(()), None
+        self._file.close()
+
+
+class TopParquet(BaseSource):
+    """One file of the top-tagging set."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self.file = Parquet(path)
+        self.top = TopColumns(path, self.file.columns)
+        super().__init__(path, self.file.num_jets, top_layout(options), splits=self.top.splits)
+
+    def read(self, start: int, stop: int) -> Raw:
+        """The jets ``start`` to ``stop - 1``."""
+        values, _ = self.file.read(self.top.names, start, stop)
+        return self.top.raw(lambda names: np.stack([values[n] for n in names], axis=1), start)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()

@@ -1,0 +1,146 @@
+"""Runs trained classifiers over shards and reports how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from jetkern.data import Shards, Stream
+from jetkern.metrics import BinaryReport, MulticlassReport, binary_report, multiclass_report
+from jetkern.model.config import PETConfig
+from jetkern.model.pet import PET
+from jetkern.training.runs import RunError, load_matching, load_weights
+
+Report = BinaryReport | MulticlassReport
+
+
+def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> PET:
+    """The classifier of a run (its best checkpoint, else its newest) or of one checkpoint.
+
+    Heads of other tasks in the checkpoint are left out.
+
+    Raises:
+        RunError: if there is no such checkpoint, or no classifier in it.
+    """
+    weights = load_weights(source)
+    try:
+        config = PETConfig(**weights.config)
+    except TypeError as error:
+        raise RunError(f"{weights.path} has a model configuration of another kind") from error
+    if "classifier" not in config.parts:
+        raise RunError(f"{weights.path} has no classifier, only {', '.join(config.parts)}")
+    model = PET(config)
+    report = load_matching(model, weights.state)
+    if report.new:
+        raise RunError(f"{weights.path} lacks parameters of its model: {next(iter(report.new))}")
+    return model.to(device).eval()
+
+
+def predict(
+    model: PET,
+    shards: Shards,
+    *,
+    batch_size: int = 1024,
+    num_jets: int | None = None,
+    seed: int = 0,
+    label: str = "",
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits (N, classes of the model) and labels (N,), in the order of the files.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        shards: labelled jets.
+        batch_size: jets per pass.
+        num_jets: a random subset of so many, given by ``seed``; None for all.
+        label: shown beside the progress bar.
+
+    Raises:
+        ValueError: for jets without labels, or with more classes than the model.
+    """
+    if not shards.classes:
+        raise ValueError(f"{shards.folder} has no labels to evaluate against")
+    if len(shards.classes) > model.config.num_classes:
+        raise ValueError(
+            f"{shards.folder} has {len(shards.classes)} classes, but the model tells "
+            f"{model.config.num_classes} apart"
+        )
+    device = next(model.parameters()).device
+    fields = [n for n in ("pid", "tracks") if getattr(model.config, f"use_{n}")]
+    stream = Stream(
+        shards,
+        batch_size=batch_size,
+        shuffle=False,
+        epochs=1,
+        num_jets=num_jets,
+        subset_seed=seed,
+        fields=tuple(fields),
+        pin_memory=device.type == "cuda",
+    )
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    with (
+        torch.inference_mode(),
+        tqdm(total=stream.num_jets, unit="jets", unit_scale=True, desc=label, disable=None) as bar,
+    ):
+        for jets in stream:
+            logits.append(model.classify(jets.to(device, non_blocking=True)).float().cpu())
+            assert jets.label is not None  # the shards have classes
+            labels.append(jets.label)
+            bar.update(len(jets))
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+
+def classification_report(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    *,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> Report:
+    """The report for two classes (1 against 0) or for several.
+
+    Outputs beyond the number of classes are ignored: a model that was trained with ten outputs on
+    two classes is judged by p1 / (p0 + p1).
+    """
+    used = logits[:, : len(classes)].astype(np.float64)
+    if len(classes) == 2:
+        return binary_report(used[:, 1] - used[:, 0], labels, bootstrap=bootstrap, seed=seed)
+    return multiclass_report(used, labels, classes, bootstrap=bootstrap, seed=seed)
+
+
+def report_table(reports: Mapping[str, Report]) -> str:
+    """A Markdown table of the reports, one line for each name."""
+    if all(isinstance(r, BinaryReport) for r in reports.values()):
+        return _binary_table(reports)  # type: ignore[arg-type]
+    rows = [["model", "accuracy", "macro AUC", "cross-entropy"]]
+    details = []
+    for name, report in reports.items():
+        assert isinstance(report, MulticlassReport)
+        rows.append(
+            [name, f"{report.accuracy:.4f}", f"{report.auc:.4f}", f"{report.cross_entropy:.4f}"]
+        )
+        each = {f"{name}: {c}": r for c, r in report.against_background.items()}
+        details.append(_binary_table(each, heading="class against the first"))
+    return "\n\n".join([_markdown(rows), *details])
+
+
+def _binary_table(reports: Mapping[str, BinaryReport], heading: str = "model") -> str:
+    rows = [[heading, "AUC", "accuracy", "R50", "R30", "cross-entropy"]]
+    for name, r in reports.items():
+        cells = f"{r.auc:.4f}", f"{r.accuracy:.4f}", f"{r.r50:.1f}", f"{r.r30:.1f}"
+        rows.append([name, *cells, f"{r.cross_entropy:.4f}"])
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Task heads of the Point-Edge Transformer (arXiv 2606.14870, appendix A)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jetkern.jets import Jets, join_segments, last_rows
+from jetkern.model.config import PETConfig
+from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
+
+MAX_MASKED = 150  # rows of the mask embedding, as in the reference
+
+
+class Classifier(nn.Module):
+    """The global tokens attend to all other rows twice; a perceptron reads them out."""
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        self.tokens = config.global_tokens
+        width = self.tokens * config.dim
+        self.blocks = nn.ModuleList(
+            TokenBlock(config.dim, config.heads, config.expansion)
+            for _ in range(config.head_layers)
+        )
+        self.fc = MLP(width, config.expansion * width, width)
+        self.out = nn.Linear(width, config.num_classes)
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits."""
+        jet = torch.arange(len(offsets), device=x.device)
+        token_offsets = jet * self.tokens
+        rest_offsets = offsets - token_offsets
+        first = offsets[:-1, None] + torch.arange(self.tokens, device=x.device)
+        tokens = x[first.flatten()]
+        rest = x[last_rows(offsets, rest_offsets, len(x) - len(tokens))]
+        for block in self.blocks:
+            tokens = block(tokens, token_offsets, rest, rest_offsets)
+        return self.out(self.fc(tokens.reshape(len(offsets) - 1, self.tokens * x.shape[1])))
+
+
+class Generator(nn.Module):
+    """Predicts the flow-matching velocity of every particle, given the jet's type."""
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        typed = config.num_classes > 1
+        self.type_embed = nn.Embedding(config.num_classes, dim) if typed else None
+        self.type_mlp = MLP(dim, config.expansion * dim, dim, norm=False) if typed else None
+        self.blocks = nn.ModuleList(
+            AttentionBlock(dim, config.heads, config.expansion) for _ in range(config.head_layers)
+        )
+        self.fc = MLP(dim, config.expansion * dim, dim, norm=False)
+        self.out = nn.Linear(dim, 4)
+
+    def forward(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
+        """Body rows (T', D) of ``jets`` to (T, 4) velocities of their particles."""
+        if self.type_embed is not None and self.type_mlp is not None:
+            if jets.label is None:
+                raise ValueError("the generator needs the type of each jet as its label")
+            jet = torch.arange(len(offsets), device=x.device)
+            kind = self.type_mlp(self.type_embed(jets.label))
+            x, offsets = join_segments([(kind, jet), (x, offsets)])
+        for block in self.blocks:
+            x = block(x, offsets)
+        rows = last_rows(offsets, jets.offsets, len(jets.particles))
+        return self.out(self.fc(x[rows]))
+
+
+class MaskedModel(nn.Module):
+    """Predicts all particles of a jet from the visible ones (masked particle modelling).
+
+    A masked particle enters as a learned vector that knows only its rank in pT among the masked
+    particles of its jet. In a model with a generator the time token's place is kept and attended
+    as a zero vector, as in the reference code.
+    """
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        self.tokens = config.global_tokens
+        self.conditional = config.condition_dim > 0
+        self.timed = "generator" in config.parts
+        self.mask_embeddings = nn.Parameter(torch.empty(MAX_MASKED, config.dim))
+        self.blocks = nn.ModuleList(
+            AttentionBlock(config.dim, config.heads, config.expansion)
+            for _ in range(config.head_layers)
+        )
+        self.out = nn.Linear(config.dim, 4)
+
+    def forward(self, x: Tensor, offsets: Tensor, jets: Jets, keep: Tensor) -> Tensor:
+        """(T, 4) prediction of all particles.
+
+        Args:
+            x: (T', D) body rows of the jets' visible particles; offsets: (B + 1,) of those rows.
+            jets: the complete jets; keep: (T,) bool, true for the visible particles.
+        """
+        jet = torch.arange(len(offsets), device=x.device)
+        prefix = self.tokens + self.conditional
+        before = offsets[:-1, None] + torch.arange(prefix, device=x.device)
+        visible_offsets = offsets - prefix * jet
+        visible = x[last_rows(offsets, visible_offsets, len(x) - before.numel())]
+        masked_before = torch.nn.functional.pad((~keep).cumsum(0), (1, 0))
+        rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
+        particles = self.mask_embeddings[rank.clamp(max=MAX_MASKED - 1)]
+        particles = particles.index_put((keep.nonzero().squeeze(1),), visible)
+        sources = [(x[before[:, : self.tokens].flatten()], jet * self.tokens)]
+        if self.timed:
+            sources.append((x.new_zeros(len(jets), x.shape[1]), jet))
+        if self.conditional:
+            sources.append((x[before[:, -1]], jet))
+        x, offsets = join_segments([*sources, (particles, jets.offsets)])
+        for block in self.blocks:
+            x = block(x, offsets)
+        return self.out(x[last_rows(offsets, jets.offsets, len(jets.particles))])

@@ -1,0 +1,155 @@
+"""The Point-Edge Transformer of arXiv 2606.14870 (section II, appendix A) on packed jets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jetkern import ops
+from jetkern.jets import Jets, join_segments
+from jetkern.model.config import PETConfig
+from jetkern.model.heads import Classifier, Generator, MaskedModel
+from jetkern.model.layers import (
+    MLP,
+    AttentionBlock,
+    DynamicTanh,
+    Layer,
+    LocalBlock,
+    TimeFourier,
+    initialise,
+    set_precision,
+)
+
+
+class Body(Layer):
+    """Embeds particles, mixes them with their neighbours, and runs the biased transformer."""
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        dim, heads = config.dim, config.heads
+        hidden = config.expansion * dim
+        self.config = config
+        self.tokens = nn.Parameter(torch.empty(config.global_tokens, dim))
+        self.embed_norm = DynamicTanh(4)
+        self.embed = MLP(4, hidden, dim)
+        self.local = LocalBlock(dim, heads, config.head_layers, config.expansion)
+        self.pair_bias = MLP(3, hidden, heads, norm=False)
+        self.pid_embed = nn.Embedding(9, dim, padding_idx=0) if config.use_pid else None
+        self.track_embed = MLP(4, hidden, dim, bias=False) if config.use_tracks else None
+        self.condition_embed = MLP(config.condition_dim, dim, dim) if config.condition_dim else None
+        timed = "generator" in config.parts
+        self.time_fourier = TimeFourier(dim) if timed else None
+        self.time_embed = MLP(dim, hidden, dim, bias=False) if timed else None
+        self.blocks = nn.ModuleList(
+            AttentionBlock(dim, heads, config.expansion) for _ in range(config.layers)
+        )
+        self.norm = DynamicTanh(dim)
+
+    def embed_particles(
+        self, jets: Jets, keep_pid: Tensor | None, keep_tracks: Tensor | None
+    ) -> Tensor:
+        """(T, D): kinematics, neighbourhood, identity and tracks of each particle."""
+        neighbours = ops.knn(jets.particles, jets.offsets, self.config.neighbours)
+        x = self.embed(self.embed_norm(jets.particles)) + self.local(jets.particles, neighbours)
+        for name, embed, keep in (
+            ("pid", self.pid_embed, keep_pid),
+            ("tracks", self.track_embed, keep_tracks),
+        ):
+            if embed is None:
+                continue
+            values = getattr(jets, name)
+            if values is None:
+                raise ValueError(f"this model embeds {name}, but the jets have none")
+            extra = embed(values)
+            x = x + (extra if keep is None else extra * keep[jets.jet_of_particle][:, None])
+        return x
+
+    def forward(
+        self,
+        jets: Jets,
+        time: Tensor | None = None,
+        keep_pid: Tensor | None = None,
+        keep_tracks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of each jet: global tokens, time token, condition token, particles.
+
+        Args:
+            jets: the batch.
+            time: (M,) flow-matching time of the first M jets. The others are clean and have no
+                time token (the reference code masks it out at t = 0).
+            keep_pid, keep_tracks: (B,) float, 0 where the feature dropout drops a jet's embedding.
+
+        Returns:
+            rows (T + tokens, D) and their offsets (B + 1,).
+        """
+        x = self.embed_particles(jets, keep_pid, keep_tracks)
+        precision = self.pair_bias.precision
+        biases = ops.shared_pair_bias(
+            jets.particles,
+            jets.offsets,
+            self.pair_bias.weights,
+            len(self.blocks),
+            num_pairs=jets.num_pairs,
+            dtype=torch.bfloat16 if precision == "bf16" and x.is_cuda else None,
+            precision=precision,
+        )
+        jet = torch.arange(len(jets) + 1, device=x.device)
+        sources = [(self.tokens.to(x.dtype).repeat(len(jets), 1), jet * self.config.global_tokens)]
+        if time is not None:
+            if self.time_embed is None or self.time_fourier is None:
+                raise ValueError("time given to a model without a generator")
+            sources.append((self.time_embed(self.time_fourier(time)), jet.clamp(max=len(time))))
+        if self.condition_embed is not None:
+            if jets.condition is None:
+                raise ValueError("this model is conditional, but the jets have no condition")
+            sources.append((self.condition_embed(jets.condition), jet))
+        x, offsets = join_segments([*sources, (x, jets.offsets)])
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x = block(x, offsets, bias, jets.offsets)
+        return self.norm(x), offsets
+
+
+class PET(nn.Module):
+    """Body and task heads. Each task is a method; training losses are in ``objectives``.
+
+    Args:
+        precision: what the products may be rounded to, see ``jetkern.model.layers.set_precision``.
+    """
+
+    def __init__(self, config: PETConfig, *, precision: str = "ieee") -> None:
+        super().__init__()
+        self.config = config
+        self.body = Body(config)
+        self.classifier = Classifier(config) if "classifier" in config.parts else None
+        self.generator = Generator(config) if "generator" in config.parts else None
+        self.mpm = MaskedModel(config) if "mpm" in config.parts else None
+        initialise(self)
+        nn.init.trunc_normal_(self.body.tokens, std=0.02, a=-2, b=2)
+        if self.mpm is not None:
+            nn.init.normal_(self.mpm.mask_embeddings)
+        set_precision(self, precision)
+
+    def classify(self, jets: Jets) -> Tensor:
+        """(B, num_classes) logits."""
+        if self.classifier is None:
+            raise ValueError("this model has no classifier")
+        return self.classifier(*self.body(jets))
+
+    def velocity(self, jets: Jets, time: Tensor) -> Tensor:
+        """(T, 4) flow-matching velocity (noise minus data) of noised jets.
+
+        Args:
+            jets: particles at ``time`` on the path, with ``label`` if there are several types.
+            time: (B,), 1 for noise, 0 for data.
+        """
+        if self.generator is None:
+            raise ValueError("this model has no generator")
+        x, offsets = self.body(jets, time)
+        return self.generator(x, offsets, jets)
+
+    def fill_masked(self, jets: Jets, keep: Tensor) -> Tensor:
+        """(T, 4) prediction of all particles from those where ``keep`` (T,) bool is true."""
+        if self.mpm is None:
+            raise ValueError("this model has no masked-particle head")
+        x, offsets = self.body(jets.keep_particles(keep))
+        return self.mpm(x, offsets, jets, keep)

@@ -1,0 +1,30 @@
+"""The four model sizes of arXiv 2606.14870 (its section III and released code).
+
+The micro size takes K = 15 neighbours: the released training script never sets K for it, so its
+published numbers were made with the constructor's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jetkern.model.config import PARTS, PETConfig
+
+SIZES: dict[str, dict[str, int]] = {
+    "micro": {"dim": 32, "layers": 3, "heads": 4, "neighbours": 15},
+    "small": {"dim": 128, "layers": 8, "heads": 8, "neighbours": 10},
+    "medium": {"dim": 512, "layers": 12, "heads": 16, "neighbours": 10},
+    "large": {"dim": 1024, "layers": 28, "heads": 32, "neighbours": 10, "head_layers": 4},
+}
+
+
+def model_preset(size: str, parts: Iterable[str] = PARTS, **changes: Any) -> PETConfig:
+    """The configuration of one of ``SIZES``, with the given task heads and changes.
+
+    Raises:
+        ValueError: for an unknown size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
+    return PETConfig(**{**SIZES[size], "parts": tuple(parts), **changes})

@@ -1,0 +1,311 @@
+"""All shards of a data set over several processes, with progress and resumption."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing as mp
+import multiprocessing.queues
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from jetkern.simulate import SimulationError
+from jetkern.simulate.files import TEMPORARY, reading, replacing
+from jetkern.simulate.processes import DATA_SETS
+from jetkern.simulate.shard import REVISION, Unit, make_shard, versions
+
+CONFIGURATION = "simulation.json"
+POLL_SECONDS = 0.2
+LINE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to simulate.
+
+    Attributes:
+        data_set: "jetclass", "toptag" or "jetnet".
+        jets_per_class: jets of each kind, over all splits.
+        jets_per_shard: largest number of jets in one file and one unit of work.
+        splits: fraction of the jets in each split; empty for JetNet, which has none.
+        seed: any non-negative integer.
+        mpi: multi-parton interactions; None for the data set's own choice.
+        out: output directory.
+    """
+
+    data_set: str
+    jets_per_class: int
+    jets_per_shard: int
+    splits: Mapping[str, float]
+    seed: int
+    mpi: bool | None
+    out: Path
+
+    def __post_init__(self) -> None:
+        for name in ("jets_per_class", "jets_per_shard"):
+            if getattr(self, name) < 1:
+                raise SimulationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise SimulationError(f"the seed must not be negative, got {self.seed}")
+        if self.splits:
+            if not (min(self.splits.values()) >= 0 and abs(sum(self.splits.values()) - 1) < 1e-6):
+                raise SimulationError(
+                    f"the fractions of the splits must sum to 1: {dict(self.splits)}"
+                )
+            if self.data_set == "jetnet":
+                raise SimulationError(
+                    "jetnet is one file per type; it is split when it is converted"
+                )
+        elif self.data_set != "jetnet":
+            raise SimulationError(f"{self.data_set} needs splits")
+
+    @property
+    def configuration(self) -> dict:
+        """All that determines the output."""
+        data_set = DATA_SETS[self.data_set]
+        mpi = data_set.mpi if self.mpi is None else self.mpi
+        return {
+            "data_set": self.data_set,
+            "title": data_set.title,
+            "jets_per_class": self.jets_per_class,
+            "jets_per_shard": self.jets_per_shard,
+            "splits": dict(self.splits),
+            "seed": self.seed,
+            "mpi": mpi,
+            "revision": REVISION,
+            "versions": versions(),
+        }
+
+    def units(self) -> list[Unit]:
+        """The shards, in the order of classes, splits and indices."""
+        data_set, mpi = DATA_SETS[self.data_set], self.configuration["mpi"]
+        units = []
+        for kind in data_set.kinds:
+            index = 0
+            for split, jets in self._jets_per_split().items():
+                shards = -(-jets // self.jets_per_shard)
+                for i in range(shards):
+                    size = jets * (i + 1) // shards - jets * i // shards
+                    name = f"{self.data_set}_{kind.name}_{index:04d}.h5"
+                    path = self.out / (split or "parts") / name
+                    units.append(
+                        Unit(self.data_set, kind.name, split, index, size, self.seed, mpi, path)
+                    )
+                    index += 1
+        return units
+
+    def _jets_per_split(self) -> dict[str, int]:
+        if not self.splits:
+            return {"": self.jets_per_class}
+        edges, total = [0], 0.0
+        for fraction in self.splits.values():
+            total += fraction
+            edges.append(round(total * self.jets_per_class))
+        return {s: b - a for s, a, b in zip(self.splits, edges, edges[1:], strict=False) if b > a}
+
+
+def simulate(request: Request, jobs: int) -> tuple[int, int]:
+    """Makes what is missing of the request.
+
+    Returns:
+        The number of jets in all and of those made now.
+
+    Raises:
+        SimulationError: if the directory holds jets of another request or is being written to, if
+            Pythia does not start, if a worker dies, or if a file cannot be written.
+        OSError: if the directory cannot be made.
+    """
+    request.out.mkdir(parents=True, exist_ok=True)
+    with _locked(request.out):
+        _check_configuration(request)
+        for leftover in request.out.rglob(TEMPORARY):
+            leftover.unlink()
+        units = request.units()
+        missing = [unit for unit in units if not _finished(unit, request.out)]
+        total, made = (sum(unit.jets for unit in these) for these in (units, missing))
+        if missing:
+            _run(missing, total, min(jobs, len(missing)))
+        if request.data_set == "jetnet":
+            for kind in DATA_SETS["jetnet"].class_names:
+                _merge_jetnet([u for u in units if u.kind == kind], jetnet_path(request.out, kind))
+    return total, made
+
+
+def _run(units: list[Unit], total: int, jobs: int) -> None:
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    executor = ProcessPoolExecutor(jobs, context, _start_worker, (queue,))
+    units = sorted(units, key=lambda unit: -unit.cost)
+    todo = sum(unit.jets for unit in units)
+    progress = Progress(units[0].data_set, total, total - todo)
+    try:
+        pending = {executor.submit(_work, unit) for unit in units}
+        while pending:
+            done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            while not queue.empty():
+                progress.add(queue.get())
+            for future in done:
+                future.result()
+    except BrokenProcessPool:
+        message = "a process ended early (out of memory?); the same command continues"
+        raise SimulationError(message) from None
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in mp.active_children():
+            process.terminate()
+        raise
+    finally:
+        progress.close()
+    executor.shutdown()
+
+
+_queue: mp.queues.SimpleQueue | None = None
+
+
+def _start_worker(queue: mp.queues.SimpleQueue) -> None:
+    global _queue
+    _queue = queue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = mp.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)
+
+
+def _work(unit: Unit) -> None:
+    assert _queue is not None
+    make_shard(unit, _queue.put)
+
+
+class Progress:
+    """A bar on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit=" jets",
+            disable=not self.terminal,
+            smoothing=0.05,
+        )
+        self.name, self.total, self.initial, self.done = name, total, done, done
+        self.start = self.last = time.monotonic()
+
+    def add(self, jets: int) -> None:
+        self.bar.update(jets)
+        self.done += jets
+        if not self.terminal and time.monotonic() - self.last > LINE_SECONDS:
+            self._line()
+
+    def close(self) -> None:
+        self.bar.close()
+        if not self.terminal:
+            self._line()
+
+    def _line(self) -> None:
+        self.last = time.monotonic()
+        meter = tqdm.format_meter(
+            self.done,
+            self.total,
+            self.last - self.start,
+            prefix=self.name,
+            unit=" jets",
+            initial=self.initial,
+            ncols=0,
+        )
+        print(meter, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SimulationError(f"{out}: another simulation is writing there") from None
+        yield
+
+
+def _check_configuration(request: Request) -> None:
+    path, asked = request.out / CONFIGURATION, request.configuration
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asked, indent=1) + "\n")
+        return
+    try:
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise SimulationError(f"{path}: not the configuration of a simulation ({error})") from None
+    for name in asked:
+        if found.get(name) != asked[name]:
+            raise SimulationError(
+                f"{request.out} holds jets with {name} = {found.get(name)}, not {asked[name]}; "
+                "choose another --out"
+            )
+
+
+def jetnet_path(out: Path, kind: str) -> Path:
+    """The file of one type in JetNet's layout."""
+    return out / f"{kind}{DATA_SETS['jetnet'].padding}.hdf5"
+
+
+def _finished(unit: Unit, out: Path) -> bool:
+    return unit.path.exists() or (
+        unit.data_set == "jetnet" and jetnet_path(out, unit.kind).exists()
+    )
+
+
+def _merge_jetnet(units: list[Unit], path: Path) -> None:
+    """One file from the parts of a type, which then go."""
+    if not path.exists():
+        with replacing(path) as temporary, h5py.File(temporary, "w") as merged:
+            total, start = sum(unit.jets for unit in units), 0
+            provenances = []
+            for unit in units:
+                with reading(unit.path) as part:
+                    arrays = {name: dataset[:] for name, dataset in part.items()}
+                    attributes = dict(part.attrs)
+                provenances.append(json.loads(attributes.pop("provenance")))
+                for name, array in arrays.items():
+                    merged.require_dataset(name, (total, *array.shape[1:]), array.dtype)
+                    merged[name][start : start + unit.jets] = array
+                merged.attrs.update(attributes)
+                start += unit.jets
+            merged.attrs["provenance"] = json.dumps(_combined(provenances))
+    for unit in units:
+        unit.path.unlink(missing_ok=True)
+    with suppress(OSError):
+        units[0].path.parent.rmdir()
+
+
+def _combined(provenances: list[dict]) -> dict:
+    """The provenance of shards of one type, with sums of what was counted."""
+    result = dict(provenances[0], shards=len(provenances))
+    for name in ("shard", "pythia_seeds"):
+        del result[name]
+    for name in ("events", "jets_selected", "constituents_beyond_padding"):
+        result[name] = sum(provenance[name] for provenance in provenances)
+    sections = np.array([provenance["cross_section_pb"] for provenance in provenances])
+    errors = np.sqrt((sections[..., 1] ** 2).sum(0)) / len(sections)
+    result["cross_section_pb"] = np.stack([sections[..., 0].mean(0), errors], axis=1).tolist()
+    return result

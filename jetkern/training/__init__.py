@@ -1,0 +1,1 @@
+"""Settings, the training loop, optimisers, schedules, run folders and logs."""

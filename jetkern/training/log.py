@@ -1,0 +1,156 @@
+"""What a training says while it runs: metrics.jsonl, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from jetkern.training.runs import write_atomically
+
+LINE_SECONDS = 5.0
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        ValueError: naming the file and line, for damage elsewhere.
+    """
+    lines = Path(path).read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        record = _decode(line)
+        if record is None and number < len(lines):
+            raise ValueError(f"{path}, line {number}: not a JSON object")
+        if record is not None:
+            records.append(record)
+    return records
+
+
+class TrainingLog:
+    """Reports the steps of one training; on ranks other than 0 it is given no path and is silent.
+
+    Each record has ``kind`` ("train", "validation" or an event), ``step`` (updates done) and
+    ``seconds`` since this process started training. On a terminal a bar shows rate and time left;
+    elsewhere there is a line at most every five seconds.
+
+    Args:
+        path: of metrics.jsonl, or None to say and write nothing.
+        total_steps: length of the training.
+        step: where it starts; later records in the file, of a run that was killed, are removed.
+        batch_size: jets per step.
+    """
+
+    def __init__(
+        self, path: Path | None, *, total_steps: int, step: int = 0, batch_size: int
+    ) -> None:
+        self.total_steps = total_steps
+        self.batch_size = batch_size
+        self._file: TextIO | None = None
+        if path is not None:
+            _keep_until(path, step)
+            self._file = open(path, "a")  # noqa: SIM115 - open for the length of the training
+        self._bar = tqdm(
+            total=total_steps * batch_size,
+            initial=step * batch_size,
+            unit="jets",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=True if path is None else None,
+        )
+        self._start = self._since = time.perf_counter()
+        self._first_step = self._step = step
+        self._last_line = -math.inf
+
+    def say(self, message: str) -> None:
+        """A message for the user, above the bar."""
+        if self._file is not None:
+            tqdm.write(message)
+
+    def record(self, kind: str, step: int, **values: Any) -> None:
+        """Appends a record; numbers that are not finite are written as null."""
+        if self._file is None:
+            return
+        seconds = round(time.perf_counter() - self._start, 3)
+        record = {"kind": kind, "step": step, "seconds": seconds, **values}
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def train(
+        self, step: int, losses: Mapping[str, float], *, lr: float, grad_norm: float, waited: float
+    ) -> None:
+        """Reports the steps since the last report.
+
+        Args:
+            step: updates done.
+            losses: mean over those steps, by name, with their sum as "loss".
+            grad_norm: norm of the last step's gradient before clipping.
+            waited: seconds of them that were spent waiting for data.
+        """
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        rate = (step - self._step) * self.batch_size / elapsed
+        wait = waited / elapsed
+        self._bar.update((step - self._step) * self.batch_size)
+        self._since, self._step = now, step
+        self.record(
+            "train",
+            step,
+            lr=lr,
+            grad_norm=grad_norm,
+            jets_per_s=round(rate, 1),
+            data_wait=round(wait, 4),
+            **losses,
+        )
+        parts = " ".join(f"{k} {v:.4f}" for k, v in losses.items() if k != "loss")
+        told = f"loss {losses['loss']:.4f} ({parts}) lr {lr:.2e} wait {wait:.0%}"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(told)
+        elif now - self._last_line >= LINE_SECONDS or step == self.total_steps:
+            self._last_line = now
+            left = (self.total_steps - step) * (now - self._start) / max(step - self._first_step, 1)
+            self.say(
+                f"step {step}/{self.total_steps}  {told}  {rate:,.0f} jets/s  "
+                f"{timedelta(seconds=round(left))} left"
+            )
+
+    def validation(self, step: int, losses: Mapping[str, float], *, best: bool) -> None:
+        """Reports a validation; the time it took does not count as training."""
+        self.record("validation", step, best=best, **losses)
+        parts = " ".join(f"{k} {v:.4f}" for k, v in losses.items())
+        self.say(f"step {step}/{self.total_steps}  validation: {parts}{' (best)' if best else ''}")
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """Ends the bar and closes the file."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [r for r in read_metrics(path) if r["step"] <= step]
+        write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+
+def _decode(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }

@@ -1,0 +1,459 @@
+"""The training loop: any number of processes, killed and continued without a trace.
+
+A step takes the next ``batch_size`` jets of the training order, whatever the number of processes
+and of passes that they are split into. Every random number is a function of the seed and the
+jet's place in that order, so a checkpoint needs no generator state, and a run continued from one
+ends with the same bits (same machine, software and number of processes; for other numbers of
+processes the losses agree to rounding).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from jetkern.data import Shards, Stream
+from jetkern.jets import Jets
+from jetkern.model.layers import set_precision
+from jetkern.model.pet import PET
+from jetkern.objectives import Objective, masked_per_jet
+from jetkern.objectives.masking import masked_counts
+from jetkern.training.config import TrainSettings, as_dict
+from jetkern.training.distributed import World
+from jetkern.training.log import TrainingLog
+from jetkern.training.optim import build_optimizer, parameter_groups, set_lr
+from jetkern.training.runs import Run, RunError, StopSignal, write_atomically
+from jetkern.training.schedule import lr_at
+
+MAX_SKIPPED = 10
+SIGNAL = "stopped by a signal"
+
+
+class TrainingError(ValueError):
+    """A training that cannot go on, and where it stopped."""
+
+
+class Trainer:
+    """Trains the model of an objective in a run folder.
+
+    Args:
+        settings: of the training.
+        objective: the losses; all its parameters are trained. Moved to the device of ``world``.
+        world: this process among the others.
+        train: jets to train on.
+        val: jets to validate on; None for no validation.
+        identity: what else, besides the settings, the result depends on.
+        new: names of the model's parameters that did not come from a checkpoint; they learn at
+            ``lr_factor`` times the rate of the others.
+
+    Raises:
+        ValueError: for settings that do not fit each other or the data.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        objective: Objective,
+        world: World,
+        train: Shards,
+        val: Shards | None = None,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        new: Collection[str] = (),
+        lr_factor: float = 1.0,
+    ) -> None:
+        self.settings, self.world = settings, world
+        self.optim, self.run_settings = settings.optim, settings.run
+        if settings.run.threads is not None:
+            torch.set_num_threads(settings.run.threads)
+        set_precision(objective, settings.optim.precision)
+        self.objective = objective.to(world.device)
+        self.model: PET = objective.model
+        self.optimizer = build_optimizer(
+            self.optim.optimizer,
+            parameter_groups(
+                self.model.named_parameters(),
+                self.optim.weight_decay,
+                new=new,
+                lr_factor=lr_factor,
+            ),
+            lr=self.optim.lr,
+            betas=self.optim.betas,
+        )
+        self.average = None
+        if self.optim.ema_decay is not None:
+            self.average = copy.deepcopy(objective).requires_grad_(False)
+            self._update_average = get_ema_multi_avg_fn(self.optim.ema_decay)
+        self._forward: nn.Module = objective
+        if world.size > 1:
+            self._forward = DistributedDataParallel(
+                objective,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        config = self.model.config
+        self.fields = tuple(
+            name for name, used in (("pid", config.use_pid), ("tracks", config.use_tracks)) if used
+        )
+        self.stream = Stream(
+            train,
+            batch_size=self.optim.batch_size,
+            seed=settings.seed,
+            rank=world.rank,
+            world_size=world.size,
+            num_jets=settings.num_jets,
+            subset_seed=settings.seed,
+            fields=self.fields,
+            prefetch=settings.run.prefetch,
+            pin_memory=world.device.type == "cuda",
+        )
+        self.val = val
+        self.step = 0
+        self.best: dict[str, float] | None = None
+        self.misses = 0
+        self.skipped = 0
+        self.identity = {
+            **as_dict(settings.optim),
+            **as_dict(settings.validation),
+            "seed": settings.seed,
+            "num_jets": settings.num_jets,
+            "train_data": train.fingerprint,
+            "val_data": None if val is None else val.fingerprint,
+            **{f"model.{k}": v for k, v in dataclasses.asdict(config).items()},
+            **(identity or {}),
+        }
+
+    def fit(self) -> dict[str, Any]:
+        """Trains until all steps are done, validation stops improving, or a signal asks to stop.
+
+        Returns:
+            ``reason``, ``step``, and the ``best`` validation; the same is in the file DONE unless
+            a signal stopped it.
+
+        Raises:
+            RunError: if the run folder holds another training.
+            TrainingError: after ``MAX_SKIPPED`` updates in a row without a finite gradient.
+        """
+        with ExitStack() as stack:
+            run, done, state = self._open(stack)
+            if done is not None:
+                return done
+            self._restore(state)
+            log = TrainingLog(
+                None if run is None else run.path / "metrics.jsonl",
+                total_steps=self.optim.steps,
+                step=self.step,
+                batch_size=self.optim.batch_size,
+            )
+            stack.callback(log.close)
+            log.say(self._summary())
+            reason = self._loop(run, log, stack.enter_context(StopSignal()))
+            result = {"reason": reason, "step": self.step, "best": self.best}
+            if reason == SIGNAL:
+                log.say(f"{reason} after step {self.step}: the same command continues")
+            else:
+                log.say(f"{reason}, step {self.step}")
+                if self.best is not None:
+                    log.say("best validation: loss {loss:.4f}, step {step}".format(**self.best))
+                if run is not None:
+                    run.finish(**result)
+        return result
+
+    def validate(self) -> dict[str, float]:
+        """Mean losses over the validation jets, with the averaged weights if they are kept.
+
+        The noise and masks of a jet are the same at every validation.
+        """
+        assert self.val is not None
+        objective = self.objective if self.average is None else self.average
+        stream = Stream(
+            self.val,
+            batch_size=self._per_pass() * self.world.size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            shuffle=False,
+            epochs=1,
+            num_jets=_at_most(self.settings.validation.val_jets, self.val.num_jets),
+            fields=self.fields,
+            prefetch=self.run_settings.prefetch,
+        )
+        sums: dict[str, Tensor] = {}
+        counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        per_jet = torch.ones((), device=self.world.device)
+        objective.eval()
+        with torch.no_grad():
+            for host_jets in stream:
+                if not len(host_jets):
+                    continue
+                jets = host_jets.to(self.world.device)
+                counts += torch.stack(
+                    [jets.counts.new_tensor(len(jets)), masked_counts(jets.counts).sum()]
+                )
+                for name, loss in objective(jets, per_jet).items():
+                    sums[name] = sums.get(name, 0) + loss.double() * len(jets)
+        objective.train()
+        names = [name for name in self.world.share(list(sums)) if name != "loss"]
+        absent = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        totals = self.world.sum(torch.stack([*counts, *(sums.get(n, absent) for n in names)]))
+        seen, masked, *terms = totals.tolist()
+        # The masked term is a mean over masked particles, the others are means over jets.
+        losses = {
+            name: term / (max(masked, 1.0) if name == "mpm" else seen)
+            for name, term in zip(names, terms, strict=True)
+        }
+        return {**losses, "loss": sum(losses.values())}
+
+    def _open(
+        self, stack: ExitStack
+    ) -> tuple[Run | None, dict[str, Any] | None, dict[str, Any] | None]:
+        """The run folder, what it finished with, and the state to continue from.
+
+        Only the main process touches the folder; the others learn from it what it found.
+        """
+        run: Run | None = None
+        found: tuple[dict[str, Any] | None, dict[str, Any] | None] = None, None
+        error = None
+        if self.world.is_main:
+            try:
+                run = Run(self.settings.out, keep_last=self.run_settings.keep_last)
+                stack.callback(run.close)
+                run.open(
+                    as_dict(self.settings),
+                    self.identity,
+                    allow_mismatch=self.run_settings.allow_mismatch,
+                )
+                found = (run.done, None) if run.done else (None, run.load_latest())
+            except (RunError, OSError) as problem:
+                error = str(problem)
+        error, found = self.world.share((error, found))
+        if error is not None:
+            raise RunError(error)
+        done, state = found
+        if run is not None and done is not None:
+            print(f"{run.path} is finished: {done['reason']}, step {done['step']}")
+        return run, done, state
+
+    def _loop(self, run: Run | None, log: TrainingLog, stop: StopSignal) -> str:
+        batches = iter(self.stream)
+        saved_at = time.monotonic()
+        sums: dict[str, Tensor] = {}
+        updates, waited = 0, 0.0
+        self.objective.train()
+        while not self._finished():
+            begin = time.perf_counter()
+            jets = next(batches)
+            waited += time.perf_counter() - begin
+            losses, norm = self._update(jets.to(self.world.device, non_blocking=True))
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss
+            updates += 1
+            self.step += 1
+            at_end = self.step == self.optim.steps
+            if at_end or self.step % self.run_settings.log_every == 0:
+                means = self._means(sums, updates)
+                lr = self._lr(self.step - 1)
+                log.train(self.step, means, lr=lr, grad_norm=norm, waited=waited)
+                sums, updates, waited = {}, 0, 0.0
+            if self.skipped >= MAX_SKIPPED:
+                self._save(run)
+                raise self._not_finite(run)
+            improved = False
+            if self.val is not None and (
+                at_end or self.step % self.settings.validation.val_every == 0
+            ):
+                improved = self._validation(run, log)
+            stopping = self.world.any(stop.requested)
+            minutes = (time.monotonic() - saved_at) / 60
+            if (
+                improved
+                or stopping
+                or self._finished()
+                or self.step % self.run_settings.save_every == 0
+                or minutes >= self.run_settings.save_minutes
+            ):
+                self._save(run)
+                saved_at = time.monotonic()
+            if stopping and not self._finished():
+                return SIGNAL
+        return "out of patience" if self._out_of_patience() else "all steps done"
+
+    def _finished(self) -> bool:
+        return self.step >= self.optim.steps or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.validation.patience
+        return patience is not None and self.misses >= patience
+
+    def _update(self, jets: Jets) -> tuple[dict[str, Tensor], float]:
+        """One update from this process's share of the global batch: its losses and the norm."""
+        mean = masked_per_jet(jets) if self.model.mpm is not None else None
+        self.optimizer.zero_grad()
+        losses: dict[str, Tensor] = {}
+        passes = list(self._passes(jets))
+        for number, part in enumerate(passes, 1):
+            share = len(part) / len(jets)
+            with self._no_sync() if number < len(passes) else nullcontext():
+                terms = self._forward(part, mean)
+                (terms["loss"] * share).backward()
+            for name, value in terms.items():
+                losses[name] = losses.get(name, 0) + value.detach() * share
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip).item()
+        if math.isfinite(norm):
+            self.skipped = 0
+            set_lr(self.optimizer, self._lr(self.step))
+            self.optimizer.step()
+            if self.average is not None:
+                pairs = zip(self.average.parameters(), self.objective.parameters(), strict=True)
+                averaged, current = map(list, zip(*pairs, strict=True))
+                self._update_average(averaged, [p.detach() for p in current], 0)
+        else:
+            self.skipped += 1
+        return losses, norm
+
+    def _passes(self, jets: Jets) -> Iterator[Jets]:
+        size = self._per_pass()
+        if size >= len(jets):
+            yield jets
+            return
+        for start in range(0, len(jets), size):
+            yield jets.select(slice(start, start + size))
+
+    def _per_pass(self) -> int:
+        share = self.optim.batch_size // self.world.size
+        return min(self.run_settings.micro_batch or share, share)
+
+    def _no_sync(self) -> Any:
+        ddp = isinstance(self._forward, DistributedDataParallel)
+        return self._forward.no_sync() if ddp else nullcontext()  # type: ignore[operator]
+
+    def _lr(self, step: int) -> float:
+        return lr_at(
+            step,
+            peak=self.optim.lr,
+            warmup_steps=self.optim.warmup_steps,
+            total_steps=self.optim.steps,
+        )
+
+    def _means(self, sums: Mapping[str, Tensor], updates: int) -> dict[str, float]:
+        values = self.world.sum(torch.stack([s.double() for s in sums.values()]))
+        return dict(zip(sums, (values / (updates * self.world.size)).tolist(), strict=True))
+
+    def _validation(self, run: Run | None, log: TrainingLog) -> bool:
+        losses = self.validate()
+        improved = math.isfinite(losses["loss"]) and (
+            self.best is None or losses["loss"] < self.best["loss"]
+        )
+        if improved:
+            self.best = {"step": self.step, **losses}
+            self.misses = 0
+            if run is not None:
+                run.save_best(self.step, self._weights(), self._facts())
+        else:
+            self.misses += 1
+        log.validation(self.step, losses, best=improved)
+        return improved
+
+    def _weights(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.model.state_dict()
+        return {
+            "step": self.step,
+            "model_config": _plain(dataclasses.asdict(self.model.config)),
+            "model": dict(self.model.state_dict()),
+            "average": None if average is None else dict(average),
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        config = dataclasses.asdict(self.model.config)
+        return {"model_config": config, "best": self.best, "identity": self.identity}
+
+    def _save(self, run: Run | None) -> None:
+        if run is None:
+            return
+        state = {
+            **self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "stream": self.stream.state(),
+            "best": self.best,
+            "misses": self.misses,
+            "skipped": self.skipped,
+        }
+        run.save(self.step, state, self._facts())
+        if self.best is not None:
+            run.drop_other_bests(int(self.best["step"]))
+
+    def _restore(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        if self.average is not None and state["average"] is not None:
+            self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.best, self.misses, self.skipped = state["best"], state["misses"], state["skipped"]
+        if self.run_settings.allow_mismatch:
+            self.stream.seek(state["stream"]["position"])
+        else:
+            self.stream.load_state(state["stream"])
+
+    def _summary(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        per_pass = self._per_pass()
+        passes = -(-self.optim.batch_size // (per_pass * self.world.size))
+        start = f"from step {self.step}" if self.step else "from the start"
+        return (
+            f"{'+'.join(self.model.config.parts)}: {parameters:,} parameters, "
+            f"{self.stream.num_jets:,} jets, {self.optim.steps:,} steps of {self.optim.batch_size} "
+            f"jets, {self.world.size} x {self.world.device.type}"
+            + (f", {passes} passes of {per_pass}" if passes > 1 else "")
+            + f"; {self.settings.out}, {start}"
+        )
+
+    def _not_finite(self, run: Run | None) -> TrainingError:
+        last = self.step * self.optim.batch_size
+        first = last - MAX_SKIPPED * self.optim.batch_size
+        message = (
+            f"no finite gradient in {MAX_SKIPPED} updates in a row, up to step {self.step}: jets "
+            f"{first} to {last - 1} of the training order"
+        )
+        if run is not None:
+            content = {"step": self.step, "first_jet": first, "last_jet": last - 1}
+            write_atomically(run.path / "not_finite.json", json.dumps(content).encode())
+        return TrainingError(f"{message}. The weights before them are in {self.settings.out}")
+
+
+def open_splits(data: Path) -> tuple[Shards, Shards | None]:
+    """The shard folders ``data``/train and, if it is there, ``data``/val.
+
+    Raises:
+        ValueError: if the two do not have the same classes and fields.
+    """
+    train = Shards(data / "train")
+    if not (data / "val").is_dir():
+        return train, None
+    val = Shards(data / "val")
+    for what in ("classes", "condition"):
+        ours, theirs = getattr(train, what), getattr(val, what)
+        if ours != theirs:
+            raise ValueError(f"{data}: train and val differ in {what}: {ours}, {theirs}")
+    return train, val
+
+
+def _at_most(wanted: int | None, available: int) -> int | None:
+    return None if wanted is None or wanted >= available else wanted
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}

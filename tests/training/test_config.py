@@ -1,0 +1,202 @@
+"""Settings: presets, then file, then flags; and what is wrong is said."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jetkern.model.presets import SIZES
+from jetkern.training.config import (
+    FinetuneSettings,
+    PretrainSettings,
+    SettingsError,
+    as_dict,
+    command,
+    finetune_defaults,
+    parse,
+    pretrain_defaults,
+    size_of,
+)
+from jetkern.training.runs import Run, RunError
+
+PATHS = ["--data", "shards", "--out", "run"]
+
+
+def pretrain(*flags):
+    return parse(pretrain_defaults, [*PATHS, *flags])
+
+
+def finetune(*flags):
+    return parse(finetune_defaults, [*PATHS, *flags])
+
+
+def test_presets_are_those_of_the_study():
+    micro = pretrain("--objective", "classifier+generator")
+    assert (micro.optim.optimizer, micro.optim.lr, micro.optim.weight_decay) == ("lion", 1e-3, 0.01)
+    assert (micro.optim.batch_size, micro.optim.steps, micro.optim.warmup_steps) == (
+        8192,
+        500_000,
+        1000,
+    )
+    assert micro.optim.betas == (0.95, 0.99)
+    small = pretrain("--preset", "small", "--objective=classifier")
+    assert (small.optim.lr, small.optim.weight_decay) == (5e-4, 0.3)
+    for flags in (["--preset", "medium", "--objective", "classifier"], [], ["--objective", "mpm"]):
+        settings = pretrain(*flags)
+        assert (settings.optim.optimizer, settings.optim.betas) == ("ranger", (0.95, 0.999))
+    lion = pretrain("--optimizer", "lion").optim
+    assert (lion.optimizer, lion.lr, lion.betas) == ("lion", 1e-3, (0.95, 0.99))
+    assert pretrain("--optimizer=ranger", "--objective=classifier").optim.betas == (0.95, 0.999)
+    scratch = finetune("--preset", "small")
+    assert (scratch.optim.lr, scratch.optim.steps, scratch.optim.batch_size) == (5e-4, 17_565, 1024)
+    assert finetune("--num-jets", "1000").optim.batch_size == 512
+
+
+def test_size_of_a_checkpoint_sets_the_defaults(tmp_path):
+    run = Run(tmp_path / "run")
+    config = SIZES["small"] | {"head_layers": 2}
+    run.save(1, {"step": 1}, {"model_config": config})
+    run.close()
+    settings = finetune("--from", str(tmp_path / "run"))
+    assert (settings.optim.lr, settings.optim.warmup_steps) == (5e-6, 1028)
+    assert settings.source == tmp_path / "run"
+    assert settings.preset is None
+    assert size_of(config) == "small"
+    assert size_of(config | {"dim": 100}) is None
+    with pytest.raises(RunError, match="neither a run"):
+        finetune("--from", str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path, suffix):
+    path = tmp_path / f"settings{suffix}"
+    if suffix == ".toml":
+        path.write_text(
+            'preset = "small"\nobjective = "classifier"\nperturbed = false\n'
+            "[optim]\nlr = 0.5\nsteps = 77\nwarmup-steps = 7\nbetas = [0.1, 0.2]\n"
+        )
+    else:
+        optim = {"lr": 0.5, "steps": 77, "warmup_steps": 7, "betas": [0.1, 0.2]}
+        content = {"preset": "small", "objective": "classifier", "perturbed": False} | optim
+        path.write_text(json.dumps(content))
+    settings = pretrain("--config", str(path), "--steps", "88")
+    assert settings.preset == "small"
+    assert settings.optim.weight_decay == 0.3
+    assert settings.optim.lr == 0.5
+    assert settings.optim.steps == 88
+    assert settings.optim.betas == (0.1, 0.2)
+    assert settings.perturbed is False
+
+
+def test_recorded_settings_are_a_settings_file(tmp_path):
+    settings = pretrain("--steps", "5", "--warmup-steps", "1", "--val-jets", "None", "--seed", "3")
+    run = Run(tmp_path / "run")
+    run.open(as_dict(settings), {})
+    run.close()
+    path = str(tmp_path / "run" / "config.json")
+    assert parse(pretrain_defaults, ["--config", path]) == settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lrr", "3"], "--lr"),
+        (["--lr", "fast"], "fast"),
+        (["--lr", "-1"], "lr must be above 0"),
+        (["--preset", "tiny"], "tiny"),
+        (["--optimizer", "sgd"], "sgd"),
+        (["--warmup-steps", "10", "--steps", "5"], "warmup_steps must lie in 0..5"),
+        (["--val-every", "0"], "val_every"),
+        (["--micro-batch", "0"], "micro_batch"),
+        (["--betas", "1", "0.5"], "betas"),
+        (["--num-jets", "0"], "num_jets"),
+        (["--ema-decay", "1"], "ema_decay"),
+    ],
+)
+def test_wrong_flags_end_with_code_2_and_a_reason(flags, message, capsys):
+    with pytest.raises((SystemExit, SettingsError)) as caught:
+        pretrain(*flags)
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+    else:
+        assert message in str(caught.value)
+
+
+def test_missing_paths_are_asked_for(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(pretrain_defaults, [])
+    assert caught.value.code == 2
+    assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.toml", "lrr = 1", r"a\.toml has an unknown setting 'lrr'; did you mean lr\?"),
+        ("a.toml", "lr = ", r"a\.toml is not valid"),
+        ("a.json", "[1]", r"a\.json must hold settings"),
+        ("a.yaml", "", r"ends in \.toml or \.json"),
+    ],
+)
+def test_wrong_files(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        pretrain("--config", str(tmp_path / name))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        pretrain("--config", str(tmp_path / "absent.toml"))
+
+
+@pytest.mark.parametrize("defaults", [pretrain_defaults, finetune_defaults])
+def test_every_setting_is_explained(defaults, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(defaults, ["--help"], description="Does it.")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "Does it." in text
+    assert "--config FILE" in text
+    for name in ("data", "out", "lr", "val-every", "save-every", "preset"):
+        assert f"--{name}" in text
+    assert "peak learning rate" in text
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pretrain().seed = 1
+    assert isinstance(pretrain(), PretrainSettings)
+    assert isinstance(finetune(), FinetuneSettings)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("broken\nin two"), 1),
+        (FileNotFoundError(2, "No such file", "x"), 1),
+        (SettingsError("broken"), 2),
+        (KeyboardInterrupt(), 130),
+        (None, 0),
+    ],
+)
+def test_a_driver_ends_with_one_line_and_a_code(error, code, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(Path("train") / "driver.py")])
+    monkeypatch.delenv("JETKERN_DEBUG", raising=False)
+
+    def main():
+        if error is not None:
+            raise error
+
+    with pytest.raises(SystemExit) as caught:
+        command(main)
+    assert caught.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    if code in (1, 2):
+        assert len(lines) == 1
+        assert lines[0].startswith("driver.py: error: ")
+
+
+def test_debugging_keeps_the_traceback(monkeypatch):
+    monkeypatch.setenv("JETKERN_DEBUG", "1")
+    with pytest.raises(ValueError, match="invalid literal"):
+        command(lambda: int("x"))
