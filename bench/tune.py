@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.ops import OPS, PARTICLES, Case, batch, between, clock, make
-from jetkern.data.shards import AtomicFile
+from jetkern.io import AtomicFile
 from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch, triton_tools
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from jetkern.convert.plan import Plan
 from jetkern.convert.scatter import read_bucket, work_file
 from jetkern.data.order import hashes
-from jetkern.data.shards import AtomicFile, Block, Field, index_dtype, write_shard
+from jetkern.data.shards import Block, Field, index_dtype, write_shard
+from jetkern.io import AtomicFile
 
 Array = NDArray[Any]
 _SHUFFLE = 103

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from jetkern.convert.gather import gather, num_blocks, read_record, record_file
 from jetkern.convert.plan import VERSION, Plan
 from jetkern.convert.scatter import close_source, finished, scatter
 from jetkern.convert.workers import WorkerDied, Workers
-from jetkern.data.shards import MANIFEST, AtomicFile, sync_folder, write_manifest
+from jetkern.data.shards import MANIFEST, write_manifest
+from jetkern.io import AtomicFile, FolderInUse, locked, remove_leftovers, sync_folder
 
 WORK = ".convert"
 JETS_WORTH_A_PROCESS = 50_000  # starting one takes as long as converting so many
@@ -71,8 +70,8 @@ def convert(
         if finished is not None:
             return finished
         work.mkdir(exist_ok=True)
-        for part in [*out.glob("*.part"), *out.glob("*/*.part")]:  # also those in the work folder
-            part.unlink(missing_ok=True)
+        for folder in (out, work, *(out / split for split in plan.splits)):
+            remove_leftovers(folder)
         if not (work / "plan.json").exists():
             with AtomicFile(work / "plan.json") as file:
                 file.write(plan.to_json().encode())
@@ -98,15 +97,12 @@ def convert(
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """One conversion at a time; the lock goes with the process that holds it."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(out))
+        except FolderInUse:
             raise ConversionError(f"{out}: another conversion is writing here") from None
         yield
-    finally:
-        os.close(folder)
 
 
 def _check_output(plan: Plan, out: Path, work: Path, overwrite: bool) -> Result | None:

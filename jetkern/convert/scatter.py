@@ -26,6 +26,7 @@ from jetkern.convert.plan import Input, Plan, Unit
 from jetkern.convert.readers import InputError, Options, Raw, Source
 from jetkern.data.order import hashes
 from jetkern.data.shards import Field, npy_bytes
+from jetkern.io import AtomicFile
 
 _SPLIT, _DEAL = 101, 102
 TABLE = np.dtype(
@@ -195,10 +196,6 @@ def _damaged(path: Path) -> InputError:
 def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     """A file that has its name only once it is complete. Work files are not worth a sync: a power
     cut that leaves holes is found by their checksums."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb", buffering=1 << 20) as file:
-            file.writelines(parts)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with AtomicFile(path, durable=False) as file:
+        for part in parts:
+            file.write(part)

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jetkern.io import AtomicFile
+
 FORMAT = "jetkern-shards"
 VERSION = 1
 MANIFEST, INDEX, MULTIPLICITY = "manifest.json", "index.npy", "multiplicity.npy"
 PER_PARTICLE = ("particles", "pid", "tracks")  # as in jetkern.jets, which needs torch
 MAX_PARTICLES = 150  # of a jet; the multiplicities are stored in one byte
-
-_WRITE_BACK = 8 << 20
 
 Block = Mapping[str, NDArray[Any]]
 
@@ -164,62 +164,6 @@ def npy_header(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
     return buffer.getvalue()
-
-
-class AtomicFile:
-    """A file that appears under its name only when it is complete and on the disk.
-
-    Bytes go to ``<name>.part``; leaving the context flushes, syncs and renames, an error removes
-    them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._part = path, path.with_name(path.name + ".part")
-
-    def __enter__(self) -> AtomicFile:
-        self._file = open(self._part, "wb")
-        self._digest = hashlib.sha256()
-        self._begun = 0
-        return self
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        written = self._file.tell()
-        if written - self._begun >= _WRITE_BACK:
-            # Linux begins to write these pages to the disk, so that the sync finds little left.
-            if hasattr(os, "posix_fadvise"):
-                size = written - self._begun
-                os.posix_fadvise(self._file.fileno(), self._begun, size, os.POSIX_FADV_DONTNEED)
-            self._begun = written
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def sha256(self) -> str:
-        """Of what has been written so far, in hexadecimal."""
-        return self._digest.hexdigest()
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        try:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._file.close()
-            if kind is None:
-                os.replace(self._part, self.path)
-                sync_folder(self.path.parent)
-        finally:
-            self._part.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
+from jetkern import io
 from jetkern.simulate import SimulationError
-
-TEMPORARY = ".*.tmp"
 
 
 @contextmanager
@@ -21,26 +19,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         SimulationError: naming ``path`` if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with io.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise SimulationError(f"{path}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise SimulationError(io.explain(error)) from error
 
 
 @contextmanager
@@ -50,8 +34,9 @@ def reading(path: Path) -> Iterator[h5py.File]:
     Raises:
         SimulationError: naming the file if it cannot be read.
     """
+    io.regular_file(path, error=SimulationError)
     try:
         with h5py.File(path) as file:
             yield file
     except (OSError, KeyError) as error:
-        raise SimulationError(f"{path}: {error}") from None
+        raise SimulationError(f"{path}: {io.explain(error)}") from None

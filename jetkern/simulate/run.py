@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing as mp
 import multiprocessing.queues
@@ -11,10 +10,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -23,8 +22,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from jetkern.io import FolderInUse, locked, read_json, remove_leftovers
 from jetkern.simulate import SimulationError
-from jetkern.simulate.files import TEMPORARY, reading, replacing
+from jetkern.simulate.files import reading, replacing
 from jetkern.simulate.processes import DATA_SETS
 from jetkern.simulate.shard import REVISION, Unit, make_shard, versions
 
@@ -130,11 +130,15 @@ def simulate(request: Request, jobs: int) -> tuple[int, int]:
         OSError: if the directory cannot be made.
     """
     request.out.mkdir(parents=True, exist_ok=True)
-    with _locked(request.out):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(request.out))
+        except FolderInUse:
+            raise SimulationError(f"{request.out}: another simulation is writing there") from None
         _check_configuration(request)
-        for leftover in request.out.rglob(TEMPORARY):
-            leftover.unlink()
         units = request.units()
+        for folder in {request.out, *(unit.path.parent for unit in units)}:
+            remove_leftovers(folder)
         missing = [unit for unit in units if not _finished(unit, request.out)]
         total, made = (sum(unit.jets for unit in these) for these in (units, missing))
         if missing:
@@ -236,26 +240,13 @@ class Progress:
         print(meter, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SimulationError(f"{out}: another simulation is writing there") from None
-        yield
-
-
 def _check_configuration(request: Request) -> None:
     path, asked = request.out / CONFIGURATION, request.configuration
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(asked, indent=1) + "\n")
         return
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise SimulationError(f"{path}: not the configuration of a simulation ({error})") from None
+    found = read_json(path, error=SimulationError).content
     for name in asked:
         if found.get(name) != asked[name]:
             raise SimulationError(
