@@ -1,32 +1,46 @@
-"""Builds jetkern/_cpu.so and jetkern/_cuda.so if it can; the package installs without them too."""
+"""Ships the C++ and CUDA sources with the package, and compiles them where that can be done."""
 
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+SOURCES = HERE / "csrc"
 
 
 class BuildPy(build_py):
-    """Compiles the C++ and CUDA ops before the package's files are collected."""
+    """Adds the sources and, with PyTorch and a compiler, the libraries to the package."""
 
     def run(self) -> None:
-        self.compile("CPU", "build")
-        self.compile("CUDA", "build_cuda")
         super().run()
+        if self.editable_mode:  # the sources stay where they are
+            return self.compile_ops(HERE / "jetkern")
+        package = Path(self.build_lib) / "jetkern"
+        shutil.copytree(SOURCES, package / "csrc", dirs_exist_ok=True)
+        self.compile_ops(package)
 
-    def compile(self, ops: str, function: str) -> None:
-        """Runs a function of jetkern/build.py, or says why it cannot."""
+    def compile_ops(self, package: Path) -> None:
+        """Runs jetkern/build.py, or says why it cannot: the package installs without them too."""
         build = runpy.run_path(str(HERE / "jetkern" / "build.py"))
         try:
-            build[function](HERE / "csrc", HERE / "jetkern")
-        except (build["BuildError"], ImportError) as error:
-            print(f"jetkern: {ops} ops not built, others run instead: {error}", file=sys.stderr)
+            build["build"](SOURCES, package)
+            build["build_cuda"](SOURCES, package)
+        except build["BuildError"] as error:
+            print(f"jetkern: not all ops are compiled: {error}", file=sys.stderr)
+
+
+class Wheel(bdist_wheel):
+    """For one platform but every Python: the libraries know PyTorch's stable ABI only."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 class CompiledDistribution(Distribution):
@@ -36,8 +50,4 @@ class CompiledDistribution(Distribution):
         return True
 
 
-setup(
-    cmdclass={"build_py": BuildPy},
-    distclass=CompiledDistribution,
-    package_data={"jetkern": ["_cpu.so", "_cuda.so", "ops/launch/*.json", "simulate/*.json"]},
-)
+setup(cmdclass={"build_py": BuildPy, "bdist_wheel": Wheel}, distclass=CompiledDistribution)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from jetkern import __version__
-from jetkern.__main__ import INSTRUCTION_SETS, cpu_model
+from jetkern.machine import INSTRUCTION_SETS, cpu_model
 from jetkern.ops import dispatch
 
 ROOT = Path(__file__).parents[1]

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
-"""Converts jets to shards: `data_tools/convert.py --help`, the same as `jetkern convert`."""
+"""`data_tools/convert.py --help`, the same as `jetkern convert --help`."""
 
-import sys
-
-from jetkern.cli.convert import main
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("convert")

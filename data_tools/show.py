@@ -1,9 +1,7 @@
 #!/usr/bin/env python
-"""Prints and draws what shards hold: `data_tools/show.py --help`, the same as `jetkern show`."""
+"""`data_tools/show.py --help`, the same as `jetkern show --help`."""
 
-import sys
-
-from jetkern.cli.show import main
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("show")

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
-"""Simulates jets: `data_tools/simulate.py --help`, the same as `jetkern simulate`."""
+"""`data_tools/simulate.py --help`, the same as `jetkern simulate --help`."""
 
-import sys
-
-from jetkern.cli.simulate import main
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("simulate")

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
-"""Checks shards: `data_tools/verify.py --help`, the same as `jetkern verify`."""
+"""`data_tools/verify.py --help`, the same as `jetkern verify --help`."""
 
-import sys
-
-from jetkern.cli.verify import main
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("verify")

@@ -1,23 +1,28 @@
 """Compiles the C++ ops of csrc/cpu into one library, the CUDA ops of csrc/cuda into another.
 
 The first needs a C++ compiler, the second nvcc as well (and no GPU). Run by ``pip install``
-(setup.py) and by ``python -m jetkern build``. Imports nothing else of the package, so that it also
-runs where the package is not installed yet.
+(setup.py) and by ``jetkern build``. Imports nothing else of the package, so that it also runs where
+the package is not installed yet.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
 import platform
 import re
 import shlex
 import shutil
+import site
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+PACKAGE = Path(__file__).parent
 LIBRARY, CUDA_LIBRARY = "_cpu.so", "_cuda.so"
 FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
@@ -37,6 +42,58 @@ STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x0209000000000000"]
 
 class BuildError(Exception):
     """The library cannot be built here."""
+
+
+def source_folder() -> Path:
+    """The folder csrc: in an installed package, or beside it in a checkout."""
+    shipped = PACKAGE / "csrc"
+    return shipped if shipped.is_dir() else PACKAGE.parent / "csrc"
+
+
+def cache() -> Path:
+    """Where libraries go if the package's own folder is read-only.
+
+    A folder for these very sources on this kind of machine, below $XDG_CACHE_HOME or ~/.cache.
+    """
+    folder, digest = source_folder(), hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "jetkern" / f"{platform.machine().lower()}-{digest.hexdigest()[:16]}"
+
+
+def library(name: str) -> Path:
+    """The library that is used: the cache's, made by ``jetkern build``, or the package's."""
+    own = PACKAGE / name
+    if os.access(PACKAGE, os.W_OK):
+        return own
+    cached = cache() / name
+    return cached if cached.is_file() else own
+
+
+def library_folder() -> Path:
+    """Where ``jetkern build`` puts libraries: the package or, if it is read-only, the cache."""
+    return PACKAGE if os.access(PACKAGE, os.W_OK) else cache()
+
+
+def pytorch() -> Path:
+    """The folder of the PyTorch that will run: the one installed here, whatever its version.
+
+    An isolated build (``pip install .``) hides the environment's packages from imports, but the
+    environment is the one that is installed into, so that its headers are taken all the same.
+
+    Raises:
+        BuildError: if there is none.
+    """
+    spec = importlib.util.find_spec("torch")
+    places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    places += [Path(folder) / "torch" for folder in site.getsitepackages()]
+    for place in places:
+        if (place / "include").is_dir() and (place / "lib").is_dir():
+            return place
+    raise BuildError(
+        f"PyTorch is not installed in {sys.prefix}: install it, then run 'jetkern build'"
+    )
 
 
 def compiler() -> list[str]:
@@ -117,24 +174,22 @@ def build(sources: Path, target: Path, *, sanitize: bool = False) -> Path:
     Raises:
         BuildError: without a compiler, or with its message when compilation fails.
     """
-    import torch
-
     cpu = sources / "cpu"
     if not cpu.is_dir():
         raise BuildError(f"no sources in {cpu}")
     cxx = compiler()
-    pytorch = Path(torch.__file__).parent
+    torch = pytorch()
     flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     if sanitize:
         flags += ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    torch_flags = ["-isystem", str(pytorch / "include")]
+    torch_flags = ["-isystem", str(torch / "include")]
     jobs = [([*cxx, *flags, *torch_flags], source, "all") for source in sorted(cpu.glob("*.cpp"))]
     jobs += [
         ([*cxx, *flags, f"-DJETKERN_ISA={name}", *INSTRUCTION_SETS[name]], source, name)
         for source in sorted((cpu / "kernels").glob("*.cpp"))
         for name in instruction_sets()
     ]
-    last = ["-shared", f"-L{pytorch / 'lib'}", "-ltorch_cpu", "-lpthread"]
+    last = ["-shared", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lpthread"]
     return _library(jobs, [*cxx, *flags], last, target / LIBRARY)
 
 
@@ -144,21 +199,19 @@ def build_cuda(sources: Path, target: Path) -> Path:
     Newer GPUs compile the kernels when they are first used. Arguments, result and errors are those
     of ``build``.
     """
-    import torch
-
     cuda = sources / "cuda"
     if not cuda.is_dir():
         raise BuildError(f"no sources in {cuda}")
     device, cxx = nvcc(), compiler()
-    pytorch = Path(torch.__file__).parent
+    torch = pytorch()
     codes = [f"arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     codes.append(f"arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
     kernels = [device, *NVCC_FLAGS, *(f"--generate-code={code}" for code in codes)]
-    host = [*cxx, *FLAGS, *STABLE_FLAGS, "-isystem", str(pytorch / "include")]
+    host = [*cxx, *FLAGS, *STABLE_FLAGS, "-isystem", str(torch / "include")]
     jobs = [(kernels, source, "device") for source in sorted(cuda.glob("*.cu"))]
     jobs += [(host, source, "host") for source in sorted(cuda.glob("*.cpp"))]
     link = [device, "-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL"]
-    last = [f"-L{pytorch / 'lib'}", "-ltorch_cpu", "-ldl"]
+    last = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     return _library(jobs, link, last, target / CUDA_LIBRARY)
 
 

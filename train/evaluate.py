@@ -1,8 +1,7 @@
 #!/usr/bin/env python
-"""Evaluates trained models: `train/evaluate.py --help`, the same as `jetkern evaluate`."""
+"""`train/evaluate.py --help`, the same as `jetkern evaluate --help`."""
 
-from jetkern.cli.evaluate import main
-from jetkern.training.config import command
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    command(main)
+    run("evaluate")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
-"""Fine-tunes a model: `train/finetune.py --help`, the same as `jetkern finetune`."""
+"""`train/finetune.py --help`, the same as `jetkern finetune --help`."""
 
-from jetkern.cli.finetune import main
-from jetkern.training.config import command
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    command(main)
+    run("finetune")

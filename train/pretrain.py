@@ -1,8 +1,7 @@
 #!/usr/bin/env python
-"""Pre-trains a jet foundation model: `train/pretrain.py --help`, the same as `jetkern pretrain`."""
+"""`train/pretrain.py --help`, the same as `jetkern pretrain --help`."""
 
-from jetkern.cli.pretrain import main
-from jetkern.training.config import command
+from jetkern.cli import run
 
 if __name__ == "__main__":
-    command(main)
+    run("pretrain")

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """Convert jets of any known format to shards.
 
 Examples:
-  python data_tools/convert.py data/jetclass --out shards/jetclass --jobs 4
-  python data_tools/convert.py top.h5 --out shards/top --splits train=0.8,val=0.1,test=0.1
+  jetkern convert data/jetclass --out shards/jetclass --jobs 4
+  jetkern convert top.h5 --out shards/top --splits train=0.8,val=0.1,test=0.1
 
 A source folder with train, val and test in it gives OUT/train, OUT/val and OUT/test. The same
 command again continues an interrupted conversion; the bytes do not depend on the number of jobs.
@@ -12,9 +11,10 @@ command again continues an interrupted conversion; the bytes do not depend on th
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from jetkern.cli import command
+from jetkern.cli.parser import Parser, positive
 from jetkern.convert import readers
 from jetkern.convert.workers import start_server
 
@@ -30,21 +30,11 @@ def fractions(value: str) -> dict[str, float]:
     return parts
 
 
-def positive(value: str) -> int:
-    """An integer from 1."""
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return number
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser("convert", __doc__)
     p.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="files and folders")
-    p.add_argument("--out", required=True, type=Path, help="folder for the shards")
+    p.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the shards")
     p.add_argument(
         "--from",
         dest="reader",
@@ -52,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
         choices=["auto", *readers.MODULES],
         help="format of the sources (default: judged by their content)",
     )
-    p.add_argument("--jobs", type=positive, default=1, help="processes (default 1)")
-    p.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    p.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffle (default 0)")
     p.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -74,8 +64,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B,...",
         help="names of the classes, in the order of the labels",
     )
-    g.add_argument("--label-shift", type=int, help="subtracted from the labels")
-    g.add_argument("--schema", type=Path, help="TOML file that describes your own format")
+    g.add_argument("--label-shift", type=int, metavar="N", help="subtracted from the labels")
+    g.add_argument(
+        "--schema", type=Path, metavar="FILE", help="TOML file that describes your own format"
+    )
 
     g = p.add_argument_group("values")
     g.add_argument(
@@ -113,8 +105,10 @@ def parser() -> argparse.ArgumentParser:
         help="of particles and tracks; float16 halves the size at a relative error of "
         "up to 0.05%% of each feature, and up to 0.2%% of pT and E",
     )
-    g.add_argument("--jets-per-block", type=positive, default=1024, metavar="N")
-    g.add_argument("--jets-per-shard", type=positive, default=65536, metavar="N")
+    g.add_argument(
+        "--jets-per-block", type=positive, default=1024, metavar="N", help="read at a time"
+    )
+    g.add_argument("--jets-per-shard", type=positive, default=65536, metavar="N", help="of a file")
     g.add_argument(
         "--jets-per-read",
         type=positive,
@@ -125,7 +119,8 @@ def parser() -> argparse.ArgumentParser:
     return p  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     args = parser().parse_args(arguments)
     if args.max_particles > 150:
@@ -137,41 +132,30 @@ def main(arguments: list[str] | None = None) -> int:
     from jetkern.convert.plan import make_plan
     from jetkern.convert.readers import schema
     from jetkern.convert.report import show, text
-    from jetkern.convert.run import ConversionError, convert
+    from jetkern.convert.run import convert
 
-    try:
-        plan = make_plan(
-            args.sources,
-            reader="schema" if args.schema and args.reader == "auto" else args.reader,
-            options=readers.Options(
-                args.label_shift, args.classes, schema.load(args.schema) if args.schema else None
-            ),
-            policy=Policy(args.bad_jets, args.bad_tracks, args.max_particles),
-            fractions=args.splits,
-            use_splits=not args.one_set,
-            seed=args.seed,
-            jets_per_block=args.jets_per_block,
-            jets_per_shard=args.jets_per_shard,
-            jets_per_read=args.jets_per_read,
-            dtype=args.dtype,
-        )
-        result = convert(
-            plan,
-            args.out,
-            jobs=args.jobs,
-            max_dropped=args.max_dropped,
-            overwrite=args.overwrite,
-            progress=not args.quiet,
-        )
-    except (readers.InputError, ConversionError, OSError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("convert: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    plan = make_plan(
+        args.sources,
+        reader="schema" if args.schema and args.reader == "auto" else args.reader,
+        options=readers.Options(
+            args.label_shift, args.classes, schema.load(args.schema) if args.schema else None
+        ),
+        policy=Policy(args.bad_jets, args.bad_tracks, args.max_particles),
+        fractions=args.splits,
+        use_splits=not args.one_set,
+        seed=args.seed,
+        jets_per_block=args.jets_per_block,
+        jets_per_shard=args.jets_per_shard,
+        jets_per_read=args.jets_per_read,
+        dtype=args.dtype,
+    )
+    result = convert(
+        plan,
+        args.out,
+        jobs=args.jobs,
+        max_dropped=args.max_dropped,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
     show(text(result))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Evaluates trained classifiers: accuracy, AUC, R50 and R30 with uncertainties, ROC curves.
 
-python train/evaluate.py runs/scratch runs/finetuned --data shards/toptag --out results/top
+jetkern evaluate runs/scratch runs/finetuned --data shards/toptag --out results/top
 """
 
 import json
@@ -8,19 +8,23 @@ from pathlib import Path
 
 import torch
 
+from jetkern.cli import command
 from jetkern.data import Shards
 from jetkern.evaluation import classification_report, load_classifier, predict, report_table
 from jetkern.metrics import BinaryReport
 from jetkern.metrics.classification import as_json
 from jetkern.plots import roc_figure, training_figure
-from jetkern.training.config import command, evaluate_defaults, parse
+from jetkern.training.config import evaluate_defaults, parse
 from jetkern.training.distributed import join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.runs import environment, write_atomically
 
 
-def main() -> None:
-    settings = parse(evaluate_defaults, description=__doc__)
+@command
+def main(arguments: list[str]) -> None:
+    """Runs the command line."""
+    prog = "jetkern evaluate"
+    settings = parse(evaluate_defaults, arguments, description=__doc__, prog=prog)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     shards = Shards(settings.data / settings.split)
@@ -66,7 +70,3 @@ def main() -> None:
     write_atomically(settings.out / "report.json", json.dumps(record, indent=2).encode())
     write_atomically(settings.out / "table.md", f"{table}\n".encode())
     print(f"{len(labels):,} jets of {shards.folder}\n\n{table}\n\nwritten to {settings.out}")
-
-
-if __name__ == "__main__":
-    command(main)

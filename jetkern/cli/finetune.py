@@ -1,17 +1,17 @@
 """Fine-tunes a pre-trained model on labelled jets, or trains the same model from scratch.
 
-python train/finetune.py top --from runs/pretrained --data shards/toptag --out runs/top
+jetkern finetune top --from runs/pretrained --data shards/toptag --out runs/top
 
-python train/finetune.py top --preset micro --num-jets 1000 --data shards/toptag --out runs/scratch
+jetkern finetune top --preset micro --num-jets 1000 --data shards/toptag --out runs/scratch
 
 The same command again continues a run that was stopped or killed.
 """
 
-import sys
 from dataclasses import replace
 
 import torch
 
+from jetkern.cli import command
 from jetkern.data import Shards
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
@@ -20,7 +20,6 @@ from jetkern.objectives import Objective
 from jetkern.training.config import (
     FinetuneSettings,
     SettingsError,
-    command,
     finetune_defaults,
     parse,
 )
@@ -29,13 +28,17 @@ from jetkern.training.runs import load_matching, load_weights
 from jetkern.training.trainer import Trainer, open_splits
 
 
-def main() -> None:
-    task, *flags = sys.argv[1:] or ["--help"]
+@command
+def main(arguments: list[str]) -> None:
+    """Runs the command line."""
+    task, *flags = arguments or [""]
     if task in ("-h", "--help"):
         flags = ["--help"]
+    elif not task:
+        raise SettingsError("name the task: jetkern finetune top ...")
     elif task != "top":
-        raise SettingsError(f"unknown task {task!r}: say finetune.py top ...")
-    prog = "finetune.py top"
+        raise SettingsError(f"unknown task {task!r}: say jetkern finetune top ...")
+    prog = "jetkern finetune top"
     fine_tune_top(parse(finetune_defaults, flags, description=__doc__, prog=prog))
 
 
@@ -85,7 +88,3 @@ def for_labels_of(shards: Shards, config: PETConfig, num_classes: int) -> PETCon
         use_pid=config.use_pid and shards.field("pid") is not None,
         use_tracks=config.use_tracks and shards.field("tracks") is not None,
     )
-
-
-if __name__ == "__main__":
-    command(main)

@@ -1,23 +1,22 @@
-#!/usr/bin/env python
 """Show what is in shards: a table of classes and columns, and a sheet of histograms.
 
-python data_tools/show.py shards/jetclass/train --figure jetclass.png
+jetkern show shards/jetclass/train --figure jetclass.png
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from jetkern.cli import command
+from jetkern.cli.parser import Parser, positive
 from jetkern.convert.readers.pid import CODES
 from jetkern.convert.report import show, table
-from jetkern.data import ShardError, Shards, Stream
+from jetkern.data import Shards, Stream
 from jetkern.jets import Jets
 
 
@@ -125,28 +124,25 @@ def draw(shards: Shards, jets: Jets, path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser("show", __doc__, renamed={"--jets": "--num-jets"})
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="folder with a manifest.json")
+    add("--figure", type=Path, metavar="FILE", help="also write a sheet of histograms")
+    add("--num-jets", type=positive, metavar="N", default=50_000, help="look at so many jets")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="folder with a manifest.json")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="write a sheet of histograms")
-    parser.add_argument("--jets", type=int, default=50_000, help="sample size (default 50000)")
-    args = parser.parse_args(arguments)
-    try:
-        shards = Shards(args.folder)
-        n = max(1, min(args.jets, shards.num_jets))
-        jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))
-        show(summary(shards, jets))
-        if args.figure:
-            draw(shards, jets, args.figure)
-            show(f"wrote {args.figure}")
-    except (ShardError, OSError) as error:
-        print(f"show: {error}", file=sys.stderr)
-        return 1
+    options = parser().parse_args(arguments)
+    shards = Shards(options.folder)
+    n = max(1, min(options.num_jets, shards.num_jets))
+    jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))
+    show(summary(shards, jets))
+    if options.figure:
+        draw(shards, jets, options.figure)
+        show(f"wrote {options.figure}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,8 +2,8 @@
 
 Example, 20,000 jets in ten classes on two cores:
 
-    python data_tools/simulate.py jetclass --jets-per-class 2000 --splits train=0.9,val=0.1 \\
-        --jobs 2 --out jets/jetclass --plots
+    jetkern simulate jetclass --jets-per-class 2000 --splits train=0.9,val=0.1 \\
+        --jobs 2 --out jets/jetclass --figure
 
 The jets depend on the seed and the sizes asked for, not on the number of processes. The same
 command again makes only what is missing. Leading-order Pythia, a parametric detector and no
@@ -13,10 +13,11 @@ pile-up: the jets are of the kinds in the public data sets, not those data sets.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from jetkern.cli import UsageError, command
+from jetkern.cli.parser import Parser, positive, processes
 
 LIBRARIES = ("pythia8mc", "fastjet", "awkward", "vector", "tqdm")
 
@@ -35,61 +36,59 @@ def parse_splits(text: str) -> dict[str, float]:
     return splits
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_set", choices=("jetclass", "toptag", "jetnet"))
-    parser.add_argument("--out", type=Path, required=True, help="output directory")
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser("simulate", __doc__, renamed={"--plots": "--figure"})
     add = parser.add_argument
-    add("--jets-per-class", type=int, default=2000, help="over all splits (default %(default)s)")
-    add("--splits", type=parse_splits, help="default train=0.8,val=0.1,test=0.1; none for jetnet")
-    add("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    add("--seed", type=int, default=0, help="default %(default)s")
-    add("--jets-per-shard", type=int, default=2000, help="most in one file (default %(default)s)")
+    add("data_set", choices=("jetclass", "toptag", "jetnet"), help="kinds of jets")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    add("--jets-per-class", type=positive, default=2000, metavar="N", help="over all splits")
+    add(
+        "--splits",
+        type=parse_splits,
+        metavar="NAME=F,...",
+        help="default train=0.8,val=0.1,test=0.1; none for jetnet",
+    )
+    add("--jobs", type=positive, default=processes(), metavar="N", help="processes; default: cores")
+    add("--seed", type=int, default=0, metavar="N", help="of the events")
+    add("--jets-per-shard", type=positive, default=2000, metavar="N", help="most in one file")
     add(
         "--mpi",
         action=argparse.BooleanOptionalAction,
         help="multi-parton interactions (default: on, off for toptag); off is 3 to 4 times faster",
     )
-    add("--plots", action="store_true", help="also write the sanity sheet OUT/sanity.png")
-    options = parser.parse_args(arguments)
+    add(
+        "--figure",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="FILE",
+        help="also write the sanity sheet, by default to DIR/sanity.png",
+    )
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    options = parser().parse_args(arguments)
     if options.splits is None:
         options.splits = (
             {} if options.data_set == "jetnet" else {"train": 0.8, "val": 0.1, "test": 0.1}
         )
-    if options.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {options.jobs}")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    needed = (*LIBRARIES, *(("matplotlib",) if options.plots else ()))
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        print(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'", file=sys.stderr)
-        return 2
-    from jetkern.simulate import SimulationError
+    needed = (*LIBRARIES, *(("matplotlib",) if options.figure else ()))
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UsageError(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'")
     from jetkern.simulate.run import Request, simulate
 
     names = ("data_set", "jets_per_class", "jets_per_shard", "splits", "seed", "mpi", "out")
-    try:
-        request = Request(**{name: getattr(options, name) for name in names})
-        total, made = simulate(request, options.jobs)
-        print(f"{options.out}: {total} jets, {made} of them made now")
-        if options.plots:
-            from jetkern.simulate.plots import sanity_sheet
+    request = Request(**{name: getattr(options, name) for name in names})
+    total, made = simulate(request, options.jobs, progress=not options.quiet)
+    print(f"{options.out}: {total} jets, {made} of them made now")
+    if options.figure is not None:
+        from jetkern.simulate.plots import sanity_sheet
 
-            print(sanity_sheet(options.out, options.data_set))
-    except (SimulationError, OSError) as error:
-        print(f"simulate.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("simulate.py: stopped; the same command continues", file=sys.stderr)
-        return 130
+        figure = options.out / "sanity.png" if options.figure == Path() else options.figure
+        print(sanity_sheet(options.out, options.data_set, figure))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

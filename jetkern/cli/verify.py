@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Check shards byte by byte: manifest, index, tars, checksums, counts and values.
 
-  python data_tools/verify.py shards/jetclass/train [more folders]
+  jetkern verify shards/jetclass/train [more folders]
 
 Prints a table of the classes and every damage found, naming shard, block and field. Exit code 0 if
 all is well, 1 if anything is damaged.
@@ -9,7 +8,6 @@ all is well, 1 if anything is damaged.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import math
@@ -24,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from jetkern.cli import command
+from jetkern.cli.parser import Parser
 from jetkern.convert.clean import NUM_PID
 from jetkern.convert.report import show, table
 from jetkern.data.shards import MANIFEST, MAX_PARTICLES, ShardError, Shards
@@ -162,25 +162,30 @@ def check_values(
         ).astype(np.int64)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser("verify", __doc__)
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="DIR", help="folders with a manifest.json")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders with a manifest.json")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     damaged = False
     for folder in args.folders:
         try:
             shards = Shards(folder)
             problems, totals = check_folder(shards, progress=not args.quiet)
         except (ShardError, OSError) as error:
-            print(f"verify: {error}", file=sys.stderr)
+            print(f"jetkern verify: error: {error}", file=sys.stderr)
             damaged = True
             continue
         for problem in problems:
-            print(f"verify: {problem}", file=sys.stderr)
+            print(f"jetkern verify: error: {problem}", file=sys.stderr)
         damaged |= bool(problems)
         rows = [["class", "jets", "particles", "mean"]]
         for i, name in enumerate(shards.classes or ("jets",)):
@@ -191,7 +196,3 @@ def main(arguments: list[str] | None = None) -> int:
         show(f"{folder}: {len(shards.paths)} shards, {len(shards.index)} blocks: {state}")
         show("\n".join(table(rows)))
     return int(damaged)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetkern import build
+
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 MODULES = {"cpu": "op", "triton": "triton", "cuda": "cuda"}
 PRECISIONS = ("ieee", "tf32", "bf16")
-LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or Path(__file__).parents[1] / "_cpu.so")
+LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or build.library(build.LIBRARY))
 CUDA_LIBRARY = Path(os.environ.get("JETKERN_CUDA_LIBRARY") or LIBRARY.with_name("_cuda.so"))
 
 
@@ -51,12 +53,12 @@ def cuda_library() -> str:
 
 def _load(library: Path) -> str:
     if not library.is_file():
-        return "not compiled (python -m jetkern build)"
+        return "not compiled (jetkern build)"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         cause = error.__cause__ or error
-        return f"{library.name} does not load, compile it again (python -m jetkern build): {cause}"
+        return f"{library.name} does not load, compile it again (jetkern build): {cause}"
     return ""
 
 

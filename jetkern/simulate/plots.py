@@ -44,15 +44,15 @@ class Summary:
     lepton_pt: NDArray | None
 
 
-def sanity_sheet(out: Path, name: str) -> str:
-    """Writes ``out``/sanity.png and returns the table, from at most 2000 jets of each class.
+def sanity_sheet(out: Path, name: str, path: Path) -> str:
+    """Draws the jets in ``out`` to ``path``; the table, from at most 2000 jets of each class.
 
     Raises:
         SimulationError: if a class has no file in ``out``.
     """
     data_set = DATA_SETS[name]
     classes = {kind: summarise(out, data_set, kind) for kind in data_set.class_names}
-    with replacing(out / "sanity.png") as temporary:
+    with replacing(path) as temporary:
         figure(classes, data_set).savefig(temporary, format="png", dpi=110)
     return table(classes)
 

@@ -118,8 +118,8 @@ class Request:
         return {s: b - a for s, a, b in zip(self.splits, edges, edges[1:], strict=False) if b > a}
 
 
-def simulate(request: Request, jobs: int) -> tuple[int, int]:
-    """Makes what is missing of the request.
+def simulate(request: Request, jobs: int, progress: bool = True) -> tuple[int, int]:
+    """Makes what is missing of the request, with progress on stderr.
 
     Returns:
         The number of jets in all and of those made now.
@@ -142,20 +142,20 @@ def simulate(request: Request, jobs: int) -> tuple[int, int]:
         missing = [unit for unit in units if not _finished(unit, request.out)]
         total, made = (sum(unit.jets for unit in these) for these in (units, missing))
         if missing:
-            _run(missing, total, min(jobs, len(missing)))
+            _run(missing, total, min(jobs, len(missing)), progress)
         if request.data_set == "jetnet":
             for kind in DATA_SETS["jetnet"].class_names:
                 _merge_jetnet([u for u in units if u.kind == kind], jetnet_path(request.out, kind))
     return total, made
 
 
-def _run(units: list[Unit], total: int, jobs: int) -> None:
+def _run(units: list[Unit], total: int, jobs: int, show_progress: bool) -> None:
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
     executor = ProcessPoolExecutor(jobs, context, _start_worker, (queue,))
     units = sorted(units, key=lambda unit: -unit.cost)
     todo = sum(unit.jets for unit in units)
-    progress = Progress(units[0].data_set, total, total - todo)
+    progress = Progress(units[0].data_set, total, total - todo, quiet=not show_progress)
     try:
         pending = {executor.submit(_work, unit) for unit in units}
         while pending:
@@ -200,16 +200,17 @@ def _work(unit: Unit) -> None:
 
 
 class Progress:
-    """A bar on a terminal; a line now and then elsewhere."""
+    """A bar on a terminal; a line now and then elsewhere; nothing if ``quiet``."""
 
-    def __init__(self, name: str, total: int, done: int) -> None:
+    def __init__(self, name: str, total: int, done: int, quiet: bool) -> None:
+        self.quiet = quiet
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
             initial=done,
             desc=name,
             unit=" jets",
-            disable=not self.terminal,
+            disable=quiet or not self.terminal,
             smoothing=0.05,
         )
         self.name, self.total, self.initial, self.done = name, total, done, done
@@ -227,6 +228,8 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        if self.quiet:
+            return
         self.last = time.monotonic()
         meter = tqdm.format_meter(
             self.done,

@@ -11,12 +11,11 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -31,7 +30,9 @@ S = TypeVar("S")
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be used: the user's to correct, exit code 2."""
+    """Settings that cannot be used: the user's to correct."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,37 +371,6 @@ def as_dict(settings: Any) -> dict[str, Any]:
         for f in dataclasses.fields(settings)
         for v in [getattr(settings, f.name)]
     }
-
-
-def command(main: Callable[[], Any]) -> NoReturn:
-    """Runs a driver: one line on stderr for what went wrong, and an exit code that says so.
-
-    With JETKERN_DEBUG set, errors keep their traceback.
-    """
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        if os.environ.get("JETKERN_DEBUG"):
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
-        _leave(2 if isinstance(error, SettingsError) else 1)
-    except KeyboardInterrupt:
-        _leave(130)
-    _leave(0)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process; one among several without the interpreter's teardown.
-
-    There the main thread, which holds the GIL, waits for gloo's threads, and one of those may be
-    waiting for the GIL to drop its last tensor (seen with torch 2.13): they would hang for ever.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def _check_size(name: str) -> None:

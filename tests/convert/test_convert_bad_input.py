@@ -25,7 +25,7 @@ def refuse(capsys, out, *arguments, says):
     """The command fails with one line that says all of it, and leaves no shards."""
     assert run(*arguments, "--out", out) == 1
     error = capsys.readouterr().err
-    assert error.startswith("convert: ")
+    assert error.startswith("jetkern convert: error: ")
     assert error.count("\n") == 1
     for text in says:
         assert text in error, error

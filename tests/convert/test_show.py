@@ -29,5 +29,5 @@ def test_the_sheet_is_drawn(folder, tmp_path):
 def test_an_error_is_one_line(tmp_path, capsys):
     assert show.main([str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("show: ")
+    assert error.startswith("jetkern show: error: ")
     assert error.count("\n") == 1

@@ -387,7 +387,9 @@ def test_missing_libraries_are_named(monkeypatch, tmp_path, capsys):
     )
     assert command.main(["toptag", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error == "pythia8mc missing: pip install 'jetkern[simulation]'\n"
+    assert error == (
+        "jetkern simulate: error: pythia8mc missing: pip install 'jetkern[simulation]'\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -604,7 +606,7 @@ def test_a_full_disk_is_reported_and_leaves_no_part_of_a_file(tmp_path):
     assert run.returncode == 1
     progress, error = run.stderr.splitlines()
     assert progress.startswith("toptag:")
-    assert error == f"simulate.py: {tmp_path}/train/toptag_top_0000.h5: File too large"
+    assert error == f"jetkern simulate: error: {tmp_path}/train/toptag_top_0000.h5: File too large"
     assert list(contents(tmp_path)) == ["simulation.json"]
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,6 @@ from jetkern.training.config import (
     PretrainSettings,
     SettingsError,
     as_dict,
-    command,
     finetune_defaults,
     parse,
     pretrain_defaults,
@@ -167,36 +164,3 @@ def test_settings_are_frozen():
         pretrain().seed = 1
     assert isinstance(pretrain(), PretrainSettings)
     assert isinstance(finetune(), FinetuneSettings)
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (ValueError("broken\nin two"), 1),
-        (FileNotFoundError(2, "No such file", "x"), 1),
-        (SettingsError("broken"), 2),
-        (KeyboardInterrupt(), 130),
-        (None, 0),
-    ],
-)
-def test_a_driver_ends_with_one_line_and_a_code(error, code, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(Path("train") / "driver.py")])
-    monkeypatch.delenv("JETKERN_DEBUG", raising=False)
-
-    def main():
-        if error is not None:
-            raise error
-
-    with pytest.raises(SystemExit) as caught:
-        command(main)
-    assert caught.value.code == code
-    lines = capsys.readouterr().err.splitlines()
-    if code in (1, 2):
-        assert len(lines) == 1
-        assert lines[0].startswith("driver.py: error: ")
-
-
-def test_debugging_keeps_the_traceback(monkeypatch):
-    monkeypatch.setenv("JETKERN_DEBUG", "1")
-    with pytest.raises(ValueError, match="invalid literal"):
-        command(lambda: int("x"))

@@ -1,0 +1,104 @@
+"""Says what this machine has and which implementation of each op runs, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from jetkern import __version__
+from jetkern.build import BuildError, compiler
+from jetkern.cli import command
+from jetkern.cli.parser import Parser
+from jetkern.machine import INSTRUCTION_SETS, cpu_model
+from jetkern.ops import dispatch
+
+OPS = sorted(p.parent.name for p in Path(dispatch.__file__).parent.glob("*/reference.py"))
+
+
+def _compiler() -> str:
+    try:
+        command = compiler()
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        return f"{' '.join(command)}: {done.stdout.splitlines()[0]}"
+    except BuildError as error:
+        return f"none ({error})"
+    except (OSError, IndexError) as error:
+        return f"unusable ({error})"
+
+
+def _cpu_library() -> str:
+    if reason := dispatch.cpu_library():
+        return reason
+    used = INSTRUCTION_SETS[torch.ops.jetkern.cpu_isa()]
+    wished = os.environ.get("JETKERN_CPU_ISA")
+    return f"loaded, {used} kernels ({'by JETKERN_CPU_ISA' if wished else 'the best of this CPU'})"
+
+
+def _gpu_libraries() -> list[str]:
+    if reason := dispatch.triton_package():
+        triton = reason
+    else:
+        triton = f"{version('triton')}{', its interpreter' if dispatch.interpreted() else ''}"
+    return [
+        f"Triton     {triton}",
+        f"CUDA ops   {dispatch.cuda_library() or 'loaded, run when asked for by name'}",
+    ]
+
+
+def _passed_over(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    """Why another backend runs ``op``, though ``backend`` comes before it."""
+    if reason := dispatch.unavailable(op, backend, device, dtype):
+        return reason
+    return "by name only" if dispatch.by_name_only(backend, device) else "by JETKERN_BACKEND"
+
+
+def report() -> str:
+    """Machine, versions and a table of ops as text."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    gpu = torch.cuda.get_device_name() if len(devices) > 1 else "none that PyTorch can use"
+    lines = [
+        f"jetkern    {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
+        f"CPU        {cpu_model()}, {torch.get_num_threads()} threads",
+        f"GPU        {gpu}",
+        f"compiler   {_compiler()}",
+        f"CPU ops    {_cpu_library()}",
+        *_gpu_libraries(),
+    ]
+    forced = os.environ.get("JETKERN_BACKEND")
+    if forced:
+        lines.append(f"           JETKERN_BACKEND={forced} overrides the choice")
+    lines += ["", f"{'op':16} {'device':7} {'dtype':9} {'backend':10} why"]
+    for op in OPS:
+        for device in devices:
+            for dtype in (torch.float32, torch.float64):
+                try:
+                    chosen = dispatch.choose(op, "auto", device, dtype)
+                    better = dispatch.backends_of(op)
+                    passed = better[: better.index(chosen)]
+                    why = "; ".join(
+                        f"not {b}: {_passed_over(op, b, device, dtype)}" for b in passed
+                    )
+                    why = why or ("the only one" if len(better) == 1 else "the fastest that runs")
+                except ValueError as error:
+                    chosen, why = "none", str(error)
+                name = str(dtype).removeprefix("torch.")
+                lines.append(f"{op:16} {device:7} {name:9} {chosen:10} {why}")
+    return "\n".join(lines)
+
+
+def parser() -> Parser:
+    """The command line."""
+    return Parser("doctor", __doc__)
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Prints the report; returns the exit code."""
+    parser().parse_args(arguments)
+    print(report())
+    return 0

@@ -1,0 +1,72 @@
+"""The argument parser of the commands that have few flags: one look, one line for a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` called ``jetkern NAME`` that says a mistake in one line.
+
+    Args:
+        name: the command.
+        description: first lines of ``--help``, printed as they are.
+        renamed: flags that were called otherwise before; the old spellings work as before.
+    """
+
+    def __init__(self, name: str, description: str | None, renamed: Mapping[str, str] = {}) -> None:
+        super().__init__(
+            prog=f"jetkern {name}",
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+        self.renamed = renamed
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = []
+        for word in args or ():
+            flag, equals, value = word.partition("=")
+            words.append(f"{self.renamed.get(flag, flag)}{equals}{value}")
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        hints = []
+        if message.startswith("unrecognized arguments: "):
+            for word in message.split()[2:]:
+                near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.6)
+                hints += near if word.startswith("-") else []
+        hint = f" (did you mean {', '.join(hints)}?)" if hints else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Every flag with its default, if it has one that its help does not name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.default not in (None, False, argparse.SUPPRESS) and action.option_strings
+        if shown and "default" not in text and not isinstance(action.default, (tuple, dict)):
+            text += " (default: %(default)s)" if text else "default: %(default)s"
+        return text
+
+
+def positive(text: str) -> int:
+    """An integer from 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def processes() -> int:
+    """How many processes ``--jobs`` stands for by default: one for each core that we may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
