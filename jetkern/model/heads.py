@@ -56,16 +56,23 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
         """Body rows (T', D) of ``jets`` to (T, 4) velocities of their particles."""
-        if self.type_embed is not None and self.type_mlp is not None:
-            if jets.label is None:
-                raise ValueError("the generator needs the type of each jet as its label")
-            jet = torch.arange(len(offsets), device=x.device)
-            kind = self.type_mlp(self.type_embed(jets.label))
-            x, offsets = join_segments([(kind, jet), (x, offsets)])
+        x, offsets = join_segments([*self.type_rows(jets), (x, offsets)])
+        return self.mix(x, offsets, last_rows(offsets, jets.offsets, len(jets.particles)))
+
+    def type_rows(self, jets: Jets) -> list[tuple[Tensor, Tensor]]:
+        """Rows and offsets of the token of each jet's type; none for a model of one type."""
+        if self.type_embed is None or self.type_mlp is None:
+            return []
+        if jets.label is None:
+            raise ValueError("the generator needs the type of each jet as its label")
+        jet = torch.arange(len(jets) + 1, device=jets.offsets.device)
+        return [(self.type_mlp(self.type_embed(jets.label)), jet)]
+
+    def mix(self, x: Tensor, offsets: Tensor, particles: Tensor) -> Tensor:
+        """All rows of the jets to the velocities of the rows ``particles`` (T,)."""
         for block in self.blocks:
             x = block(x, offsets)
-        rows = last_rows(offsets, jets.offsets, len(jets.particles))
-        return self.out(self.fc(x[rows]))
+        return self.out(self.fc(x[particles]))
 
 
 class MaskedModel(nn.Module):

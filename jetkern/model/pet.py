@@ -83,30 +83,49 @@ class Body(Layer):
             rows (T + tokens, D) and their offsets (B + 1,).
         """
         x = self.embed_particles(jets, keep_pid, keep_tracks)
+        embedded = None if time is None else self.embed_time(time)
+        x, offsets = join_segments([*self.token_rows(jets, embedded), (x, jets.offsets)])
+        return self.mix(x, offsets, jets, jets.num_pairs), offsets
+
+    def embed_time(self, time: Tensor) -> Tensor:
+        """(M,) times to their (M, D) tokens."""
+        if self.time_embed is None or self.time_fourier is None:
+            raise ValueError("time given to a model without a generator")
+        return self.time_embed(self.time_fourier(time))
+
+    def token_rows(self, jets: Jets, time: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Rows and offsets of what stands before a jet's particles.
+
+        Args:
+            jets: the batch.
+            time: (M, D) time tokens of the first M jets, or None.
+        """
+        jet = torch.arange(len(jets) + 1, device=jets.offsets.device)
+        tokens = self.tokens.to(jets.particles.dtype).repeat(len(jets), 1)
+        sources = [(tokens, jet * self.config.global_tokens)]
+        if time is not None:
+            sources.append((time, jet.clamp(max=len(time))))
+        if self.condition_embed is not None:
+            if jets.condition is None:
+                raise ValueError("this model is conditional, but the jets have no condition")
+            sources.append((self.condition_embed(jets.condition), jet))
+        return sources
+
+    def mix(self, x: Tensor, offsets: Tensor, jets: Jets, num_pairs: int) -> Tensor:
+        """The transformer on rows (T + tokens, D) of ``jets``, biased by their particle pairs."""
         precision = self.pair_bias.precision
         biases = ops.shared_pair_bias(
             jets.particles,
             jets.offsets,
             self.pair_bias.weights,
             len(self.blocks),
-            num_pairs=jets.num_pairs,
+            num_pairs=num_pairs,
             dtype=torch.bfloat16 if precision == "bf16" and x.is_cuda else None,
             precision=precision,
         )
-        jet = torch.arange(len(jets) + 1, device=x.device)
-        sources = [(self.tokens.to(x.dtype).repeat(len(jets), 1), jet * self.config.global_tokens)]
-        if time is not None:
-            if self.time_embed is None or self.time_fourier is None:
-                raise ValueError("time given to a model without a generator")
-            sources.append((self.time_embed(self.time_fourier(time)), jet.clamp(max=len(time))))
-        if self.condition_embed is not None:
-            if jets.condition is None:
-                raise ValueError("this model is conditional, but the jets have no condition")
-            sources.append((self.condition_embed(jets.condition), jet))
-        x, offsets = join_segments([*sources, (x, jets.offsets)])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, offsets, bias, jets.offsets)
-        return self.norm(x), offsets
+        return self.norm(x)
 
 
 class PET(nn.Module):

@@ -1,0 +1,46 @@
+"""Jets from noise: solvers, grids and the sampler.
+
+A velocity is any function of packed jets and times; a model is one. To sample from your own::
+
+    from jetkern import Jets
+    from jetkern.sampling import noise_jets, sample, with_evaluations
+
+    def velocity(jets: Jets, time: torch.Tensor) -> torch.Tensor:
+        return my_model(jets.particles, jets.offsets, jets.label, time)  # (T, 4), noise minus data
+
+    start = noise_jets(torch.tensor([30, 150, 1]), seed=0, label=torch.tensor([0, 2, 4]))
+    jets = sample(velocity, start, with_evaluations("midpoint", 24), progress=True)
+    particles, mask = jets.to_padded()
+"""
+
+from jetkern.sampling.pet import PETVelocity
+from jetkern.sampling.sampler import (
+    SamplingError,
+    Velocity,
+    guided,
+    noise_jets,
+    sample,
+)
+from jetkern.sampling.solvers import (
+    SOLVERS,
+    Scheme,
+    integrate,
+    scheme,
+    uniform_grid,
+    with_evaluations,
+)
+
+__all__ = [
+    "SOLVERS",
+    "PETVelocity",
+    "SamplingError",
+    "Scheme",
+    "Velocity",
+    "guided",
+    "integrate",
+    "noise_jets",
+    "sample",
+    "scheme",
+    "uniform_grid",
+    "with_evaluations",
+]

@@ -1,0 +1,225 @@
+"""Explicit solvers of dx/dt = v(x, t) as tables of numbers.
+
+Every explicit scheme on a fixed grid evaluates the velocity S times, each time at the start plus a
+combination of the velocities before. So it is S times and a lower triangular (S, S) table: the
+solvers below only fill it in, one loop runs them all, and ``jetkern.sampling.fit`` learns tables of
+its own. (Non-stationary solvers, Shaul et al., arXiv 2403.01329, see them so too.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+Moments = Callable[[float, float], tuple[float, float]]
+
+# Butcher tables: the stages' weights row by row, then those of the step. RK4 is the 3/8 rule, which
+# is also what torchdiffeq calls rk4.
+TABLEAUS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "euler": ((1.0,),),
+    "midpoint": ((1 / 2,), (0.0, 1.0)),
+    "heun": ((1.0,), (1 / 2, 1 / 2)),
+    "rk4": ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+}
+MULTISTEP = ("ab2", "exponential")
+SOLVERS = (*TABLEAUS, *MULTISTEP)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """An explicit solver on a grid.
+
+    Attributes:
+        times: (S,) where the velocity is evaluated, the start first.
+        weights: (S, S, F) with F = 1, or a table for each of F features. After evaluation k the
+            position is start + sum over j <= k of ``weights[k, j]`` times velocity j; there the
+            next evaluation takes place, and the last position is the result.
+        name: for tables and records.
+    """
+
+    times: Floats
+    weights: Floats
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        times = np.asarray(self.times, np.float64)
+        weights = np.asarray(self.weights, np.float64)
+        steps = len(times)
+        if times.ndim != 1 or not steps or weights.shape[:2] != (steps, steps):
+            raise ValueError(
+                f"a scheme needs times (S,) and weights (S, S, F), got {times.shape} and "
+                f"{weights.shape}"
+            )
+        weights = weights.reshape(steps, steps, -1)
+        if not (np.isfinite(times).all() and np.isfinite(weights).all()):
+            raise ValueError(f"scheme {self.name} has times or weights that are not finite")
+        if np.triu(np.abs(weights).max(2), 1).any():
+            raise ValueError(f"scheme {self.name} uses velocities before they are known")
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "weights", weights)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the velocity is evaluated."""
+        return len(self.times)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values that ``from_json`` reads back to the last bit."""
+        return {"name": self.name, "times": self.times.tolist(), "weights": self.weights.tolist()}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Scheme:
+        """The scheme of ``as_json``.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        try:
+            return cls(np.array(record["times"]), np.array(record["weights"]), str(record["name"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a sampling scheme: {error!r}") from error
+
+
+def scheme(solver: str, grid: Sequence[float] | Floats) -> Scheme:
+    """The scheme of a solver on a grid.
+
+    Args:
+        solver: "euler", "midpoint", "heun" and "rk4" (the 3/8 rule) take 1, 2, 2 and 4 evaluations
+            a step. "ab2" (two-step Adams-Bashforth) and "exponential" take one; their first step is
+            Euler's. "exponential" integrates the linear path z = (1 - t) x + t noise exactly and
+            extrapolates the data x = z - t v linearly in t: a two-step exponential
+            Adams-Bashforth method in the data prediction, as DPM-Solver++ (arXiv 2211.01095) is
+            with the log of the signal-to-noise ratio as its time. Its grid ends at t >= 0.
+        grid: (n + 1,) times, strictly in- or decreasing, the start first.
+
+    Raises:
+        ValueError: for an unknown solver or a grid that it cannot use.
+    """
+    nodes = check_grid(grid)
+    if solver in TABLEAUS:
+        return _runge_kutta(solver, nodes)
+    if solver == "ab2":
+        return _multistep(solver, nodes, _plain_moments, False)
+    if solver == "exponential":
+        if (nodes < 0).any() or (nodes[:-1] == 0).any():
+            raise ValueError("the exponential solver needs times above 0, the last may be 0")
+        return _multistep(solver, nodes, _exponential_moments, True)
+    raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
+
+
+def check_grid(grid: Sequence[float] | Floats) -> Floats:
+    """The grid as an array.
+
+    Raises:
+        ValueError: unless it has two or more times, all finite, strictly in- or decreasing.
+    """
+    nodes = np.asarray(grid, np.float64)
+    if nodes.ndim != 1 or len(nodes) < 2 or not np.isfinite(nodes).all():
+        raise ValueError(f"a grid needs two or more finite times, got {nodes.tolist()}")
+    steps = np.diff(nodes)
+    if not ((steps > 0).all() or (steps < 0).all()):
+        raise ValueError(f"a grid must strictly in- or decrease, got {nodes.tolist()}")
+    return nodes
+
+
+def uniform_grid(steps: int, start: float = 1.0, stop: float = 0.0) -> Floats:
+    """(steps + 1,) equally spaced times from noise (t = 1) to data (t = 0)."""
+    if steps < 1:
+        raise ValueError(f"a grid needs at least one step, got {steps}")
+    return np.linspace(start, stop, steps + 1)
+
+
+def with_evaluations(solver: str, evaluations: int) -> Scheme:
+    """The solver on the uniform grid from 1 to 0 that takes so many evaluations.
+
+    Raises:
+        ValueError: if they are no whole number of steps.
+    """
+    each = len(TABLEAUS[solver]) if solver in TABLEAUS else 1
+    steps, rest = divmod(evaluations, each)
+    if rest or not steps:
+        raise ValueError(f"{solver} takes {each} evaluations a step: {evaluations} are no multiple")
+    return scheme(solver, uniform_grid(steps))
+
+
+def integrate(velocity: Callable[[Tensor, int], Tensor], start: Tensor, scheme: Scheme) -> Tensor:
+    """Runs a scheme.
+
+    Args:
+        velocity: called as ``velocity(x, k)`` for evaluation k, at ``scheme.times[k]``.
+        start: (..., F) position at ``scheme.times[0]``.
+
+    Returns:
+        The position at the end of the grid.
+    """
+    increments = np.diff(scheme.weights, axis=0, prepend=0.0)
+    used = np.abs(increments).max(2) > 0
+    x = start
+    known: dict[int, Tensor] = {}
+    for k in range(scheme.evaluations):
+        known[k] = velocity(x, k)
+        for j in np.flatnonzero(used[k]).tolist():
+            weight = increments[k, j]
+            factor = float(weight[0]) if len(weight) == 1 else x.new_tensor(weight)
+            x = x + factor * known[j]
+        known = {j: v for j, v in known.items() if used[k + 1 :, j].any()}
+    return x
+
+
+def _runge_kutta(name: str, nodes: Floats) -> Scheme:
+    tableau = TABLEAUS[name]
+    stages, steps = len(tableau), np.diff(nodes)
+    total = stages * len(steps)
+    weights = np.zeros((total, total))
+    base = np.zeros(total)
+    times = []
+    for n, h in enumerate(steps):
+        first = n * stages
+        for i, row in enumerate(tableau):
+            place = slice(first, first + len(row))
+            weights[first + i] = base
+            weights[first + i, place] += h * np.array(row)
+            share = sum(tableau[i - 1]) if i else 0.0
+            times.append(nodes[n] + h * share)
+        base = weights[first + stages - 1]
+    return Scheme(np.array(times), weights, name)
+
+
+def _multistep(name: str, nodes: Floats, moments: Moments, exponential: bool) -> Scheme:
+    """Two-step schemes: velocity, or data x = z - t v, extrapolated through the last two."""
+    steps = len(nodes) - 1
+    # Row n: the position at node n, less the start, as a combination of the velocities.
+    positions = np.zeros((steps + 1, steps))
+    sources = np.zeros((steps, steps))
+    for n in range(steps):
+        now, then = nodes[n], nodes[n + 1]
+        sources[n, n] = 1.0
+        if exponential:
+            sources[n] = positions[n] - now * sources[n]
+        constant, linear = moments(now, then)
+        positions[n + 1] = positions[n] * (then / now if exponential else 1.0)
+        positions[n + 1] += constant * sources[n]
+        if n:
+            slope = (sources[n] - sources[n - 1]) / (now - nodes[n - 1])
+            positions[n + 1] += linear * slope
+    return Scheme(nodes[:-1], positions[1:], name)
+
+
+def _plain_moments(now: float, then: float) -> tuple[float, float]:
+    """Integrals of 1 and of t - now, from now to then."""
+    step = then - now
+    return step, step**2 / 2
+
+
+def _exponential_moments(now: float, then: float) -> tuple[float, float]:
+    """``then`` times the integrals of 1 / t^2 and (t - now) / t^2, from then to now."""
+    constant = 1 - then / now
+    log = then * math.log(now / then) if then else 0.0
+    return constant, log - now * constant
