@@ -100,20 +100,20 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {out, softmax};
 }
 
-// -> dq, dk, dv as q, k, v but contiguous; dbias as bias, or (0, 0) if not wanted
+// -> dq, dk, dv as q, k, v but contiguous; dbias as bias, or empty if not wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
-    const Tensor& softmax, const Tensor& query_offsets, const Tensor& key_offsets,
-    std::optional<Tensor> bias, std::optional<Tensor> particle_offsets, bool want_dbias) {
+    const Tensor& query_offsets, const Tensor& key_offsets, std::optional<Tensor> bias,
+    std::optional<Tensor> particle_offsets, const Tensor& softmax, bool want_bias) {
   Batch batch(q, k, v, query_offsets, key_offsets, bias, particle_offsets);
   const int64_t heads = q.size(1), row = heads * q.size(2);
   Tensor dq = torch::stable::new_empty(q, {q.size(0), heads, q.size(2)});
   Tensor dk = torch::stable::new_empty(q, {k.size(0), heads, q.size(2)});
   Tensor dv = torch::stable::new_empty(q, {k.size(0), heads, q.size(2)});
-  want_dbias = want_dbias && bias;
-  Tensor dbias = torch::stable::new_empty(q, {want_dbias ? heads : 0, want_dbias ? bias->size(1) : 0});
+  want_bias = want_bias && bias;
+  Tensor dbias = want_bias ? torch::stable::empty_like(*bias) : torch::stable::new_empty(q, {0});
   AttentionGradients gradients{data<float>(dq, "dq"), data<float>(dk, "dk"), data<float>(dv, "dv"),
-                               want_dbias ? data<float>(dbias, "dbias") : nullptr, row, row, row,
+                               want_bias ? data<float>(dbias, "dbias") : nullptr, row, row, row,
                                false};
   int64_t dout_row;
   const float* slopes = rows<float>(dout, "dout", dout_row);

@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_block_backward(
   const float* from = data<float>(d_out, "d_out");
   Tensor dx = torch::stable::empty_like(x);
   Tensor d_weights = torch::stable::new_empty(x, {in.weights.size});
-  Tensor d_bias = torch::stable::new_empty(x, {bias ? heads : 0, in.segments.total_pairs});
+  Tensor d_bias = bias ? torch::stable::empty_like(*bias) : torch::stable::new_empty(x, {0});
   float *to = data<float>(dx, "dx"), *gradient = data<float>(d_weights, "d_weights");
   float* to_bias = bias ? data<float>(d_bias, "d_bias") : nullptr;
   auto run = JETKERN_SELECT(attention_block_backward);

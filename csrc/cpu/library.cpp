@@ -48,7 +48,24 @@ Isa isa() {
 
 }  // namespace jetkern
 
-STABLE_TORCH_LIBRARY_FRAGMENT(jetkern, m) { m.def("cpu_isa() -> int"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(jetkern, m) {
+  m.def("cpu_isa() -> int");
+  // What jetkern/ops/<op>/cpu.py calls with the table of its weights.
+#define MLP "Tensor x, Tensor weights, int hidden, int out, int parts, bool bf16"
+  m.def("cpu_mlp(" MLP ") -> Tensor");
+  m.def("cpu_mlp_backward(Tensor d_out, " MLP ", bool want_x) -> (Tensor, Tensor)");
+#define BLOCK                                                                                 \
+  "Tensor x, Tensor offsets, Tensor weights, Tensor? bias, Tensor? particle_offsets, int heads, " \
+  "int hidden, int parts, bool bf16"
+  m.def("cpu_attention_block(" BLOCK ") -> Tensor");
+  m.def("cpu_attention_block_backward(Tensor d_out, " BLOCK ") -> (Tensor, Tensor, Tensor)");
+#define LOCAL                                                                                 \
+  "Tensor particles, Tensor neighbours, Tensor weights, int width, int heads, int blocks, "   \
+  "int embed_hidden, int embed_parts, int hidden, int parts, bool bf16"
+  m.def("cpu_local_block(" LOCAL ") -> Tensor");
+  m.def("cpu_local_block_backward(Tensor d_out, " LOCAL ", bool want_particles)"
+        " -> (Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(jetkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&jetkern::cpu_isa));

@@ -83,15 +83,16 @@ std::tuple<Tensor, Tensor> local_block_backward(const Tensor& d_out, const Tenso
                                                 int64_t width, int64_t heads, int64_t blocks,
                                                 int64_t embed_hidden, int64_t embed_parts,
                                                 int64_t hidden, int64_t parts, bool bf16,
-                                                bool need_particles) {
+                                                bool want_particles) {
   const Inputs in(particles, neighbours, weights, width, heads, blocks, embed_hidden, embed_parts,
                   hidden, parts, bf16, true);
   const float* from = data<float>(d_out, "d_out");
-  const int64_t K = in.shape.neighbours, rows = need_particles ? in.total : 0;
+  const int64_t K = in.shape.neighbours, rows = want_particles ? in.total : 0;
   Tensor d_weights = torch::stable::new_empty(particles, {in.weights.size});
-  Tensor d_particles = torch::stable::new_empty(particles, {rows, 4});
+  Tensor d_particles = want_particles ? torch::stable::empty_like(particles)
+                                      : torch::stable::new_empty(particles, {0});
   float* gradient = data<float>(d_weights, "d_weights");
-  float* centres = need_particles ? data<float>(d_particles, "d_particles") : nullptr;
+  float* centres = want_particles ? data<float>(d_particles, "d_particles") : nullptr;
   Scratch edges(rows * K * 4 * int64_t{sizeof(float)});
   auto run = JETKERN_SELECT(local_block_backward);
   const auto alphas = sum_gradients(

@@ -59,12 +59,12 @@ Tensor mlp(const Tensor& x, const Tensor& weights, int64_t hidden, int64_t out, 
 // Gradients of x (empty unless wanted) and of the weights, one after the other.
 std::tuple<Tensor, Tensor> mlp_backward(const Tensor& d_out, const Tensor& x,
                                         const Tensor& weights, int64_t hidden, int64_t out,
-                                        int64_t parts, bool bf16, bool need_dx) {
+                                        int64_t parts, bool bf16, bool want_x) {
   const Inputs in(x, weights, hidden, out, parts, bf16, true);
   const float* from = data<float>(d_out, "d_out");
-  Tensor dx = torch::stable::new_empty(x, {need_dx ? in.rows : 0, in.shape.in});
+  Tensor dx = want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
   Tensor d_weights = torch::stable::new_empty(x, {in.weights.size});
-  float* to = need_dx ? data<float>(dx, "dx") : nullptr;
+  float* to = want_x ? data<float>(dx, "dx") : nullptr;
   float* gradient = data<float>(d_weights, "d_weights");
   auto run = JETKERN_SELECT(mlp_backward);
   const auto alphas = sum_gradients(

@@ -1,5 +1,7 @@
 #include "pair_bias.h"
 
+#include <algorithm>
+
 #include "parallel.h"
 
 namespace jetkern {
@@ -60,12 +62,11 @@ Tensor pair_bias(const Tensor& particles, const Tensor& offsets, const Tensor& f
   return bias;
 }
 
-// -> the gradient of the weights in one tensor, see pair_gradient_size, and that of the particles
-// (empty unless wanted)
-std::tuple<Tensor, Tensor> pair_bias_backward(const Tensor& dbias, const Tensor& particles,
-                                              const Tensor& offsets, const Tensor& fc1_weight,
-                                              const Tensor& fc1_bias, const Tensor& fc2_weight,
-                                              const Tensor& fc2_bias, bool need_particles) {
+// -> the gradients of the particles (empty unless wanted) and of the four weights
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_bias_backward(
+    const Tensor& dbias, const Tensor& particles, const Tensor& offsets, const Tensor& fc1_weight,
+    const Tensor& fc1_bias, const Tensor& fc2_weight, const Tensor& fc2_bias, int64_t,
+    bool want_particles) {
   const auto p = perceptron(fc1_weight, fc1_bias, fc2_weight, fc2_bias);
   const int64_t size = pair_gradient_size(p.hidden, p.heads);
   const int64_t most = (int64_t{1} << 20) / size;  // 4 MiB of partial sums, 16 to 256 of them
@@ -73,17 +74,30 @@ std::tuple<Tensor, Tensor> pair_bias_backward(const Tensor& dbias, const Tensor&
   if (dbias.size(0) != p.heads || dbias.size(1) != (all.empty() ? 0 : all[0].pairs))
     throw std::runtime_error("dbias must be (H, P)");
   const float* from = data<float>(dbias, "dbias");
-  Tensor d_particles =
-      torch::stable::new_empty(particles, {need_particles ? particles.size(0) : 0, 4});
-  float* to = need_particles ? data<float>(d_particles, "d_particles") : nullptr;
+  Tensor d_particles = want_particles ? torch::stable::empty_like(particles)
+                                      : torch::stable::new_empty(particles, {0});
+  float* to = want_particles ? data<float>(d_particles, "d_particles") : nullptr;
   Scratch parts(all.size() * size * sizeof(float));
   auto run = JETKERN_SELECT(pair_bias_backward);
   parallel(all.size(), pair_scratch(p.hidden, p.heads), [&](int64_t i, float* scratch) {
     run(p, all[i], from, parts.floats() + i * size, to, scratch);
   });
-  Tensor gradient = torch::stable::new_empty(particles, {size});
-  reduce(parts.floats(), all.size(), size, data<float>(gradient, "gradient"));
-  return {gradient, d_particles};
+  Scratch sums(size * sizeof(float));
+  reduce(parts.floats(), all.size(), size, sums.floats());
+  const float* sum = sums.floats();  // fc1_weight lies transposed in it
+  Tensor d_fc1 = torch::stable::empty_like(fc1_weight);
+  float* d_fc1_weight = data<float>(d_fc1, "d_fc1");
+  for (int64_t c = 0; c < p.hidden; c++)
+    for (int64_t k = 0; k < 3; k++) d_fc1_weight[c * 3 + k] = sum[k * p.hidden + c];
+  sum += 3 * p.hidden;
+  auto next = [&sum](const Tensor& like) {
+    Tensor part = torch::stable::empty_like(like);
+    std::copy_n(sum, like.numel(), data<float>(part, "part"));
+    sum += like.numel();
+    return part;
+  };
+  Tensor d_fc1_bias = next(fc1_bias), d_fc2 = next(fc2_weight), d_fc2_bias = next(fc2_bias);
+  return {d_particles, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias};
 }
 
 }  // namespace jetkern

@@ -107,12 +107,12 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {out, softmax};
 }
 
-// -> dq, dk, dv as q, k, v but contiguous; dbias as bias, or (0, 0) if not wanted
+// -> dq, dk, dv as q, k, v but contiguous; dbias as bias, or empty if not wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-    const Tensor& softmax, const Tensor& query_offsets, const Tensor& key_offsets,
-    std::optional<Tensor> bias, std::optional<Tensor> particle_offsets,
-    std::optional<Tensor> pair_offsets, double scale, int64_t precision, bool want_dbias) {
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Tensor& query_offsets, const Tensor& key_offsets, std::optional<Tensor> bias,
+    std::optional<Tensor> particle_offsets, std::optional<Tensor> pair_offsets, double scale,
+    int64_t precision, const Tensor& out, const Tensor& softmax, bool want_bias) {
   OnDevice device(q);
   const Rows q_rows(q, q, "q"), k_rows(k, q, "k"), v_rows(v, q, "v");
   const AttentionJets all = batch(q_rows, k_rows, v_rows, query_offsets, key_offsets, bias,
@@ -121,10 +121,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     return torch::stable::new_empty(q, {t.size(0), q.size(1), q.size(2)});
   };
   Tensor dq = like(q), dk = like(k), dv = like(v);
-  want_dbias = want_dbias && bias;
-  Tensor dbias = want_dbias
+  want_bias = want_bias && bias;
+  Tensor dbias = want_bias
                      ? torch::stable::new_empty(*bias, {bias->size(0), bias->size(1)})
-                     : torch::stable::new_empty(q, {0, 0});
+                     : torch::stable::new_empty(q, {0});
   Tensor delta = torch::stable::new_empty(softmax, {q.size(0), q.size(1)});
   const Rows dout_rows(dout, q, "dout"), out_rows(out, q, "out");
   AttentionGradients to = {};
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   to.dq = dq.data_ptr();
   to.dk = dk.data_ptr();
   to.dv = dv.data_ptr();
-  to.dbias = want_dbias && all.pairs ? dbias.data_ptr() : nullptr;
+  to.dbias = want_bias && all.pairs ? dbias.data_ptr() : nullptr;
   if (all.jets && (all.queries || k.size(0)) && all.heads) {
     auto run = all.width == 8    ? queue_attention_backward<1>
                : all.width == 16 ? queue_attention_backward<2>

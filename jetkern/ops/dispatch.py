@@ -2,7 +2,7 @@
 
 Every op has ``reference.py``. Faster implementations are modules beside it, whose function
 ``<op>`` has the signature of the reference and, where the op has products, the keyword
-``precision``: ``op.py`` the compiled C++ ("cpu"), ``triton.py`` Triton kernels ("triton"),
+``precision``: ``cpu.py`` the compiled C++ ("cpu"), ``triton.py`` Triton kernels ("triton"),
 ``cuda.py`` compiled CUDA ("cuda").
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from jetkern import build
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-MODULES = {"cpu": "op", "triton": "triton", "cuda": "cuda"}
+MODULES = {"cpu": "cpu", "triton": "triton", "cuda": "cuda"}
 PRECISIONS = ("ieee", "tf32", "bf16")
 LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or build.library(build.LIBRARY))
 CUDA_LIBRARY = Path(os.environ.get("JETKERN_CUDA_LIBRARY") or LIBRARY.with_name("_cuda.so"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,20 @@ def tensors(*groups: MLPParameters | BlockParameters) -> list[Tensor]:
     return found
 
 
+def take_mlp(weights: Iterator[Tensor], parts: int) -> MLPParameters:
+    """The next perceptron of weights in the order of ``tensors``, given its ``optional_parts``."""
+    taken = [
+        next(weights) if always or parts & bit else None
+        for always, bit in ((True, 0), (False, 1), (False, 2), (False, 2), (True, 0), (False, 4))
+    ]
+    return MLPParameters(*taken)  # type: ignore[arg-type]
+
+
+def take_block(weights: Iterator[Tensor], parts: int) -> BlockParameters:
+    """The next block of weights in the order of ``tensors``, given its MLP's ``optional_parts``."""
+    return BlockParameters(*(next(weights) for _ in range(6)), take_mlp(weights, parts))  # type: ignore[call-arg, arg-type]
+
+
 def table(weights: Sequence[Tensor]) -> Tensor:
     """(len(weights), 2) int64 addresses and sizes, as the C++ ops take weights.
 
@@ -67,12 +81,6 @@ def table(weights: Sequence[Tensor]) -> Tensor:
         if w.dtype != torch.float32 or w.device.type != "cpu" or not w.is_contiguous():
             raise ValueError(f"weights must be contiguous float32 on the CPU, got {w.dtype}")
     return torch.tensor([(w.data_ptr(), w.numel()) for w in weights], dtype=torch.int64)
-
-
-def split_gradient(gradient: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of each weight, as views of a gradient of all, one after the other."""
-    parts = gradient.split([w.numel() for w in weights])
-    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
 def optional_parts(parameters: MLPParameters) -> int:

@@ -27,7 +27,7 @@ ROUNDED = {"tf32": 2e-3, "bf16": 1e-2}  # relative error of the root mean square
 
 
 for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias"):
-    importlib.import_module(f"jetkern.ops.{_op}.op")  # registers torch.ops.jetkern, for opcheck
+    importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
 dispatch.cpu_library()
 
 

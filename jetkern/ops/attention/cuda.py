@@ -1,4 +1,4 @@
-"""Registration of ``torch.ops.jetkern_cuda.attention``, which csrc/cuda implements."""
+"""The CUDA op of csrc/cuda, ``torch.ops.jetkern_cuda.attention``."""
 
 from __future__ import annotations
 
@@ -10,53 +10,41 @@ from torch import Tensor
 from jetkern.ops.attention.reference import attention as reference
 from jetkern.ops.dispatch import PRECISIONS
 from jetkern.ops.pair_features import pair_offsets
+from jetkern.ops.register import operator
 
 WIDTHS = (8, 16, 32)
 
-_SHARED = (
-    "Tensor query_offsets, Tensor key_offsets, Tensor? bias, Tensor? particle_offsets,"
-    " Tensor? pair_offsets, float scale, int precision"
-)
-torch.library.define(
-    "jetkern_cuda::attention",
-    f"(Tensor q, Tensor k, Tensor v, {_SHARED}) -> (Tensor out, Tensor softmax)",
-)
-torch.library.define(
-    "jetkern_cuda::attention_backward",
-    f"(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax, {_SHARED},"
-    " bool want_dbias) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
-)
 
-
-@torch.library.register_fake("jetkern_cuda::attention")
-def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((*q.shape[:2], 2), dtype=torch.float32)
 
 
-@torch.library.register_fake("jetkern_cuda::attention_backward")
-def _backward_fake(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
-    bias, want_dbias = others[4], others[-1]
-    dbias = bias.new_empty(bias.shape) if bias is not None and want_dbias else q.new_empty(0, 0)
-    return q.new_empty(q.shape), q.new_empty(k.shape), q.new_empty(v.shape), dbias
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    bias: Tensor | None,
+    particle_offsets: Tensor | None,
+    pair_offsets: Tensor | None,
+    scale: float,
+    precision: int,
+) -> Tensor:
+    q = q * (scale * q.shape[2] ** 0.5)  # as q may be padded to a width of the kernels
+    return reference(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    *tensors, ctx.scale, ctx.precision = inputs
-    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
-
-
-def _backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    want_dbias = ctx.needs_input_grad[5]
-    dq, dk, dv, dbias = torch.ops.jetkern_cuda.attention_backward(
-        dout, *ctx.saved_tensors, ctx.scale, ctx.precision, want_dbias
-    )
-    return dq, dk, dv, None, None, dbias if want_dbias else None, None, None, None, None
-
-
-torch.library.register_autograd("jetkern_cuda::attention", _backward, setup_context=_setup_context)
+_attention = operator(
+    "jetkern_cuda::attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
+    " Tensor? particle_offsets, Tensor? pair_offsets, float scale, int precision)"
+    " -> (Tensor out, Tensor softmax)",
+    gradients="q k v bias?",
+    kept="out softmax",
+    fake=_fake,
+    reference=_plain,
+)
 
 
 def attention(
@@ -82,7 +70,7 @@ def attention(
         bias = (bias if bias.dtype == torch.bfloat16 else bias.float()).contiguous()
         particle_offsets = particle_offsets.contiguous()
         pairs = pair_offsets(particle_offsets)
-    out, _ = torch.ops.jetkern_cuda.attention(
+    out, _ = _attention(
         q,
         k.to(q.dtype),
         v.to(q.dtype),

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jetkern.ops.attention.op import dense_rows
+from jetkern.ops.attention.cpu import dense_rows
 from jetkern.ops.attention.reference import attention as reference
 from jetkern.ops.dispatch import PRECISIONS
 from jetkern.ops.triton_tools import (

@@ -24,7 +24,6 @@ import triton.language as tl
 from torch import Tensor
 
 from jetkern.ops.pair_bias import reference
-from jetkern.ops.pair_bias.op import WEIGHTS, split_gradient
 from jetkern.ops.parameters import MLPParameters
 from jetkern.ops.triton_tools import (
     TYPES,
@@ -301,6 +300,17 @@ def _sizes(fc2_weight: Tensor, precision: str) -> tuple[dict[str, Any], int, str
     }
     key = f"c{hidden} h{heads} {precision}"
     return constants, max(16, triton.next_power_of_2(hidden)), key
+
+
+WEIGHTS = "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias"
+
+
+def split_gradient(gradient: Tensor, heads: int, hidden: int) -> tuple[Tensor, ...]:
+    """The parts of fc1_weight, fc1_bias, fc2_weight and fc2_bias of what the backward returns."""
+    of_fc1, d_fc1_bias, of_fc2, d_fc2_bias = gradient.split(
+        [3 * hidden, hidden, heads * hidden, heads]
+    )
+    return of_fc1.view(3, hidden).t(), d_fc1_bias, of_fc2.view(heads, hidden), d_fc2_bias
 
 
 @define(

@@ -1,0 +1,53 @@
+"""The compiled C++ op, ``torch.ops.jetkern.attention``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from jetkern.ops.attention import reference
+from jetkern.ops.register import operator
+
+
+def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(*q.shape[:2], 2)
+
+
+_attention = operator(
+    "jetkern::attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
+    " Tensor? particle_offsets) -> (Tensor out, Tensor softmax)",
+    gradients="q k v bias?",
+    kept="softmax",
+    fake=_fake,
+    reference=reference.attention,
+)
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x (T, H, d) itself if its rows are dense, as in a slice of a projection; else a copy."""
+    dense = x.stride(2) == 1 and x.stride(1) == x.shape[2]
+    return x if dense else x.contiguous()
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    bias: Tensor | None,
+    particle_offsets: Tensor | None,
+    precision: str = "ieee",
+) -> Tensor:
+    out, _ = _attention(
+        dense_rows(q),
+        dense_rows(k),
+        dense_rows(v),
+        query_offsets.contiguous(),
+        key_offsets.contiguous(),
+        None if bias is None else bias.contiguous(),
+        None if bias is None or particle_offsets is None else particle_offsets.contiguous(),
+    )
+    return out

@@ -1,0 +1,15 @@
+"""The compiled C++ op, ``torch.ops.jetkern.knn``."""
+
+from torch import Tensor
+
+from jetkern.ops.register import operator
+
+_knn = operator(
+    "jetkern::knn",
+    "(Tensor coordinates, Tensor offsets, int k) -> Tensor",
+    fake=lambda coordinates, offsets, k: offsets.new_empty(coordinates.shape[0], k),
+)
+
+
+def knn(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
+    return _knn(coordinates.detach().contiguous(), offsets.contiguous(), k)

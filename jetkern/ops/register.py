@@ -1,0 +1,180 @@
+"""One declaration of an op in ``torch.ops``: its backward and registrations follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def operator(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    forward: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+    gradients: str = "",
+    kept: str = "",
+    reference: Callable[..., Tensor] | None = None,
+    devices: Sequence[str] = ("cpu",),
+) -> Any:
+    """Registers an op and, if it is differentiable, its backward ``<name>_backward``.
+
+    The first result is the op's; others are what the forward keeps for the backward. The backward
+    takes the gradient of the result, all inputs in their order, the kept results and the flags
+    ``bool want_<input>``; it returns one gradient for each differentiable input, that of a
+    ``Tensor[]`` (the only one, if any) as one row, tensor after tensor. For an input that is None
+    or whose flag is false it returns an empty row.
+
+    Args:
+        name: "namespace::op". schema: inputs and results, as for ``torch.library.define``.
+        fake: shapes of the results, from the inputs.
+        forward, backward: implementations on ``devices``; None where C++ registers them.
+        gradients: names of the differentiable inputs; with a "?" behind one its gradient is
+            computed only if it is wanted, and the backward gets its flag.
+        kept: names of the results that the backward gets.
+        reference: the result in plain PyTorch from the same inputs. Where derivatives of the
+            gradient are wanted (``create_graph=True``) the gradient is that of the reference.
+
+    Returns:
+        ``torch.ops.<namespace>.<op>.default``.
+    """
+    signature = torch._C.parse_schema(name + schema)
+    inputs = [a.name for a in signature.arguments]
+    types = [str(a.type) for a in signature.arguments]
+    results = [r.name for r in signature.returns]
+    torch.library.define(name, schema)
+    torch.library.register_fake(name, _without_tangents(name, fake))
+    if forward is not None:
+        torch.library.impl(name, devices, forward)
+    op = _find(name)
+    if not gradients:
+        return op
+
+    of = [inputs.index(g.rstrip("?")) for g in gradients.split()]  # inputs with a gradient
+    asked = [inputs.index(g[:-1]) for g in gradients.split() if g.endswith("?")]
+    back = [results.index(k) for k in kept.split()]
+    single = [i for i, t in enumerate(types) if t in ("Tensor", "Optional[Tensor]")]
+    several = next((i for i, t in enumerate(types) if t == "List[Tensor]"), None)
+    apart = range(len(single), len(single) + len(back))  # the kept results among what is saved
+
+    declared = schema[schema.index("(") + 1 : schema.rindex("->")].strip().removesuffix(")")
+    extra = [f"Tensor {results[i]}" for i in back] + [f"bool want_{inputs[i]}" for i in asked]
+    made = ", ".join(f"Tensor d_{inputs[i]}" for i in of)
+    torch.library.define(
+        f"{name}_backward", f"(Tensor d_out, {', '.join([declared, *extra])}) -> ({made})"
+    )
+    if backward is not None:
+        torch.library.impl(f"{name}_backward", devices, backward)
+    run_backward = _find(f"{name}_backward")
+
+    def fake_backward(d_out: Tensor, *arguments: Any) -> Any:
+        wanted = dict(zip(asked, arguments[len(inputs) + len(back) :], strict=True))
+
+        def empty(i: int) -> Tensor:
+            value = arguments[i]
+            if value is None or not wanted.get(i, True):
+                return d_out.new_empty(0)
+            if i == several:
+                return value[0].new_empty(sum(t.numel() for t in value))
+            return value.new_empty(value.shape)
+
+        found = tuple(empty(i) for i in of)
+        return found if len(of) > 1 else found[0]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        if len(results) > 1:
+            ctx.mark_non_differentiable(*output[1:])
+        ctx.others = [None if i in single or i == several else v for i, v in enumerate(inputs)]
+        ctx.save_for_backward(
+            *(inputs[i] for i in single),
+            *(output[i] for i in back),
+            *(inputs[several] if several is not None else ()),
+        )
+
+    def gradient(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Any, ...]:
+        given: list[Any] = [None] * len(inputs)
+        if d_out is None:
+            return tuple(given)
+        saved, arguments = ctx.saved_tensors, ctx.others.copy()
+        for i, value in zip(single, saved, strict=False):
+            arguments[i] = value
+        if several is not None:
+            arguments[several] = saved[apart.stop :]
+        wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _through_reference(name, reference, arguments, of, d_out)
+        found = run_backward(
+            d_out.contiguous(),
+            *arguments,
+            *(saved[i] for i in apart),
+            *(wanted[i] for i in asked),
+        )
+        for i, one in zip(of, found if len(of) > 1 else (found,), strict=True):
+            if i == several:
+                parts = one.split([t.numel() for t in arguments[i]])
+                given[i] = [p.view(t.shape) for p, t in zip(parts, arguments[i], strict=True)]
+            elif wanted[i]:
+                given[i] = one
+        return tuple(given)
+
+    torch.library.register_fake(f"{name}_backward", fake_backward)
+    torch.library.register_autograd(name, gradient, setup_context=setup_context)
+    return op
+
+
+def _find(name: str) -> Any:
+    namespace, _, op = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), op).default
+
+
+def _without_tangents(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake``, an error where forward-mode derivatives are traced: they would be lost."""
+
+    def checked(*inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(
+                f"{name} has no forward-mode derivatives: take backend='reference'"
+            )
+        return fake(*inputs)
+
+    return checked
+
+
+def _through_reference(
+    name: str,
+    reference: Callable[..., Tensor] | None,
+    arguments: list[Any],
+    of: Sequence[int],
+    d_out: Tensor,
+) -> tuple[Any, ...]:
+    """The gradients of the reference, which can be differentiated again."""
+    if reference is None:
+        raise NotImplementedError(f"{name} has no second derivatives: take backend='reference'")
+
+    def own(value: Any) -> Any:
+        """An input under a name of its own, as it may have been given more than once."""
+        if isinstance(value, Tensor):
+            return value.view_as(value)
+        return [own(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    with torch.enable_grad():
+        values = [own(v) for v in arguments]
+        out = reference(*values)
+        leaves = [
+            v for i in of for v in (values[i] if isinstance(values[i], list) else [values[i]])
+        ]
+        leaves = [v for v in leaves if v is not None and v.requires_grad]
+        found = iter(torch.autograd.grad(out, leaves, d_out, create_graph=True, allow_unused=True))
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, list):
+            return [taken(v) for v in value]
+        return next(found) if value is not None and value.requires_grad else None
+
+    return tuple(taken(v) if i in of else None for i, v in enumerate(values))
