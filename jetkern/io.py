@@ -72,9 +72,11 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(part_of(path))):
+        name, part = os.fsdecode(error.filename or ""), str(part_of(path))
+        if error.errno is None or not (name == "" or name.startswith(part)):
             raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        name = f"{path}{name.removeprefix(part)}"
+        raise OSError(error.errno, os.strerror(error.errno), name) from error
 
 
 @contextmanager

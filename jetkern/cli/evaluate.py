@@ -11,13 +11,14 @@ import torch
 from jetkern.cli import command
 from jetkern.data import Shards
 from jetkern.evaluation import classification_report, load_classifier, predict, report_table
+from jetkern.io import write_atomically
+from jetkern.machine import environment
 from jetkern.metrics import BinaryReport
 from jetkern.metrics.classification import as_json
 from jetkern.plots import roc_figure, training_figure
 from jetkern.training.config import evaluate_defaults, parse
 from jetkern.training.distributed import join_world
 from jetkern.training.log import read_metrics
-from jetkern.training.runs import environment, write_atomically
 
 
 @command

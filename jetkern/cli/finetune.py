@@ -24,8 +24,8 @@ from jetkern.training.config import (
     parse,
 )
 from jetkern.training.distributed import join_world
-from jetkern.training.runs import load_matching, load_weights
 from jetkern.training.trainer import Trainer, open_splits
+from jetkern.training.weights import load_matching, load_weights, model_config
 
 
 @command
@@ -56,7 +56,7 @@ def fine_tune_top(settings: FinetuneSettings) -> None:
         if weights is None or settings.preset is not None:
             config = model_preset(settings.preset or "micro", ("classifier",))
         else:
-            config = PETConfig(**weights.config)
+            config = model_config(weights)
         model = PET(for_labels_of(train, config, settings.num_classes))
         new: set[str] = set()
         if weights is not None:

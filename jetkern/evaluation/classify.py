@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from jetkern.data import Shards, Stream
 from jetkern.metrics import BinaryReport, MulticlassReport, binary_report, multiclass_report
-from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
-from jetkern.training.runs import RunError, load_matching, load_weights
+from jetkern.training.checkpoints import RunError
+from jetkern.training.weights import load_matching, load_weights, model_config
 
 Report = BinaryReport | MulticlassReport
 
@@ -29,16 +29,11 @@ def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> P
         RunError: if there is no such checkpoint, or no classifier in it.
     """
     weights = load_weights(source)
-    try:
-        config = PETConfig(**weights.config)
-    except TypeError as error:
-        raise RunError(f"{weights.path} has a model configuration of another kind") from error
+    config = model_config(weights)
     if "classifier" not in config.parts:
         raise RunError(f"{weights.path} has no classifier, only {', '.join(config.parts)}")
     model = PET(config)
-    report = load_matching(model, weights.state)
-    if report.new:
-        raise RunError(f"{weights.path} lacks parameters of its model: {next(iter(report.new))}")
+    load_matching(model, weights.state)
     return model.to(device).eval()
 
 

@@ -283,7 +283,7 @@ def finetune_defaults(
         SettingsError: for an unknown size, or a checkpoint of no known size.
         RunError: if the checkpoint cannot be read.
     """
-    from jetkern.training.runs import checkpoint_facts
+    from jetkern.training.weights import checkpoint_facts
 
     size = preset or "micro"
     if preset is None and source is not None:

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jetkern.training.signals import end_with_launcher
+
 T = TypeVar("T")
 
 
@@ -51,7 +53,8 @@ class World:
 def join_world(device: str = "auto") -> Iterator[World]:
     """Joins the processes that ``torchrun`` started, or is alone without it.
 
-    CPU tensors are reduced with gloo, CUDA tensors with NCCL.
+    CPU tensors are reduced with gloo, CUDA tensors with NCCL. A process whose launcher is gone
+    ends.
 
     Args:
         device: "auto" takes a GPU if there is one; "cuda" the one of this process's local rank.
@@ -59,6 +62,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
     Raises:
         ValueError: for a device that is not there.
     """
+    end_with_launcher()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = _device(device)
     if chosen.type == "cuda":

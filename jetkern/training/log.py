@@ -5,33 +5,40 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from jetkern.training.runs import write_atomically
+from jetkern.io import naming, printable, read_bytes, write_atomically
 
 LINE_SECONDS = 5.0
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+def read_metrics(
+    path: Path | str, *, say: Callable[[str], None] | None = None
+) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; a last line cut short by a kill is left out.
 
+    Args:
+        say: called once, if there are other damaged lines, which then are left out, too.
+
     Raises:
-        ValueError: naming the file and line, for damage elsewhere.
+        ValueError: naming the file and, without ``say``, the first damaged line.
     """
-    lines = Path(path).read_text().splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        record = _decode(line)
-        if record is None and number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
-        if record is not None:
-            records.append(record)
-    return records
+    lines = read_bytes(Path(path)).split(b"\n")
+    if not lines[-1]:
+        del lines[-1]
+    records = [_decode(line) for line in lines]
+    damaged = [number for number, r in enumerate(records[:-1], 1) if r is None]
+    if damaged and say is None:
+        raise ValueError(f"{printable(path)}, line {damaged[0]}: not a record of a training")
+    if damaged and say is not None:
+        say(f"{printable(path)}: {len(damaged)} damaged lines are left out, first {damaged[0]}")
+    return [r for r in records if r is not None]
 
 
 class TrainingLog:
@@ -55,6 +62,7 @@ class TrainingLog:
         self.batch_size = batch_size
         self._file: TextIO | None = None
         if path is not None:
+            self._path = path
             _keep_until(path, step)
             self._file = open(path, "a")  # noqa: SIM115 - open for the length of the training
         self._bar = tqdm(
@@ -80,8 +88,9 @@ class TrainingLog:
             return
         seconds = round(time.perf_counter() - self._start, 3)
         record = {"kind": kind, "step": step, "seconds": seconds, **values}
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            self._file.flush()
 
     def train(
         self, step: int, losses: Mapping[str, float], *, lr: float, grad_norm: float, waited: float
@@ -132,22 +141,23 @@ class TrainingLog:
         """Ends the bar and closes the file."""
         self._bar.close()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written has been said
+                self._file.close()
             self._file = None
 
 
 def _keep_until(path: Path, step: int) -> None:
     if path.exists():
-        kept = [r for r in read_metrics(path) if r["step"] <= step]
+        kept = [r for r in read_metrics(path, say=tqdm.write) if r["step"] <= step]
         write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
 
-def _decode(line: str) -> dict[str, Any] | None:
+def _decode(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,17 +25,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jetkern.data import Shards, Stream
+from jetkern.io import explain, write_atomically
 from jetkern.jets import Jets
 from jetkern.model.layers import set_precision
 from jetkern.model.pet import PET
 from jetkern.objectives import Objective, masked_per_jet
 from jetkern.objectives.masking import masked_counts
+from jetkern.training.checkpoints import RunError
 from jetkern.training.config import TrainSettings, as_dict
 from jetkern.training.distributed import World
 from jetkern.training.log import TrainingLog
 from jetkern.training.optim import build_optimizer, parameter_groups, set_lr
-from jetkern.training.runs import Run, RunError, StopSignal, write_atomically
+from jetkern.training.runs import Run
 from jetkern.training.schedule import lr_at
+from jetkern.training.signals import StopSignal
+from jetkern.training.weights import restore_optimizer
 
 MAX_SKIPPED = 10
 SIGNAL = "stopped by a signal"
@@ -125,6 +129,8 @@ class Trainer:
         self.best: dict[str, float] | None = None
         self.misses = 0
         self.skipped = 0
+        self.owed = False  # a validation that a signal broke off
+        self.stop = StopSignal()
         self.identity = {
             **as_dict(settings.optim),
             **as_dict(settings.validation),
@@ -160,7 +166,8 @@ class Trainer:
             )
             stack.callback(log.close)
             log.say(self._summary())
-            reason = self._loop(run, log, stack.enter_context(StopSignal()))
+            stack.enter_context(self.stop)
+            reason = self._loop(run, log)
             result = {"reason": reason, "step": self.step, "best": self.best}
             if reason == SIGNAL:
                 log.say(f"{reason} after step {self.step}: the same command continues")
@@ -172,10 +179,13 @@ class Trainer:
                     run.finish(**result)
         return result
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float] | None:
         """Mean losses over the validation jets, with the averaged weights if they are kept.
 
         The noise and masks of a jet are the same at every validation.
+
+        Returns:
+            the losses by name, or None if a signal asked to stop before the end.
         """
         assert self.val is not None
         objective = self.objective if self.average is None else self.average
@@ -196,6 +206,8 @@ class Trainer:
         objective.eval()
         with torch.no_grad():
             for host_jets in stream:
+                if self.stop.requested:
+                    break
                 if not len(host_jets):
                     continue
                 jets = host_jets.to(self.world.device)
@@ -205,6 +217,8 @@ class Trainer:
                 for name, loss in objective(jets, per_jet).items():
                     sums[name] = sums.get(name, 0) + loss.double() * len(jets)
         objective.train()
+        if self.world.any(self.stop.requested):
+            return None
         names = [name for name in self.world.share(list(sums)) if name != "loss"]
         absent = torch.zeros((), dtype=torch.float64, device=self.world.device)
         totals = self.world.sum(torch.stack([*counts, *(sums.get(n, absent) for n in names)]))
@@ -246,36 +260,36 @@ class Trainer:
             print(f"{run.path} is finished: {done['reason']}, step {done['step']}")
         return run, done, state
 
-    def _loop(self, run: Run | None, log: TrainingLog, stop: StopSignal) -> str:
+    def _loop(self, run: Run | None, log: TrainingLog) -> str:
         batches = iter(self.stream)
         saved_at = time.monotonic()
         sums: dict[str, Tensor] = {}
         updates, waited = 0, 0.0
         self.objective.train()
-        while not self._finished():
-            begin = time.perf_counter()
-            jets = next(batches)
-            waited += time.perf_counter() - begin
-            losses, norm = self._update(jets.to(self.world.device, non_blocking=True))
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss
-            updates += 1
-            self.step += 1
-            at_end = self.step == self.optim.steps
-            if at_end or self.step % self.run_settings.log_every == 0:
-                means = self._means(sums, updates)
-                lr = self._lr(self.step - 1)
-                log.train(self.step, means, lr=lr, grad_norm=norm, waited=waited)
-                sums, updates, waited = {}, 0, 0.0
-            if self.skipped >= MAX_SKIPPED:
-                self._save(run)
-                raise self._not_finite(run)
-            improved = False
-            if self.val is not None and (
-                at_end or self.step % self.settings.validation.val_every == 0
-            ):
-                improved = self._validation(run, log)
-            stopping = self.world.any(stop.requested)
+        while self.owed or not self._finished():
+            if not self.owed:
+                begin = time.perf_counter()
+                jets = next(batches)
+                waited += time.perf_counter() - begin
+                losses, norm = self._update(jets.to(self.world.device, non_blocking=True))
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss
+                updates += 1
+                self.step += 1
+                at_end = self.step == self.optim.steps
+                if at_end or self.step % self.run_settings.log_every == 0:
+                    means = self._means(sums, updates)
+                    lr = self._lr(self.step - 1)
+                    log.train(self.step, means, lr=lr, grad_norm=norm, waited=waited)
+                    sums, updates, waited = {}, 0, 0.0
+                if self.skipped >= MAX_SKIPPED:
+                    self._save(run)
+                    raise self._not_finite(run)
+                self.owed = self.val is not None and (
+                    at_end or self.step % self.settings.validation.val_every == 0
+                )
+            improved = self.owed and self._validation(run, log)
+            stopping = self.world.any(self.stop.requested)
             minutes = (time.monotonic() - saved_at) / 60
             if (
                 improved
@@ -286,7 +300,7 @@ class Trainer:
             ):
                 self._save(run)
                 saved_at = time.monotonic()
-            if stopping and not self._finished():
+            if stopping and (self.owed or not self._finished()):
                 return SIGNAL
         return "out of patience" if self._out_of_patience() else "all steps done"
 
@@ -353,6 +367,9 @@ class Trainer:
 
     def _validation(self, run: Run | None, log: TrainingLog) -> bool:
         losses = self.validate()
+        if losses is None:
+            return False
+        self.owed = False
         improved = math.isfinite(losses["loss"]) and (
             self.best is None or losses["loss"] < self.best["loss"]
         )
@@ -389,6 +406,7 @@ class Trainer:
             "best": self.best,
             "misses": self.misses,
             "skipped": self.skipped,
+            "owed": self.owed,
         }
         run.save(self.step, state, self._facts())
         if self.best is not None:
@@ -397,16 +415,23 @@ class Trainer:
     def _restore(self, state: dict[str, Any] | None) -> None:
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
-        if self.average is not None and state["average"] is not None:
-            self.average.model.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        self.best, self.misses, self.skipped = state["best"], state["misses"], state["skipped"]
-        if self.run_settings.allow_mismatch:
-            self.stream.seek(state["stream"]["position"])
-        else:
-            self.stream.load_state(state["stream"])
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None and state["average"] is not None:
+                self.average.model.load_state_dict(state["average"])
+            restore_optimizer(self.optimizer, state["optimizer"])
+            self.step = state["step"]
+            self.best, self.misses, self.skipped = state["best"], state["misses"], state["skipped"]
+            self.owed = state.get("owed", False)  # absent before there was a choice
+            if self.run_settings.allow_mismatch:
+                self.stream.seek(state["stream"]["position"])
+            else:
+                self.stream.load_state(state["stream"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            # By its checksum it is what was written, but not by this training.
+            raise RunError(
+                f"{self.settings.out}: the checkpoint does not fit this training: {explain(error)}"
+            ) from error
 
     def _summary(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())

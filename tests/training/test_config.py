@@ -6,6 +6,7 @@ import json
 import pytest
 
 from jetkern.model.presets import SIZES
+from jetkern.training.checkpoints import RunError
 from jetkern.training.config import (
     FinetuneSettings,
     PretrainSettings,
@@ -16,7 +17,7 @@ from jetkern.training.config import (
     pretrain_defaults,
     size_of,
 )
-from jetkern.training.runs import Run, RunError
+from jetkern.training.runs import Run
 
 PATHS = ["--data", "shards", "--out", "run"]
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from jetkern.data import Shards
 from jetkern.evaluation import load_classifier, predict
 from jetkern.training.log import read_metrics
-from jetkern.training.runs import load_weights
+from jetkern.training.weights import load_weights
 
 
 @pytest.fixture

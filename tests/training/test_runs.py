@@ -12,15 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from jetkern.training import runs
-from jetkern.training.runs import (
-    Run,
-    RunError,
-    StopSignal,
-    load_matching,
-    load_weights,
-    read_checkpoint,
-)
+from jetkern import io
+from jetkern.training import checkpoints as runs
+from jetkern.training.checkpoints import RunError, read_checkpoint
+from jetkern.training.runs import Run
+from jetkern.training.signals import StopSignal
+from jetkern.training.weights import load_matching, load_weights
 
 IDENTITY = {"lr": 0.1, "model.dim": 32, "betas": (0.9, 0.99)}
 
@@ -107,7 +104,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "_sync", full)
+    monkeypatch.setattr(io, "sync", full)
     with pytest.raises(OSError, match="No space"):
         run.save(10, state(10), {})
     monkeypatch.undo()
@@ -258,7 +255,7 @@ def test_first_signal_is_remembered(number):
 
 def test_second_signal_ends_the_process():
     code = (
-        "import time; from jetkern.training.runs import StopSignal\n"
+        "import time; from jetkern.training.signals import StopSignal\n"
         "with StopSignal() as s:\n"
         "    print('ready', flush=True)\n"
         "    while not s.requested: time.sleep(0.01)\n"
@@ -271,17 +268,3 @@ def test_second_signal_ends_the_process():
     time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=30) == -signal.SIGTERM
-
-
-def test_atomic_write_keeps_the_old_content_on_failure(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    runs.write_atomically(path, b"old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runs, "_sync", full)
-    with pytest.raises(OSError, match="No space"):
-        runs.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -11,12 +11,13 @@ from jetkern.data import Shards, Stream
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.objectives import Objective, parse_objective
+from jetkern.training.checkpoints import RunError, read_checkpoint
 from jetkern.training.config import OptimSettings, RunSettings, TrainSettings, ValidationSettings
 from jetkern.training.distributed import World, join_world
 from jetkern.training.log import read_metrics
-from jetkern.training.runs import RunError, load_weights, read_checkpoint
 from jetkern.training.schedule import lr_at
 from jetkern.training.trainer import MAX_SKIPPED, Trainer, TrainingError, open_splits
+from jetkern.training.weights import load_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 OBJECTIVES = [
