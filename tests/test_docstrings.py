@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from jetkern import PET, Jets, Shards, Stream, jets, model_preset, ops, sampling
 
@@ -31,7 +32,7 @@ def faults(function: Callable[..., Any]) -> list[str]:
     text, signature = inspect.getdoc(function) or "", inspect.signature(function)
     found = [] if text else ["no docstring"]
     for name, parameter in signature.parameters.items():
-        if not re.match(r"(torch\.)?Tensor\b", str(parameter.annotation)):
+        if not re.match(r"'?(torch\.)?Tensor\b", inspect.formatannotation(parameter.annotation)):
             continue
         # "q: (Tq, H, d)", "first, second: (..., 4)"
         if not re.search(rf"\b{name}\b(, \w+)*: *\(", text):
@@ -51,7 +52,7 @@ def test_shapes_units_and_errors_are_stated(name: str, function: Callable[..., A
 
 
 def test_the_check_finds_what_is_missing() -> None:
-    def bad(particles: "jets.Tensor") -> "jets.Tensor":
+    def bad(particles: Tensor) -> Tensor:
         if particles is None:
             raise ValueError
         return particles
