@@ -39,7 +39,7 @@ def parser() -> Parser:
         "--from",
         dest="reader",
         default="auto",
-        choices=["auto", *readers.MODULES],
+        choices=["auto", *readers.MODULES, *readers.SHIPPED],
         help="format of the sources (default: judged by their content)",
     )
     p.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
@@ -68,6 +68,12 @@ def parser() -> Parser:
     g.add_argument(
         "--schema", type=Path, metavar="FILE", help="TOML file that describes your own format"
     )
+    g.add_argument(
+        "--unlabelled",
+        choices=["error", "drop"],
+        default="error",
+        help="jets whose label is none of the classes'; --max-dropped does not count them",
+    )
 
     g = p.add_argument_group("values")
     g.add_argument(
@@ -80,7 +86,8 @@ def parser() -> Parser:
         "--bad-tracks",
         choices=["error", "drop", "zero"],
         default="error",
-        help="impact parameters that are not finite: drop the jet, or set them to zero",
+        help="impact parameters that are not finite or have an error below 0: drop the jet, or "
+        "set them to zero",
     )
     g.add_argument(
         "--max-dropped",
@@ -96,8 +103,22 @@ def parser() -> Parser:
         metavar="N",
         help="keep the N particles of highest pT of a jet (default 150)",
     )
+    g.add_argument(
+        "--max-cut",
+        type=float,
+        default=0.25,
+        metavar="F",
+        help="give up if a larger fraction of the particles lies beyond the 150th of their jet, as "
+        "where rows are no jets (default 0.25)",
+    )
 
     g = p.add_argument_group("shards")
+    g.add_argument(
+        "--tracks",
+        choices=readers.TRACK_SCALES,
+        default="tanh",
+        help="what d0 and dz (mm) are stored as; tanh (default) cannot be inverted beyond 9 mm",
+    )
     g.add_argument(
         "--dtype",
         choices=["float32", "float16"],
@@ -134,13 +155,20 @@ def main(arguments: list[str]) -> int:
     from jetkern.convert.report import show, text
     from jetkern.convert.run import convert
 
+    like = args.reader if args.reader in readers.SHIPPED else None
+    described = like or (args.schema and args.reader == "auto")
     plan = make_plan(
         args.sources,
-        reader="schema" if args.schema and args.reader == "auto" else args.reader,
+        reader="schema" if described else args.reader,
         options=readers.Options(
-            args.label_shift, args.classes, schema.load(args.schema) if args.schema else None
+            args.label_shift,
+            args.classes,
+            schema.load(args.schema, like) if args.schema or like else None,
+            tracks=args.tracks,
         ),
-        policy=Policy(args.bad_jets, args.bad_tracks, args.max_particles),
+        policy=Policy(
+            args.bad_jets, args.bad_tracks, args.max_particles, args.unlabelled, args.max_cut
+        ),
         fractions=args.splits,
         use_splits=not args.one_set,
         seed=args.seed,

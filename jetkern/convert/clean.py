@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.convert.readers import InputError, Raw
+from jetkern.convert.readers import UNLABELLED, InputError, Raw
+from jetkern.data.shards import MAX_PARTICLES
 
 NUM_PID = 9
 MAX_DELTA_ETA = 10.0
 ENERGY_TOLERANCE = 1e-2  # in ln E - ln pT: what rounding and smearing do to massless particles
 _FOLD = 256
 _COLUMNS = ("delta eta", "delta phi", "ln pT", "ln E")
+
+PARTICLES = "particles read"
+BEYOND = f"particles beyond the {MAX_PARTICLES}th of their jet"
 
 Tally = dict[str, Any]
 Array = NDArray[Any]
@@ -29,14 +33,23 @@ class Policy:
     Attributes:
         bad_jets: "error" stops at a jet with a value that is not finite or not physical or with no
             particle; "drop" leaves it out.
-        bad_tracks: what to do where only impact parameters are not finite: "error", "drop" the jet,
-            or set them to "zero".
+        bad_tracks: what to do where only impact parameters are not finite, or their errors
+            negative: "error", "drop" the jet, or set them to "zero".
         max_particles: jets with more keep those of highest pT.
+        unlabelled: what to do with jets of none of the classes: "error" or "drop".
+        max_cut: the fraction of particles beyond the 150th of their jets, at most.
     """
 
     bad_jets: str = "error"
     bad_tracks: str = "error"
     max_particles: int = 150
+    unlabelled: str = "error"
+    max_cut: float = 0.25
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """What manifests say of the settings that came later, where it is not the default."""
+        return {} if self.unlabelled == "error" else {"unlabelled": self.unlabelled}
 
 
 def clean(
@@ -52,10 +65,12 @@ def clean(
         the jets, their rows in the file, and counts of what was repaired or left out.
 
     Raises:
-        InputError: for a label or a particle identity out of range, and by policy for bad jets,
-            naming file, jet and field.
+        InputError: for a particle identity out of range, and by policy for bad jets, naming file,
+            jet and field.
     """
-    tally: Tally = {"read": len(raw.counts)}
+    tally: Tally = {"read": len(raw.counts), **raw.tally}
+    raw = _skip(raw, tally)
+    tally[PARTICLES] = len(raw.particles)
     raw.particles = np.ascontiguousarray(raw.particles, np.float32)
     counts = np.asarray(raw.counts, np.int64)
     ends = np.cumsum(counts)
@@ -66,21 +81,6 @@ def clean(
 
     def fail(jet: int, what: str) -> None:
         raise InputError(f"{path}: jet {start + jet}: {what}")
-
-    wrong = (raw.label < 0) | (raw.label >= len(classes))
-    if wrong.any():
-        jet = int(np.argmax(wrong))
-        fail(
-            jet,
-            f"the label is {raw.label[jet]}, but there are {len(classes)} classes, 0 to "
-            f"{len(classes) - 1} (after the label shift; see --label-shift and --classes)",
-        )
-    if raw.pid is not None:
-        wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            fail(int(owner(row)), f"a particle's identity is {raw.pid[row]}, expected 0 to 8")
-        raw.pid = raw.pid.astype(np.uint8, copy=False)
 
     keep = np.ones(len(counts), bool)
 
@@ -94,13 +94,32 @@ def clean(
                 jet = int(np.argmax(bad))
                 fail(jet, what(jet) if callable(what) else what)
             keep[bad] = False
-            tally[f"dropped: {reason}"] = int(bad.sum())
+            key = reason if reason == UNLABELLED else f"dropped: {reason}"
+            tally[key] = tally.get(key, 0) + int(bad.sum())
 
-    def jets_of(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def jets_of(rows: Any) -> NDArray[np.bool_]:
         marked = np.zeros(len(counts), bool)
         marked[owner(np.flatnonzero(rows))] = True
         return marked
 
+    for fault in raw.faults:
+        judge(fault.reason, fault.jets, fault.message, getattr(policy, fault.policy))
+    judge(
+        UNLABELLED,
+        (raw.label < 0) | (raw.label >= len(classes)),
+        lambda jet: (
+            f"the label is {raw.label[jet]}, but there are {len(classes)} classes, 0 to "
+            f"{len(classes) - 1} (after the label shift; see --label-shift, --classes and "
+            "--unlabelled)"
+        ),
+        policy.unlabelled,
+    )
+    if raw.pid is not None:
+        wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            fail(int(owner(row)), f"a particle's identity is {raw.pid[row]}, expected 0 to 8")
+        raw.pid = raw.pid.astype(np.uint8, copy=False)
     judge("no particles", counts == 0, "the jet has no particles", policy.bad_jets)
     limits = _limits(raw.particles)
     if not np.isfinite(limits).all():
@@ -126,7 +145,8 @@ def clean(
         )
     if raw.tracks is not None:
         raw.tracks = np.ascontiguousarray(raw.tracks, np.float32)
-        if not np.isfinite(_limits(raw.tracks)).all():
+        limits = _limits(raw.tracks)
+        if not np.isfinite(limits).all():
             finite = np.isfinite(raw.tracks)
             if policy.bad_tracks == "zero":
                 tally["tracks set to zero"] = int((~finite).sum())
@@ -136,6 +156,29 @@ def clean(
                     "tracks not finite",
                     jets_of(~finite.all(axis=1)),
                     "an impact parameter of a particle is not finite",
+                    policy.bad_tracks,
+                )
+
+        if not (limits[0, 1::2] >= 0).all():
+            negative = raw.tracks[:, 1::2] < 0
+            if policy.bad_tracks == "zero":
+                tally["tracks with a negative error set to zero"] = int(negative.sum())
+                for pair in (0, 1):
+                    raw.tracks[negative[:, pair], 2 * pair : 2 * pair + 2] = 0
+            else:
+                tracks = raw.tracks
+
+                def negative_error(jet: int) -> str:
+                    of = tracks[ends[jet] - counts[jet] : ends[jet], 1::2]
+                    return (
+                        f"the error of an impact parameter is {of.min():g} (if that stands for no "
+                        "track, a schema can say so with missing; see --bad-tracks)"
+                    )
+
+                judge(
+                    "tracks with a negative error",
+                    jets_of(negative.any(axis=1)),
+                    negative_error,
                     policy.bad_tracks,
                 )
 
@@ -149,6 +192,17 @@ def clean(
     raw = _truncate(raw, policy.max_particles, tally)
     _observe(raw, tally)
     return raw, rows, tally
+
+
+def _skip(raw: Raw, tally: Tally) -> Raw:
+    """Without the particles that have no momentum."""
+    if raw.skip is None:
+        return raw
+    tally["particles without momentum left out"] = int(raw.skip.sum())
+    owner = np.repeat(np.arange(len(raw.counts)), raw.counts)
+    counts = raw.counts - np.bincount(owner[raw.skip], minlength=len(raw.counts))
+    rest = _take(raw, counts, np.flatnonzero(~raw.skip), np.arange(len(counts)))
+    return replace(rest, faults=raw.faults)
 
 
 def take_jets(raw: Raw, jets: NDArray[np.int64]) -> Raw:
@@ -205,6 +259,9 @@ def _truncate(raw: Raw, limit: int, tally: Tally) -> Raw:
     long = raw.counts > limit
     if not long.any():
         return raw
+    beyond = int(np.maximum(raw.counts - MAX_PARTICLES, 0).sum())
+    if beyond:
+        tally[BEYOND] = beyond
     tally["jets cut to the particle limit"] = int(long.sum())
     tally["particles cut"] = int((raw.counts[long] - limit).sum())
     starts = np.cumsum(raw.counts) - raw.counts
@@ -257,6 +314,21 @@ def _limits(array: Array) -> Array:
         rest = np.concatenate([folded, array[whole:]])
         limits.append(extreme.reduce(rest, axis=0, initial=none))
     return np.array(limits)
+
+
+def check_cut(tally: Tally, part: float, policy: Policy) -> None:
+    """Refuses an input of which too much would be cut, in sight of a part (0 to 1) of it.
+
+    Raises:
+        InputError: saying how much, and what such jets look like.
+    """
+    beyond, particles = tally.get(BEYOND, 0), tally.get(PARTICLES, 0)
+    if beyond > policy.max_cut * particles / max(part, 1e-9):
+        raise InputError(
+            f"{beyond:,} of {particles:,} particles lie beyond the {MAX_PARTICLES}th of their jet, "
+            f"more than --max-cut {policy.max_cut:g} allows: is a row of the input one jet, or an "
+            "event, or a whole file?"
+        )
 
 
 def merge(tallies: list[Tally]) -> Tally:

@@ -71,6 +71,7 @@ class Plan:
             tracks=self.layout.tracks,
             condition=self.layout.condition,
             dtype=self.dtype,
+            track_scale=self.options.tracks,
         )
 
     @property

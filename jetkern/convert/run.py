@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jetkern.convert.clean import Tally, merge
+from jetkern.convert.clean import BEYOND, PARTICLES, Tally, check_cut, merge
 from jetkern.convert.gather import gather, num_blocks, read_record, record_file
 from jetkern.convert.plan import VERSION, Plan
+from jetkern.convert.readers import UNLABELLED
 from jetkern.convert.scatter import close_source, finished, scatter
 from jetkern.convert.workers import WorkerDied, Workers
 from jetkern.data.shards import MANIFEST, write_manifest
@@ -159,6 +160,8 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "jets_per_block": plan.jets_per_block,
         "bad_jets": plan.policy.bad_jets,
         "bad_tracks": plan.policy.bad_tracks,
+        **plan.policy.unusual,
+        **({} if plan.options.tracks == "tanh" else {"tracks": plan.options.tracks}),
         "max_particles": plan.policy.max_particles,
         "dtype": plan.dtype,
         "seed": plan.seed,
@@ -182,6 +185,7 @@ def _first_pass(
     tallies: dict[int, Tally] = {}
     jets = np.zeros(sum(plan.splits.values()), np.int64)
     total, read = plan.num_jets, 0
+    sums = dict.fromkeys((UNLABELLED, BEYOND, PARTICLES), 0)
     with tqdm(
         total=total, unit=" jets", unit_scale=True, desc="read ", disable=not progress
     ) as bar:
@@ -192,7 +196,10 @@ def _first_pass(
             tallies[number] = tally
             read += tally["read"]
             bar.update(tally["read"])
-            dropped = read - int(jets.sum())
+            for key in sums:
+                sums[key] += tally.get(key, 0)
+            check_cut(sums, read / total, plan.policy)
+            dropped = read - int(jets.sum()) - sums[UNLABELLED]
             if dropped > max_dropped * total:
                 raise ConversionError(
                     f"{dropped} jets were dropped, more than --max-dropped {max_dropped:g} of "

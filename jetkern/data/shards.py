@@ -85,6 +85,7 @@ DTYPES = {  # that each field may have
 }
 KINEMATICS = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
 TRACKS = ("tanh_d0", "d0_error", "tanh_dz", "dz_error")
+"""The columns of tracks, where d0 and dz (mm) are on the usual scale"""
 
 
 def make_fields(
@@ -94,13 +95,18 @@ def make_fields(
     label: bool = True,
     condition: Iterable[str] = (),
     dtype: str = "float32",
+    track_scale: str = "tanh",
 ) -> tuple[Field, ...]:
-    """The fields of a set of shards, in the order of their members."""
+    """The fields of a set of shards, in the order of their members; ``track_scale`` is tanh, asinh
+    or raw, what d0 and dz are stored as."""
     real = np.dtype(dtype).newbyteorder("<").str
     condition = tuple(condition)
     chosen = [Field("offsets", "<i4"), Field("particles", real, KINEMATICS)]
     chosen += [Field("pid", "|u1")] if pid else []
-    chosen += [Field("tracks", real, TRACKS)] if tracks else []
+    if tracks:
+        prefix = "" if track_scale == "raw" else f"{track_scale}_"
+        names = tuple(name.replace("tanh_", prefix) for name in TRACKS)
+        chosen.append(Field("tracks", real, names))
     chosen += [Field("label", "<i2")] if label else []
     chosen += [Field("condition", "<f4", condition)] if condition else []
     return tuple(chosen)
@@ -311,11 +317,7 @@ class Shards:
         return np.asarray(array)  # still mapped, but indexed faster than a memmap
 
     def multiplicity(self) -> NDArray[np.uint8]:
-        """(num_jets,) particles of each jet in file order, mapped from the disk.
-
-        Raises:
-            ShardError: if the file is not that of these shards.
-        """
+        """(num_jets,) particles of each jet in file order, mapped from the disk."""
         array = self._array(MULTIPLICITY, np.dtype("|u1"))
         if len(array) != self.num_jets:
             raise ShardError(f"{self.folder / MULTIPLICITY} has {len(array)} jets")

@@ -149,11 +149,7 @@ class PET(nn.Module):
         set_precision(self, precision)
 
     def classify(self, jets: Jets) -> Tensor:
-        """(B, num_classes) logits.
-
-        Raises:
-            ValueError: if the model has no classifier.
-        """
+        """(B, num_classes) logits."""
         if self.classifier is None:
             raise ValueError("this model has no classifier")
         return self.classifier(*self.body(jets))
@@ -164,9 +160,6 @@ class PET(nn.Module):
         Args:
             jets: particles at ``time`` on the path, with ``label`` if there are several types.
             time: (B,), 1 for noise, 0 for data.
-
-        Raises:
-            ValueError: if the model has no generator.
         """
         if self.generator is None:
             raise ValueError("this model has no generator")
@@ -174,14 +167,7 @@ class PET(nn.Module):
         return self.generator(x, offsets, jets)
 
     def fill_masked(self, jets: Jets, keep: Tensor) -> Tensor:
-        """(T, 4) prediction of all particles from some of them.
-
-        Args:
-            jets: all particles; keep: (T,) bool, true for those that the model sees.
-
-        Raises:
-            ValueError: if the model has no masked-particle head.
-        """
+        """(T, 4) prediction of all particles from those where ``keep`` (T,) bool is true."""
         if self.mpm is None:
             raise ValueError("this model has no masked-particle head")
         x, offsets = self.body(jets.keep_particles(keep))

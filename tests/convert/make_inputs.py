@@ -20,6 +20,7 @@ def random_jets(jets, *, seed=0, slots=150, features=9, low=1, high=90):
         data[..., 4] = rng.integers(1, 9, mask.shape)
     if features in (8, 9):
         data[..., -4:] = np.tanh(rng.normal(size=(*mask.shape, 4)))
+        data[..., (-3, -1)] = np.abs(data[..., (-3, -1)])  # errors
     data[~mask] = 0
     return data, counts
 
@@ -150,5 +151,5 @@ def jetclass(path, jets=300, *, seed=0, change=None):
         change(branches)
     path.parent.mkdir(parents=True, exist_ok=True)
     with uproot.recreate(path) as file:
-        file["tree"] = branches
+        file.mktree("tree", branches)  # by assignment, uproot 5.7 writes an RNTuple
     return flat, counts, label, per_jet

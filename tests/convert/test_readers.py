@@ -206,9 +206,10 @@ def test_your_own_format(tmp_path, kind):
     mask = np.arange(120) < counts[:, None]
     pdg = rng.choice([211, -211, 321, 2112, 22, 11, -13], mask.shape) * mask
     tracks = rng.normal(size=(4, *mask.shape)).astype("f4") * mask
+    tracks[1::2] = np.abs(tracks[1::2])  # errors
     x, y, z = (v.astype("f8").sum(axis=1) for v in vectors[1:])
     pt = np.hypot(x, y)
-    jets = {"pt": pt, "eta": np.arcsinh(z / pt), "phi": np.arctan2(y, x),
+    jets = {"pt": 1000 * pt, "eta": np.arcsinh(z / pt), "phi": np.arctan2(y, x),
             "signal": rng.integers(0, 2, 60)}  # fmt: skip
     padded = {"pdg": pdg, **dict(zip(("d0", "d0_err", "dz", "dz_err"), tracks, strict=True))}
     names = {"px": "px", "py": "py", "pz": "pz", "energy": "e", "count": "", "tree": ""}

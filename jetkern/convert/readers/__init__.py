@@ -9,6 +9,7 @@ reads any range of them as ``Raw``: real particles only, back to back. It judges
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MODULES = ("omnilearned", "toptagging", "jetnet", "jetclass", "parquet", "schema")
+SCHEMAS = Path(__file__).with_name("schemas")
+SHIPPED = tuple(sorted(path.stem for path in SCHEMAS.glob("*.toml")))
+"""Formats that descriptions in ``schemas`` read"""
 JETCLASS = ("QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl")
 TOP = ("QCD", "top")
 JETNET = ("g", "q", "t", "w", "z")
@@ -27,14 +31,22 @@ class InputError(ValueError):
     """An input that cannot be converted: the message names the file and the field."""
 
 
+UNLABELLED = "left out: no label"
+"""What jets of none of the classes are counted as; on request, so they are no fault of the input"""
+TRACK_SCALES = ("tanh", "asinh", "raw")
+"""What shards hold of d0 and dz (mm). tanh is what the study uses, and is 1 beyond 9 mm in float32;
+asinh and the values themselves can be inverted anywhere."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user says about the input, over what the files say themselves; ``schema`` is a
-    description that ``readers.schema.load`` has checked."""
+    description that ``readers.schema.load`` has checked; ``tracks`` one of ``TRACK_SCALES``."""
 
     label_shift: int | None = None
     classes: tuple[str, ...] = ()
     schema: dict[str, Any] | None = None
+    tracks: str = "tanh"
 
 
 @dataclass(frozen=True)
@@ -48,15 +60,35 @@ class Layout:
 
 
 @dataclass
+class Fault:
+    """Jets that cannot be used as they are, which a reader has found.
+
+    Attributes:
+        reason: what they are counted as.
+        jets: (B,) true for them.
+        message: what is wrong with jet b, one of them.
+        policy: the option (an attribute of ``clean.Policy``) that says what to do.
+    """
+
+    reason: str
+    jets: NDArray[np.bool_]
+    message: Callable[[int], str]
+    policy: str = "bad_jets"
+
+
+@dataclass
 class Raw:
     """B jets with T particles as read.
 
     Attributes:
         counts: (B,) particles of each jet.
         particles: (T, 4) delta eta, delta phi, ln pT, ln E (GeV).
-        label: (B,) class.
+        label: (B,) class; one that is out of range is no label.
         pid: (T,) identity, 0 to 8; tracks: (T, 4); condition: (B, C); all optional.
         split: (B,) number in the source's ``splits``, if the rows decide it.
+        skip: (T,) true for particles without momentum, which have no direction: they are left out.
+        faults: jets that cannot be used.
+        tally: what the reader has counted.
     """
 
     counts: NDArray[Any]
@@ -66,6 +98,23 @@ class Raw:
     tracks: NDArray[Any] | None = None
     condition: NDArray[Any] | None = None
     split: NDArray[Any] | None = None
+    skip: NDArray[np.bool_] | None = None
+    faults: list[Fault] = field(default_factory=list)
+    tally: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Column:
+    """A column of a range of rows, of any depth.
+
+    Attributes:
+        values: all numbers, back to back.
+        counts: lengths of the lists: of each row, then of each of the rows' entries, and so on;
+            empty for a column with one number a row.
+    """
+
+    values: NDArray[Any]
+    counts: tuple[NDArray[np.int64], ...] = ()
 
 
 class Source(Protocol):
@@ -97,8 +146,49 @@ class BaseSource:
     splits: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Judges what the file claims, before any memory is taken for it.
+
+        Raises:
+            InputError: for class names that cannot be told apart, and for more jets than a file of
+                its size can hold.
+        """
+        check_classes(self.layout.classes, str(self.path))
+        size = self.path.stat().st_size
+        if self.num_jets > max(FEW_JETS, size):
+            self.close()
+            raise InputError(
+                f"{self.path}: the file claims {self.num_jets:,} jets in {size:,} bytes, less than "
+                "a byte for each: it is damaged, or was not filled"
+            )
+
     def close(self) -> None:
         """Closes the file."""
+
+
+FEW_JETS = 1_000_000  # that a file may claim whatever its size
+
+
+def check_classes(classes: tuple[str, ...], where: str) -> None:
+    """Refuses class names that cannot be told apart or printed.
+
+    Raises:
+        InputError: beginning with ``where``.
+    """
+    for name in classes:
+        if not name or name != name.strip() or not name.isprintable():
+            raise InputError(
+                f"{where}: the class name {name!r} is empty, or has blanks around it or characters "
+                "that cannot be printed"
+            )
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise InputError(f"{where}: two classes have the name {', '.join(twice)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def module(name: str) -> ModuleType:
@@ -134,6 +224,32 @@ def take_real(
     return counts, [
         None if a is None else a.reshape(-1, *a.shape[2:]).take(rows, axis=0) for a in padded
     ]
+
+
+def without_momentum(px: NDArray[Any], py: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """(T,) true for particles of no transverse momentum; None if there are none."""
+    skip = (np.asarray(px) == 0) & (np.asarray(py) == 0)
+    return skip if skip.any() else None
+
+
+def track_columns(
+    values: Sequence[NDArray[Any]], scale: str
+) -> tuple[NDArray[np.float32], dict[str, int]]:
+    """(T, 4) tracks of d0, its error, dz, its error in mm, with d0 and dz on one of
+    ``TRACK_SCALES``, and a tally of what cannot be inverted."""
+    d0, d0_error, dz, dz_error = values
+    scales: dict[str, Callable[[Any], Any]] = {
+        "tanh": np.tanh, "asinh": np.arcsinh, "raw": np.asarray
+    }  # fmt: skip
+    apply = scales[scale]
+    columns = [apply(d0), d0_error, apply(dz), dz_error]
+    tracks = np.stack(columns, axis=1).astype(np.float32, copy=False)
+    tally = {}
+    if scale == "tanh":
+        ones = int(np.count_nonzero(np.abs(tracks[:, ::2]) == 1))
+        if ones:
+            tally["d0 or dz beyond 9 mm, where tanh is 1"] = ones
+    return tracks, tally
 
 
 def relative_kinematics(

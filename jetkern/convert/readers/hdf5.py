@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,11 +12,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.convert.readers import InputError
+from jetkern.convert.readers import InputError, first_line
 
 with suppress(ImportError):  # registers blosc and other filters of published files
     import hdf5plugin  # noqa: F401
 
+MAX_CHUNK = 256 << 20  # bytes of a chunk, which HDF5 inflates as a whole
+MAX_JET = 4 << 20  # bytes of a jet in one dataset: room for 100,000 particles
 _PART_BYTES = 2 << 20
 
 
@@ -25,8 +28,8 @@ def open_file(path: Path) -> h5py.File:
         raise InputError(f"{path}: no such file")
     try:
         return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise InputError(f"{path}: not a complete HDF5 file ({error})") from None
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: not a complete HDF5 file ({first_line(error)})") from None
 
 
 def dataset(file: h5py.File, name: str, *, ndim: int | None = None, kind: str = "fiu") -> Any:
@@ -50,13 +53,37 @@ def dataset(file: h5py.File, name: str, *, ndim: int | None = None, kind: str = 
     if not isinstance(found, h5py.Dataset):
         have = ", ".join(sorted(file)) or "nothing"
         raise InputError(f"{path}: there is no dataset {name}; the file has {have}")
-    if found.external or found.is_virtual:
+    elsewhere = found.is_virtual and any(s.file_name != "." for s in found.virtual_sources())
+    if found.external or elsewhere:
         raise InputError(f"{path}: {name} is stored in another file, which is not followed")
     if found.dtype.kind not in kind or found.dtype.hasobject:
         raise InputError(f"{path}: {name} has type {found.dtype}, expected numbers")
     if ndim is not None and found.ndim != ndim:
         raise InputError(f"{path}: {name} has shape {found.shape}, expected {ndim} dimensions")
+    size = found.dtype.itemsize
+    for what, shape, limit in (
+        ("a jet of", found.shape[1:], MAX_JET),
+        ("a chunk of", found.chunks or (), MAX_CHUNK),
+    ):
+        if math.prod(shape) * size > limit:
+            raise InputError(
+                f"{path}: {what} {name} takes {math.prod(shape) * size:,} bytes, more than the "
+                f"{limit:,} that are read at a time (h5repack can change chunks)"
+            )
     return found
+
+
+def per_jet(file: h5py.File, name: str) -> Any:
+    """A dataset (N,) or (N, 1) with a number for each jet, which ``read_per_jet`` reads."""
+    found = dataset(file, name, kind="fiub")
+    if found.ndim != 1 and found.shape[1:] != (1,):
+        raise InputError(f"{file.filename}: {name} has shape {found.shape}, expected one dimension")
+    return found
+
+
+def read_per_jet(data: Any, start: int, stop: int) -> NDArray[Any]:
+    """(B,) rows of ``per_jet``'s dataset."""
+    return read(data, start, stop).reshape(-1)
 
 
 def read(data: Any, start: int, stop: int) -> NDArray[Any]:
@@ -90,13 +117,13 @@ def _named(data: Any, start: int, stop: int) -> Iterator[None]:
     """Errors of HDF5 as an ``InputError`` that says what could not be read."""
     try:
         yield
-    except OSError as error:
-        hint = ""
-        if "plugin" in str(error) or "filter" in str(error):
+    except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as error:
+        reason, hint = first_line(error), "; the file is damaged there"
+        if "plugin" in reason or "not registered" in reason or "not available" in reason:
             hint = "; it is compressed with a filter that needs hdf5plugin: pip install hdf5plugin"
         raise InputError(
             f"{data.file.filename}: {data.name.lstrip('/')}: jets {start} to {stop - 1} cannot be "
-            f"read ({error}){hint}"
+            f"read ({reason}){hint}"
         ) from None
 
 

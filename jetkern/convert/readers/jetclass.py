@@ -14,9 +14,11 @@ from jetkern.convert.readers import (
     Options,
     Raw,
     relative_kinematics,
+    track_columns,
+    without_momentum,
 )
 from jetkern.convert.readers.pid import from_flags
-from jetkern.convert.readers.root import Tree, common_counts
+from jetkern.convert.readers.root import Tree, common_counts, has_branches
 
 NAME = "jetclass"
 SUFFIXES = (".root",)
@@ -40,11 +42,7 @@ _JET = ("jet_pt", "jet_eta", "jet_phi", "jet_energy")
 
 def recognises(path: Path) -> bool:
     """Whether there is such a tree."""
-    try:
-        Tree(path, TREE, ["part_px", "label_QCD"]).close()
-    except InputError:
-        return False
-    return True
+    return has_branches(path, TREE, ("part_px", "label_QCD"))
 
 
 def open_source(path: Path, options: Options) -> JetClass:
@@ -60,6 +58,7 @@ class JetClass(BaseSource):
         self.tree = Tree(path, TREE, (*_MOMENTUM, *_FLAGS, *_TRACKS, *_JET, *_LABELS))
         classes = options.classes or JETCLASS
         layout = Layout(classes=classes, pid=True, tracks=True, condition=CONDITION)
+        self.scale = options.tracks
         super().__init__(path, self.tree.num_jets, layout)
 
     def read(self, start: int, stop: int) -> Raw:
@@ -81,13 +80,17 @@ class JetClass(BaseSource):
         pt, eta, phi, energy = (values[name].astype(np.float64) for name in _JET)
         px, py, pz, particle_energy = (values[name] for name in _MOMENTUM)
         momentum2 = (pt * np.cosh(eta)) ** 2
-        d0, d0_error, dz, dz_error = (values[name].astype(np.float32) for name in _TRACKS)
+        tracks, tally = track_columns(
+            [values[name].astype(np.float32) for name in _TRACKS], self.scale
+        )
         return Raw(
             counts=counts,
             particles=relative_kinematics(px, py, pz, particle_energy, eta[owner], phi[owner]),
             label=label,
             pid=from_flags(*(values[name] for name in _FLAGS)),
-            tracks=np.stack([np.tanh(d0), d0_error, np.tanh(dz), dz_error], axis=1),
+            tracks=tracks,
+            skip=without_momentum(px, py),
+            tally=tally,
             condition=np.stack(
                 [pt, eta, phi, np.sqrt(np.maximum(energy**2 - momentum2, 0)), counts / 100], axis=1
             ),

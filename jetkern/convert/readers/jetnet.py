@@ -21,6 +21,7 @@ from jetkern.convert.readers import (
     Raw,
     hdf5,
     take_real,
+    without_momentum,
 )
 
 NAME = "jetnet"
@@ -81,6 +82,7 @@ class JetNet(BaseSource):
             counts=counts,
             particles=particles,
             label=np.full(len(counts), self.label),
+            skip=without_momentum(pt, pt),
             condition=np.stack([jets[:, 0], jets[:, 2], counts / 100], axis=1),
             split=np.searchsorted(edges, np.arange(start, stop), side="right"),
         )

@@ -62,14 +62,14 @@ class OmniLearned(BaseSource):
     def __init__(self, path: Path, options: Options) -> None:
         self.file = hdf5.open_file(path)
         self.data = hdf5.dataset(self.file, "data", ndim=3, kind="f")
-        self.label = hdf5.dataset(self.file, "pid", ndim=1)
+        self.label = hdf5.per_jet(self.file, "pid")
         lengths = {"data": len(self.data), "pid": len(self.label)}
         self.globals = self.counts = None
         if "global" in self.file:
             self.globals = hdf5.dataset(self.file, "global", ndim=2)
             lengths["global"] = len(self.globals)
         if "num_particles" in self.file:
-            self.counts = hdf5.dataset(self.file, "num_particles", ndim=1)
+            self.counts = hdf5.per_jet(self.file, "num_particles")
             lengths["num_particles"] = len(self.counts)
         num_jets = hdf5.same_length(path, **lengths)
         features = self.data.shape[2]
@@ -79,6 +79,10 @@ class OmniLearned(BaseSource):
                 "8 (+ impact parameters) or 9 (both)"
             )
         self.pid_column, self.track_column = _COLUMNS[features]
+        if self.track_column is not None and options.tracks != "tanh":
+            raise InputError(
+                f"{path}: data holds tanh of d0 and dz, which --tracks {options.tracks} cannot undo"
+            )
         known = next((DATASETS[p.name] for p in path.parents if p.name in DATASETS), (0, ()))
         attributes = self.file.attrs
         self.shift = int(attributes.get("label_shift", known[0]))
@@ -125,7 +129,7 @@ class OmniLearned(BaseSource):
             kept.append(self._split(rows, n, start + at))
             at += len(padded)
         particles, pid, tracks = zip(*kept, strict=True)
-        label = hdf5.integers(hdf5.read(self.label, start, stop), "pid", self.path, start)
+        label = hdf5.integers(hdf5.read_per_jet(self.label, start, stop), "pid", self.path, start)
         return Raw(
             counts=np.concatenate(number),
             particles=np.concatenate(particles),
@@ -140,7 +144,7 @@ class OmniLearned(BaseSource):
         if self.counts is None:
             return None
         counts = hdf5.integers(
-            hdf5.read(self.counts, start, stop), "num_particles", self.path, start
+            hdf5.read_per_jet(self.counts, start, stop), "num_particles", self.path, start
         )
         slots = self.data.shape[1]
         wrong = (counts < 0) | (counts > slots)

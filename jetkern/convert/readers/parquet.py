@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.convert.readers import BaseSource, InputError, Options, Raw
+from jetkern.convert.readers import BaseSource, Column, InputError, Options, Raw, first_line
 from jetkern.convert.readers.toptagging import TopColumns, top_layout
 
 NAME = "parquet"
@@ -55,9 +55,10 @@ class Parquet:
             # By default, arrow holds all columns of a row group before it decodes the first rows.
             self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
         except self._errors as error:
-            raise InputError(f"{path}: not a complete parquet file ({error})") from None
+            raise InputError(f"{path}: not a complete parquet file ({first_line(error)})") from None
         self.columns = self._file.schema_arrow.names
-        missing = [c for c in columns if c not in self.columns]
+        self._known = set(self.columns)
+        missing = [c for c in columns if self.resolve(c) is None]
         if missing:
             raise InputError(
                 f"{path}: there is no column {', '.join(missing[:4])}; the file has "
@@ -76,28 +77,75 @@ class Parquet:
         self, columns: Iterable[str], start: int, stop: int
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """(values, counts) of each column: a list column as flat values and counts per jet."""
+        found = self.read_columns(columns, start, stop)
+        for name, column in found.items():
+            if len(column.counts) > 1:
+                raise InputError(f"{self.path}: {name} holds lists of lists, expected one list")
+        return (
+            {name: c.values for name, c in found.items()},
+            {name: c.counts[0] for name, c in found.items() if c.counts},
+        )
+
+    def resolve(self, name: str) -> tuple[str, list[str]] | None:
+        """The column that a name means, and the path to a member of its records; None if there is
+        no such column."""
+        parts = name.split(".")
+        for used in range(len(parts), 0, -1):
+            column = ".".join(parts[:used])
+            if column in self._known:
+                return column, parts[used:]
+        return None
+
+    def read_columns(self, names: Iterable[str], start: int, stop: int) -> dict[str, Column]:
+        """The columns of the rows ``start`` to ``stop - 1``. An empty value is NaN.
+
+        Raises:
+            InputError: for what cannot be read, or does not consist of numbers.
+        """
         import pyarrow
 
-        columns = list(columns)
+        where = {name: self.resolve(name) or (name, []) for name in names}
+        columns = list(dict.fromkeys(column for column, _ in where.values()))
         try:
             table = pyarrow.Table.from_batches(self._batches(columns, start, stop)).combine_chunks()
-        except self._errors as error:
+            return {
+                name: self._column(name, table.column(column).combine_chunks(), path, start)
+                for name, (column, path) in where.items()
+            }
+        except InputError:
+            raise
+        except (*self._errors, ValueError, StopIteration, MemoryError) as error:
             raise InputError(
-                f"{self.path}: jets {start} to {stop - 1} cannot be read ({error})"
+                f"{self.path}: jets {start} to {stop - 1} cannot be read ({first_line(error)})"
             ) from None
-        values, counts = {}, {}
-        for name in columns:
-            array = table.column(name).combine_chunks()
-            if array.null_count:
+
+    def _column(self, name: str, array: Any, path: list[str], start: int) -> Column:
+        import pyarrow.types as types
+
+        kind, path = array.type, list(path)
+        counts: list[NDArray[np.int64]] = []
+        while (hasattr(array, "flatten") and hasattr(array, "value_lengths")) or path:
+            if array.null_count and (not counts or not types.is_struct(array.type)):
                 row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-                raise InputError(f"{self.path}: jet {start + row}: {name} has no value")
-            if hasattr(array, "flatten") and hasattr(array, "value_lengths"):
-                counts[name] = array.value_lengths().to_numpy().astype(np.int64)
+                where = f"jet {start + row}: " if not counts else ""
+                raise InputError(f"{self.path}: {where}{name} has no value")
+            if types.is_struct(array.type):
+                names = [f.name for f in array.type]
+                if not path or path[0] not in names:
+                    break
+                array = array.flatten()[names.index(path.pop(0))]
+            elif hasattr(array, "value_lengths"):
+                counts.append(array.value_lengths().to_numpy().astype(np.int64))
                 array = array.flatten()
-            values[name] = array.to_numpy(zero_copy_only=False)
-            if values[name].dtype.kind not in "fiub":
-                raise InputError(f"{self.path}: {name} has type {array.type}, expected numbers")
-        return values, counts
+            else:
+                break
+        if path:
+            raise InputError(f"{self.path}: {name}: there is no member {path[0]} in {kind}")
+        if types.is_boolean(array.type) or types.is_integer(array.type):
+            array = array.cast("float64") if array.null_count else array
+        elif not types.is_floating(array.type):
+            raise InputError(f"{self.path}: {name} has type {kind}, expected numbers")
+        return Column(array.to_numpy(zero_copy_only=False), tuple(counts))
 
     def _batches(self, columns: list[str], start: int, stop: int) -> list[Any]:
         """Record batches that make up a range, from where the stream is if that helps."""

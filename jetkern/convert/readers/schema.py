@@ -1,35 +1,77 @@
 """Your own format, described by a TOML file given with --schema. An example with everything:
 
-    format = "hdf5"                   # or "root", "parquet"
-    tree = "events"                   # ROOT only
-    unit = "GeV"                      # or "MeV", of momenta and energies
+    format = "hdf5"                   # or "root", "parquet", "npz"
+    tree = "events"                   # ROOT only: a TTree or RNTuple
+    unit = "GeV"                      # or "MeV", of momenta, energies and masses
+    length = "mm"                     # or "cm", "m", "um", of impact parameters
     classes = ["background", "signal"]
 
     [particles]                       # datasets (N, P), or columns: "cands[3]" of (N, P, F)
-    pt = "cands[0]"                   # either pt, eta, phi or px, py, pz
+    pt = "cands[0]"                   # pt, eta, phi or px, py, pz; or see below
     eta = "cands[1]"
     phi = "cands[2]"
     energy = "cands[3]"               # or mass; without either, particles are massless
     count = "n_cands"                 # or mask = "..."; without, rows of zeros are padding
     pdg = "pdg_id"                    # PDG codes; or pid, already from 0 to 8
-    d0 = "d0"                         # mm; all four or none
+    d0 = "d0"                         # all four or none
     d0_error = "d0_err"
     dz = "dz"
     dz_error = "dz_err"
+    missing = { d0 = -1, d0_error = -1, dz = -1, dz_error = -1, pdg = [-99, 0] }
 
     [jets]
-    label = "is_signal"               # or a list of one-hot columns, in the order of the classes,
+    label = "flavour"                 # or a list of one-hot columns, in the order of the classes,
                                       # or files = ["bkg*", "sig*"], patterns of file names
+    codes = [[0, 4], 5]               # values of the label of each class; without, 0, 1, 2 ...
     eta = "jet_eta"                   # the axis; without eta and phi, the sum of the particles
     phi = "jet_phi"
-    condition = ["jet_pt", "jet_mass"]
+    condition = ["jet_pt", "jet_mass", { column = "tau21", unit = "1" }]
+    select = "jet_pt > 200 and abs(jet_eta) < 2.5"
 
-In ROOT and parquet files the columns are ragged lists and need neither count nor mask.
+In ROOT and parquet files the columns are ragged lists and need neither count nor mask; where lists
+have room for a fixed number of particles, count and mask work as in HDF5.
+
+**Values.** Where a column is meant, a number stands for itself (``pdg = 22``) and a text that
+begins with ``=`` for an expression over columns of the same table (``pt = "= sin(theta) /
+abs(qOverP)"``, see ``readers.expressions``). A column ``a.b`` may be the member ``b`` of records
+``a``; parts of arrays are described in ``readers.tables``.
+
+**Particles** have one of pt, ln_pt, et, relative_pt (which needs jets.pt); one of eta, rapidity,
+delta_eta; phi or delta_phi; and at most one of energy, ln_energy, mass. Or px, py, pz. delta_eta
+and delta_phi go together, and without an energy need jets.eta.
+
+**Padding** is what count or mask leave out. Without them it is rows of zeros (of HDF5 and npz),
+rows of NaN, and rows that hold nothing but a value of ``padding``, such as ``padding = -999``.
+
+**Missing values.** A particle has no d0 where d0 and d0_error have the values that ``missing``
+names for them (a number, "nan" or a list), and no dz likewise: both are set to 0 and counted. A pdg
+or pid of a missing value is identity 0. An impact parameter that is not finite and an error below 0
+are judged by --bad-tracks, never converted.
+
+**Units.** With ``unit = "MeV"`` columns of the condition are divided by 1000 if the last word of
+their name is pt, et, p, px, py, pz, e, energy, m, mass, msoftdrop or sdmass; eta, phi, rapidity, n
+and the like are not; any other needs ``{ column = ..., unit = ... }``. name = "..." renames one.
+
+**Jets in events.** Where the particles' columns are lists of lists (events, jets, particles), a
+row is an event. So it is with a table that says how a jet finds its particles:
+
+    [constituents]
+    jet = "FatJetPFCands_jetIdx"      # one of these forms; readers.links describes them
+    particle = "FatJetPFCands_pFCandsIdx"
+    # begin, end [, index]            # ranges (EDM4hep)
+    # index [, collection]            # lists of indices of each jet (ntuples, PHYSLITE)
+    # refs                            # unique numbers (Delphes); each collection has an id
+
+Each jet that ``select`` leaves, of an event at most ``first = n``, becomes one row. Columns of
+jets may also be those of the event. Several collections of particles are joined: ``[[particles]]``
+once for each, with ``id`` for refs and ``number`` for collection; one without d0 has no tracks.
+
+``like = "delphes"`` as the first line takes everything that the file does not say from a schema
+that comes with jetkern (``jetkern/convert/readers/schemas``), which --from uses by its name.
 """
 
 from __future__ import annotations
 
-import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -38,36 +80,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetkern.convert.readers import (
+    UNLABELLED,
     BaseSource,
+    Column,
+    Fault,
     InputError,
     Layout,
     Options,
     Raw,
     hdf5,
-    relative_kinematics,
-    take_real,
+    track_columns,
 )
-from jetkern.convert.readers.parquet import Parquet
+from jetkern.convert.readers import links as linking
+from jetkern.convert.readers.description import (
+    CARTESIAN,
+    IDENTITY,
+    LENGTHS,
+    MOMENTA,
+    TRACKS,
+    UNITS,
+    Value,
+    is_any,
+    jet_columns,
+    load,
+    sentinels,
+)
+from jetkern.convert.readers.expressions import Expression
 from jetkern.convert.readers.pid import from_pdg
-from jetkern.convert.readers.root import Tree, common_counts
+from jetkern.convert.readers.tables import open_table
 from jetkern.convert.readers.toptagging import jet_quantities
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
+__all__ = ["load", "open_source", "recognises"]
 
 NAME = "schema"
-SUFFIXES = (".h5", ".hdf5", ".root", ".parquet")
+SUFFIXES = (".h5", ".hdf5", ".root", ".parquet", ".npz")
 LOOKS_FOR = "a description with --schema"
+_EVENTS = 500  # read at a time: their particles are many more than those of their jets
+_INDEX_ROWS = 1 << 16
 
-_TOP = {"format", "tree", "unit", "classes", "particles", "jets"}
-_MOMENTA = ({"pt", "eta", "phi"}, {"px", "py", "pz"})
-_TRACKS = ("d0", "d0_error", "dz", "dz_error")
-_PARTICLES = {"pt", "eta", "phi", "px", "py", "pz", "energy", "mass", "count", "mask", "pdg", "pid"}
-_JETS = {"label", "files", "eta", "phi", "condition"}
-_FORMATS = {"hdf5", "root", "parquet"}
-_UNITS = {"GeV": 1.0, "MeV": 1e-3}
+Array = NDArray[Any]
 
 
 def recognises(path: Path) -> bool:
@@ -82,251 +133,569 @@ def open_source(path: Path, options: Options) -> Described:
     return Described(path, options.schema, options)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A checked description.
-
-    Raises:
-        InputError: naming the key that is wrong or missing.
-    """
-    try:
-        schema = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise InputError(f"{path}: {message}")
-
-    for where, allowed in (("", _TOP), ("particles", _PARTICLES | {*_TRACKS}), ("jets", _JETS)):
-        table = schema.get(where) if where else schema
-        need(isinstance(table, dict), f"there is no table [{where}]")
-        unknown = sorted(set(table) - allowed)  # type: ignore[arg-type]
-        need(not unknown, f"unknown key {where}{'.' if where else ''}{', '.join(unknown)}")
-    particles, jets = schema["particles"], schema["jets"]
-    need(schema.get("format") in _FORMATS, f"format must be one of {sorted(_FORMATS)}")
-    need(schema.setdefault("unit", "GeV") in _UNITS, f"unit must be one of {sorted(_UNITS)}")
-    need(schema["format"] != "root" or "tree" in schema, "a ROOT format needs the name of its tree")
-    need(bool(schema.get("classes")), "classes must be a list of names")
-    given = [m for m in _MOMENTA if m & set(particles)]
-    need(
-        len(given) == 1 and given[0] <= set(particles),
-        "particles needs either pt, eta, phi or px, py, pz",
-    )
-    for pair in (("energy", "mass"), ("pdg", "pid"), ("count", "mask")):
-        need(not set(pair) <= set(particles), f"particles has both {pair[0]} and {pair[1]}")
-    tracks = set(_TRACKS) & set(particles)
-    need(len(tracks) in (0, 4), f"particles needs all of {', '.join(_TRACKS)} or none")
-    need(("label" in jets) != ("files" in jets), "jets needs either label or files")
-    need(("eta" in jets) == ("phi" in jets), "jets needs both eta and phi or neither")
-    for key in ("label", "files"):
-        if isinstance(jets.get(key), list):
-            need(len(jets[key]) == len(schema["classes"]), f"jets.{key} needs one entry per class")
-    return schema
-
-
 class Described(BaseSource):
     """One file of a described format."""
 
     def __init__(self, path: Path, schema: dict[str, Any], options: Options) -> None:
-        self.schema = schema
-        particles, jets = schema["particles"], schema["jets"]
+        self.path, self.schema = path, schema
+        jets = schema["jets"]
+        self.shift, self.scale = options.label_shift or 0, options.tracks
+        self.unit, self.length = UNITS[schema["unit"]], LENGTHS[schema["length"]]
+        self.collections = [_Collection(table) for table in schema["particles"]]
+        self.links: dict[str, str] = schema["constituents"]
+        self.jet_columns = jet_columns(jets)
+        self.select = Expression(jets["select"]) if "select" in jets else None
         label = jets.get("label", [])
-        self.label_columns = label if isinstance(label, list) else [label]
-        self.axis = [jets["eta"], jets["phi"]] if "eta" in jets else []
-        self.conditions = jets.get("condition", [])
-        self.shift = options.label_shift or 0
-        classes = options.classes or tuple(schema["classes"])
-        self.file_label = None
-        if "files" in jets:
-            fits = [i for i, p in enumerate(jets["files"]) if fnmatch(path.name, p)]
-            if len(fits) != 1:
-                raise InputError(f"{path}: the name must fit one of jets.files {jets['files']}")
-            self.file_label = fits[0]
-        per_jet = [*self.label_columns, *self.axis, *self.conditions]
-        self.columns: _Padded | _Ragged = (
-            _Padded(path, schema, per_jet)
-            if schema["format"] == "hdf5"
-            else _Ragged(path, schema, per_jet)
+        self.label_columns = [Value(v) for v in (label if isinstance(label, list) else [label])]
+        self.file_label = _file_label(path, jets["files"]) if "files" in jets else None
+        counters = [n for c in self.collections if c.count is not None for n in c.count.names]
+        self.jet_columns = tuple(dict.fromkeys([*self.jet_columns, *counters]))
+        names = [n for c in self.collections for n in c.names]
+        names += [*self.jet_columns, *self.links.values()]
+        self.table = open_table(
+            path, schema["format"], schema.get("tree"), list(dict.fromkeys(names))
         )
+        condition = tuple(entry["name"] for entry in jets["condition"])
         layout = Layout(
-            classes=classes,
-            pid=bool({"pid", "pdg"} & set(particles)),
-            tracks="d0" in particles,
-            condition=(*self.conditions, "multiplicity/100") if self.conditions else (),
+            classes=options.classes or tuple(schema["classes"]),
+            pid=bool(set(IDENTITY) & set(schema["particles"][0])),
+            tracks=any("d0" in table for table in schema["particles"]),
+            condition=(*condition, "multiplicity/100") if condition else (),
         )
-        super().__init__(path, self.columns.num_jets, layout)
+        self.events = bool(self.links) or self._depth() == 2
+        self.first: NDArray[np.int64] | None = None
+        # Checked by the claimed rows before anything of their number is made.
+        super().__init__(path, self.table.num_rows, layout)
+        if self.events or self.select is not None:
+            self.first = self._count_jets()
+            self.num_jets = int(self.first[-1])
+            if not self.num_jets and self.table.num_rows:
+                self.notes["note"] = f"none of the jets in {self.table.num_rows} rows is selected"
+
+    def _depth(self) -> int:
+        """How deep the lists of particles are."""
+        if not self.table.num_rows:
+            return 1
+        name = self.collections[0].names[0]
+        depth = len(self.table.read([name], 0, 1)[name].counts)
+        if depth not in (1, 2):
+            raise InputError(f"{self.path}: {name} holds single values, expected lists")
+        return depth
+
+    def _count_jets(self) -> NDArray[np.int64]:
+        """(rows + 1,) the first jet of each row, of those that are selected."""
+        counts = [np.zeros(1, np.int64)]
+        names = self.jet_columns
+        if self.events and not any(self._lists_jets(name) for name in names):
+            names = (*names, self._jets_list())
+        for start in range(0, self.table.num_rows, _INDEX_ROWS):
+            stop = min(start + _INDEX_ROWS, self.table.num_rows)
+            jets = self._jets(self.table.read(names, start, stop), start, stop)
+            counts.append(np.bincount(jets.row[jets.keep], minlength=stop - start))
+        return np.cumsum(np.concatenate(counts))
+
+    def _lists_jets(self, name: str) -> bool:
+        """Whether a column of jets has a list in each row, and so says how many jets there are."""
+        return bool(self.table.num_rows) and bool(self.table.read([name], 0, 1)[name].counts)
+
+    def _jets_list(self) -> str:
+        """A column with a list for each jet, or a number."""
+        for key in ("begin", "index", "refs"):
+            if key in self.links and not (key == "index" and "begin" in self.links):
+                return self.links[key]
+        return self.collections[0].names[0]
+
+    def _jets(self, columns: dict[str, Column], start: int, stop: int) -> _Jets:
+        """The jets of a range of rows."""
+        rows = stop - start
+        counts = np.ones(rows, np.int64)
+        if self.events:
+            lists = [n for n in (*self.jet_columns, self._jets_list()) if n in columns]
+            lists = [n for n in lists if columns[n].counts]
+            if not lists:
+                raise InputError(
+                    f"{self.path}: no column of jets is a list, of the jets of an event"
+                )
+            counts = columns[lists[0]].counts[0]
+        jets = _Jets(
+            self.path, start, counts, {n: columns[n] for n in self.jet_columns}, self.events
+        )
+        if self.select is not None:
+            try:
+                chosen = self.select.evaluate(jets.columns)
+            except ValueError as error:
+                raise InputError(f"{self.path}: jets.select: {error}") from None
+            jets.keep &= np.broadcast_to(np.asarray(chosen) != 0, len(jets.keep))
+        if "first" in self.schema["jets"] and self.events:
+            rank = np.cumsum(jets.keep)
+            before = np.concatenate([[0], rank])[np.cumsum(counts) - counts]
+            jets.keep &= rank - before[jets.row] <= self.schema["jets"]["first"]
+        return jets
 
     def read(self, start: int, stop: int) -> Raw:
         """The jets ``start`` to ``stop - 1``."""
-        counts, p, jet = self.columns.read(start, stop)
-        unit = _UNITS[self.schema["unit"]]
-        p = {k: v if k in ("pdg", "pid") else v.astype(np.float64) for k, v in p.items()}
-        for key in {"pt", "px", "py", "pz", "energy", "mass"} & set(p):
-            p[key] *= unit
-        if "pt" in p:
-            px, py = p["pt"] * np.cos(p["phi"]), p["pt"] * np.sin(p["phi"])
-            pz = p["pt"] * np.sinh(p["eta"])
+        first, last = start, stop
+        if self.first is not None:
+            first = int(np.searchsorted(self.first, start, side="right")) - 1
+            last = int(np.searchsorted(self.first, stop, side="left"))
+        step = _EVENTS if self.links else self.table.step
+        pieces = [
+            self._piece(row, min(row + step, last), start, stop) for row in range(first, last, step)
+        ]
+        counts = np.concatenate([p[0] for p in pieces])
+        particles = {k: np.concatenate([p[1][k] for p in pieces]) for k in pieces[0][1]}
+        jets = {k: np.concatenate([p[2][k] for p in pieces]) for k in pieces[0][2]}
+        tally: dict[str, int] = {}
+        for key, number in (item for p in pieces for item in p[3].items()):
+            tally[key] = tally.get(key, 0) + number
+        return self._raw(counts, particles, jets, tally, start)
+
+    def _piece(
+        self, first: int, last: int, start: int, stop: int
+    ) -> tuple[NDArray[np.int64], dict[str, Array], dict[str, Array], dict[str, int]]:
+        """Counts, values of particles and of jets, and a tally of the jets of some rows that are
+        among ``start`` to ``stop - 1``."""
+        names = [n for c in self.collections for n in c.names]
+        names = list(dict.fromkeys([*names, *self.jet_columns, *self.links.values()]))
+        columns = self.table.read(names, first, last)
+        jets = self._jets(columns, first, last)
+        if self.first is not None:
+            number = self.first[first] + np.cumsum(jets.keep) - 1
+            jets.keep &= (number >= start) & (number < stop)
+        position = np.cumsum(jets.keep) - 1
+        tally: dict[str, int] = {}
+        owners, values = [], []
+        links = self._pairs(columns, jets, first, tally)
+        for collection, (owner, rows) in zip(self.collections, links, strict=True):
+            chosen = jets.keep[owner]
+            if not chosen.all():
+                owner, rows = owner[chosen], rows[chosen]
+            kept, found = self._particles(collection, columns, owner, rows, jets, tally)
+            owners.append(position[owner[kept]])
+            values.append(found)
+        owner, particles = owners[0], values[0]
+        if len(owners) > 1:
+            owner = np.concatenate(owners)
+            order = np.argsort(owner, kind="stable")
+            owner = owner[order]
+            # What a collection lacks, of tracks or codes, is 0: none.
+            particles = {
+                key: np.concatenate(
+                    [v.get(key, np.zeros(len(o))) for v, o in zip(values, owners, strict=True)]
+                )[order]
+                for key in {k: None for v in values for k in v}
+            }
+        counts = np.bincount(owner, minlength=int(jets.keep.sum()))
+        return counts, particles, self._jet_values(jets), tally
+
+    def _pairs(
+        self, columns: dict[str, Column], jets: _Jets, first: int, tally: dict[str, int]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """(jet, row of the collection) of all particles, for each collection; jets rise."""
+        depth = 2 if self.events and not self.links else 1
+        per_row = [self._counts(c, columns, depth, first) for c in self.collections]
+        if not self.links:
+            collection, counts = self.collections[0], per_row[0]
+            if len(counts) != len(jets.row):
+                raise InputError(
+                    f"{self.path}: rows from {first} on have {len(jets.row)} jets, but "
+                    f"{len(counts)} lists of particles"
+                )
+            owner = np.repeat(np.arange(len(counts)), counts)
+            rows = np.arange(len(owner))
+            if collection.count is not None:
+                number = self._integers(collection.count, jets, first)
+                wrong = (number < 0) | (number > counts)
+                if wrong.any():
+                    jet = int(np.argmax(wrong))
+                    raise InputError(
+                        f"{self.path}: jet {self._number(first, jet)}: {collection.count.given} is "
+                        f"{number[jet]}, but there is room for {counts[jet]}"
+                    )
+                real = rows - np.repeat(np.cumsum(counts) - counts, counts) < number[owner]
+                owner, rows = owner[real], rows[real]
+            return [(owner, rows)]
+        targets = [
+            linking.Target(
+                counts,
+                None if c.id is None else c.id.of(_values(columns, c.names), int(counts.sum())),
+                c.number,
+            )
+            for c, counts in zip(self.collections, per_row, strict=True)
+        ]
+        try:
+            found, lost = linking.pairs(
+                {key: columns[name] for key, name in self.links.items()}, jets.counts, targets
+            )
+        except linking.LinkError as error:
+            raise InputError(f"{self.path}: event {first + error.row}: {error.message}") from None
+        if lost:
+            tally["links to no particle"] = lost
+        return found
+
+    def _number(self, first: int, jet: int) -> int:
+        """What a jet of a range of rows is called."""
+        return first + jet if self.first is None else int(self.first[first]) + jet
+
+    def _counts(
+        self, collection: _Collection, columns: dict[str, Column], depth: int, first: int
+    ) -> NDArray[np.int64]:
+        """Particles of each list, which all columns of a collection must agree on."""
+        common: Column | None = None
+        for name in collection.names:
+            column = columns[name]
+            if len(column.counts) != depth:
+                kinds = ("single values", "lists", "lists of lists", "lists of lists of lists")
+                hint = ""
+                if depth == 1 and len(column.counts) == 2:
+                    hint = " (are the rows events? see [constituents])"
+                found = kinds[len(column.counts)]
+                raise InputError(
+                    f"{self.path}: {name} holds {found}, expected the opposite, {kinds[depth]}"
+                    f"{hint}"
+                )
+            if common is None:
+                common, named = column, name
+            for mine, other in zip(column.counts, common.counts, strict=True):
+                if len(mine) != len(other) or (mine != other).any():
+                    at = int(np.argmax(mine != other)) if len(mine) == len(other) else 0
+                    raise InputError(
+                        f"{self.path}: jet {first + at}: {name} has {mine[at]} particles, "
+                        f"{named} has {other[at]}"
+                    )
+        assert common is not None
+        return common.counts[-1]
+
+    def _particles(
+        self,
+        collection: _Collection,
+        columns: dict[str, Column],
+        owner: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        jets: _Jets,
+        tally: dict[str, int],
+    ) -> tuple[NDArray[np.int64], dict[str, Array]]:
+        """Which of the particles are real (T,), and their pt, eta, phi, energy, identities and
+        tracks, in GeV and mm."""
+        flat = {name: columns[name].values for name in collection.names}
+        if len(rows) != len(next(iter(flat.values()))):
+            flat = {name: values[rows] for name, values in flat.items()}
+        try:
+            real = collection.real(flat, len(rows), self.table.rectangular)
+            if not real.all():
+                flat = {name: values[real] for name, values in flat.items()}
+            kept = np.flatnonzero(real)
+            p = {k: v.of(flat, len(kept)) for k, v in collection.values.items()}
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        p = {k: np.asarray(v, np.float64) for k, v in p.items()}
+        with np.errstate(all="ignore"):
+            found = self._kinematics(p, owner[kept], jets)
+        if collection.pdg or collection.pid:
+            key = "pdg" if collection.pdg else "pid"
+            found["code"] = np.where(collection.missing(key, p), 0, p[key])
+            found["of_pdg"] = np.full(len(kept), float(collection.pdg))
+        if "d0" in p:
+            none = np.ones(len(kept), bool)
+            for pair in (TRACKS[:2], TRACKS[2:]):
+                named = [collection.missing(k, p) for k in pair if k in collection.sentinels]
+                absent = np.logical_and.reduce(named) if named else np.zeros(len(kept), bool)
+                none &= absent
+                for key in pair:
+                    found[key] = np.where(absent, 0, p[key] * self.length)
+            if none.any():
+                tally["particles without a track"] = int(none.sum())
+        return kept, found
+
+    def _kinematics(
+        self, p: dict[str, Array], owner: NDArray[np.int64], jets: _Jets
+    ) -> dict[str, Array]:
+        """pt, eta, phi, energy in GeV of whatever a collection has of them; eta and phi are
+        relative to the jet if they are given so."""
+
+        def of_jet(key: str) -> Array:
+            return self._jet_value(Value(self.schema["jets"][key]), jets)[owner]
+
+        unit, mass = self.unit, p.get("mass", np.float64(0)) * self.unit
+        energy = p["energy"] * unit if "energy" in p else None
+        if "ln_energy" in p:
+            energy = np.exp(p["ln_energy"]) * unit
+        if "px" in p:
+            px, py, pz = (p[key] * unit for key in CARTESIAN)
+            pt, phi = np.hypot(px, py), np.arctan2(py, px)
+            if energy is None:
+                energy = np.sqrt(pt**2 + pz**2 + mass**2)
+            return {"pt": pt, "eta": np.arcsinh(pz / pt), "phi": phi, "energy": energy}
+        phi = p["phi"] if "phi" in p else p["delta_phi"]
+        eta = (
+            p["delta_eta" if "delta_eta" in p else "eta"] if "rapidity" not in p else p["rapidity"]
+        )
+        absolute = eta
+        if "delta_eta" in p and "eta" in self.schema["jets"]:
+            absolute = eta + of_jet("eta")
+        if "et" in p:
+            energy = p["et"] * unit * np.cosh(absolute)
+            pt = np.sqrt(energy**2 - mass**2) / np.cosh(absolute) if "mass" in p else p["et"] * unit
+        elif "relative_pt" in p:
+            pt = p["relative_pt"] * of_jet("pt") * unit
         else:
-            px, py, pz = p["px"], p["py"], p["pz"]
-        energy = p.get("energy")
-        if energy is None:
-            energy = np.sqrt(px**2 + py**2 + pz**2 + p.get("mass", np.float64(0)) ** 2)
+            pt = p["pt"] * unit if "pt" in p else np.exp(p["ln_pt"]) * unit
+        if "rapidity" in p:
+            if energy is None:
+                transverse = np.hypot(pt, mass)
+                pz, energy = (transverse * f(p["rapidity"]) for f in (np.sinh, np.cosh))
+            else:
+                pz = energy * np.tanh(p["rapidity"])
+            eta = np.arcsinh(pz / pt)
+        elif energy is None:
+            energy = np.sqrt((pt * np.cosh(absolute)) ** 2 + mass**2)
+        return {"pt": pt, "eta": eta, "phi": phi, "energy": energy}
+
+    def _jet_value(self, value: Value, jets: _Jets) -> Array:
+        try:
+            return np.asarray(value.of(jets.columns, len(jets.row)))
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    def _integers(self, value: Value, jets: _Jets, first: int) -> NDArray[np.int64]:
+        numbers = self._jet_value(value, jets)
+        return hdf5.integers(numbers, str(value.given), self.path, self._number(first, 0))
+
+    def _jet_values(self, jets: _Jets) -> dict[str, Array]:
+        """What [jets] says of the jets that are kept."""
+        table = self.schema["jets"]
+        values = {f"label {i}": self._jet_value(v, jets) for i, v in enumerate(self.label_columns)}
+        for key in ("eta", "phi"):
+            if key in table:
+                values[key] = self._jet_value(Value(table[key]), jets).astype(np.float64)
+        for i, entry in enumerate(table["condition"]):
+            value = self._jet_value(Value(entry["column"]), jets).astype(np.float64)
+            values[f"condition {i}"] = value * UNITS.get(entry["unit"], 1.0)
+        return {key: value[jets.keep] for key, value in values.items()}
+
+    def _raw(
+        self,
+        counts: NDArray[np.int64],
+        p: dict[str, Array],
+        jet: dict[str, Array],
+        tally: dict[str, int],
+        start: int,
+    ) -> Raw:
         owner = np.repeat(np.arange(len(counts)), counts)
-        if self.axis:
-            eta, phi = (jet[name].astype(np.float64) for name in self.axis)
-        else:
-            (eta, phi), _ = jet_quantities(px, py, pz, energy, counts)
-        condition = None
-        if self.conditions:
-            condition = np.stack([*(jet[n] for n in self.conditions), counts / 100], axis=1)
+        pt, eta, phi, energy = (p[key] for key in ("pt", "eta", "phi", "energy"))
+        faults = []
+        with np.errstate(all="ignore"):
+            if "delta_eta" not in self.schema["particles"][0]:
+                if "eta" in jet:
+                    axis_eta, axis_phi = jet["eta"], jet["phi"]
+                else:
+                    px, py = pt * np.cos(phi), pt * np.sin(phi)
+                    (axis_eta, axis_phi), _ = jet_quantities(
+                        px, py, pt * np.sinh(eta), energy, counts
+                    )
+                eta, phi = eta - axis_eta[owner], phi - axis_phi[owner]
+                phi = np.remainder(phi + np.pi, 2 * np.pi) - np.pi
+            particles = np.stack([eta, phi, np.log(pt), np.log(energy)], axis=1).astype(np.float32)
+        negative = pt < 0
+        if negative.any():
+            marked = np.zeros(len(counts), bool)
+            marked[owner[negative]] = True
+            lowest = pt / self.unit
+
+            def hint(b: int) -> str:
+                value = lowest[owner == b].min()
+                return (
+                    f"pt of a particle is {value:g}, below 0: logarithms are ln_pt, and what fills "
+                    f"up lists is padding = {value:g}"
+                )
+
+            faults.append(Fault("negative pt", marked, hint))
+        skip = pt == 0
+        pid = self._pid(p, owner, start)
         tracks = None
         if self.layout.tracks:
-            tracks = np.stack(
-                [np.tanh(p["d0"]), p["d0_error"], np.tanh(p["dz"]), p["dz_error"]], axis=1
-            )
+            tracks, ones = track_columns([p[key] for key in TRACKS], self.scale)
+            tally = {**tally, **ones}
+        condition = None
+        if self.schema["jets"]["condition"]:
+            columns = [jet[f"condition {i}"] for i in range(len(self.schema["jets"]["condition"]))]
+            condition = np.stack([*columns, counts / 100], axis=1)
+        label = self._label(jet, len(counts), start, faults)
         return Raw(
             counts=counts,
-            particles=relative_kinematics(px, py, pz, energy, eta[owner], phi[owner]),
-            label=self._label(jet, len(counts), start),
-            pid=self._pid(p, owner, start),
+            particles=particles,
+            label=label,
+            pid=pid,
             tracks=tracks,
             condition=condition,
+            skip=skip if skip.any() else None,
+            faults=faults,
+            tally=tally,
         )
 
-    def _label(self, jet: dict[str, NDArray[Any]], jets: int, start: int) -> NDArray[np.int64]:
+    def _label(
+        self, jet: dict[str, Array], jets: int, start: int, faults: list[Fault]
+    ) -> NDArray[np.int64]:
+        """(B,) classes; -1 and a fault for jets of none."""
         if self.file_label is not None:
             return np.full(jets, self.file_label)
-        if not isinstance(self.schema["jets"]["label"], list):
-            name = self.label_columns[0]
-            return hdf5.integers(jet[name], name, self.path, start) - self.shift
-        one_hot = np.stack([jet[name] for name in self.label_columns], axis=1)
-        wrong = (one_hot.sum(axis=1) != 1) | (one_hot.max(axis=1) != 1)
+        given = self.schema["jets"]["label"]
+        if isinstance(given, list):
+            one_hot = np.stack([jet[f"label {i}"] for i in range(len(given))], axis=1)
+            wrong = (one_hot.sum(axis=1) != 1) | (one_hot.max(axis=1) != 1)
+            names = ", ".join(str(v.given) for v in self.label_columns)
+            label = np.where(wrong, -1, one_hot.argmax(axis=1))
+
+            def message(b: int) -> str:
+                return f"exactly one of {names} must be 1, found {(one_hot[b] * 1).tolist()}"
+
+            faults.append(Fault(UNLABELLED, wrong, message, "unlabelled"))
+            return label
+        value = jet["label 0"]
+        codes = self.schema["jets"].get("codes")
+        nan = np.isnan(value) if value.dtype.kind == "f" else np.zeros(jets, bool)
+        whole = hdf5.integers(np.where(nan, 0, value), str(given), self.path, start)
+        if codes is None:
+            label, wrong = np.where(nan, -1, whole - self.shift), nan
+        else:
+            label = np.full(jets, -1)
+            for number, code in enumerate(codes):
+                label[np.isin(whole, code)] = number
+            label[nan] = -1
+            wrong = label < 0
+        faults.append(
+            Fault(
+                UNLABELLED,
+                wrong,
+                lambda b: (
+                    f"the label {given} is {value[b]}, of none of the classes (--unlabelled drop "
+                    "leaves such jets out)"
+                ),
+                "unlabelled",
+            )
+        )
+        return label
+
+    def _pid(
+        self, p: dict[str, Array], owner: NDArray[Any], start: int
+    ) -> NDArray[np.int64] | None:
+        if "code" not in p:
+            return None
+        wrong = ~np.isfinite(p["code"]) | (p["code"] != np.floor(p["code"]))
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(
-                f"{self.path}: jet {start + row}: exactly one of {', '.join(self.label_columns)} "
-                f"must be 1, found {one_hot[row].tolist()}"
+                f"{self.path}: jet {start + owner[row]}: pid or pdg of a particle is "
+                f"{p['code'][row]}, not a whole number"
             )
-        return one_hot.argmax(axis=1)
-
-    def _pid(
-        self, p: dict[str, NDArray[Any]], owner: NDArray[Any], start: int
-    ) -> NDArray[np.int64] | None:
-        if "pid" in p:
-            return hdf5.integers(p["pid"], "pid", self.path, start)
-        if "pdg" not in p:
-            return None
-        codes = hdf5.integers(p["pdg"], "pdg", self.path, start)
-        pid = from_pdg(codes)
-        if (pid < 0).any():
-            row = int(np.argmin(pid))
+        codes = p["code"].astype(np.int64)
+        of_pdg = p["of_pdg"] > 0
+        pid = np.where(of_pdg, from_pdg(codes), codes)
+        strange = of_pdg & (pid < 0)
+        if strange.any():
+            row = int(np.argmax(strange))
             raise InputError(
-                f"{self.path}: jet {start + owner[row]}: the PDG code {codes[row]} is not known"
+                f"{self.path}: jet {start + owner[row]}: the PDG code {codes[row]} is not known; "
+                "missing = { pdg = [...] } names codes of unknown particles"
             )
         return pid
 
     def close(self) -> None:
         """Closes the file."""
-        self.columns.close()
+        self.table.close()
 
 
-class _Padded:
-    """Columns of an HDF5 file."""
+def _file_label(path: Path, patterns: list[str]) -> int:
+    """The class of a file by its name or, if that fits no pattern, by that of its folder."""
+    for name in (path.name, path.absolute().parent.name):
+        fits = [i for i, pattern in enumerate(patterns) if fnmatch(name, pattern)]
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            break
+    raise InputError(f"{path}: the name must fit one of jets.files {patterns}")
 
-    def __init__(self, path: Path, schema: dict[str, Any], per_jet: list[str]) -> None:
-        self.path = path
-        self.file = hdf5.open_file(path)
-        particles = dict(schema["particles"])
-        self.count = particles.pop("count", None)
-        self.mask = particles.pop("mask", None)
-        self.particles = {key: self._column(name, 2) for key, name in particles.items()}
-        if self.mask:
-            self.mask = self._column(self.mask, 2)
-        if self.count:
-            per_jet = [*per_jet, self.count]
-        self.jets = {name: self._column(name, 1) for name in per_jet}
-        everything = [*self.particles.values(), *self.jets.values()]
-        self.num_jets = hdf5.same_length(path, **{d.name: len(d) for d, _ in everything})
 
-    def _column(self, name: str, ndim: int) -> tuple[Any, int | None]:
-        found = re.fullmatch(r"(.+?)\[(\d+)\]", name)
-        base, column = (found.group(1), int(found.group(2))) if found else (name, None)
-        data = hdf5.dataset(self.file, base, ndim=ndim + (column is not None), kind="fiub")
-        if column is not None and column >= data.shape[-1]:
-            raise InputError(f"{self.path}: {base} has {data.shape[-1]} columns, asked for {name}")
-        return data, column
+def _values(columns: dict[str, Column], names: tuple[str, ...]) -> dict[str, Array]:
+    return {name: columns[name].values for name in names}
 
-    def read(
-        self, start: int, stop: int
-    ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        """Counts, values per particle, values per jet."""
-        rows: dict[str, NDArray[Any]] = {}
 
-        def get(data: Any, column: int | None) -> NDArray[Any]:
-            if data.name not in rows:
-                rows[data.name] = hdf5.read(data, start, stop)
-            return rows[data.name] if column is None else rows[data.name][..., column]
+class _Jets:
+    """The jets of a range of rows, J of them.
 
-        padded = {key: get(*where) for key, where in self.particles.items()}
-        jets = {name: get(*where) for name, where in self.jets.items()}
-        shapes = {key: a.shape for key, a in padded.items()}
-        if len(set(shapes.values())) > 1:
-            raise InputError(f"{self.path}: the particles' columns have different shapes: {shapes}")
-        if self.mask:
-            mask = get(*self.mask) > 0
-        elif self.count:
-            slots = next(iter(shapes.values()))[1]
-            counts = hdf5.integers(jets[self.count], self.count, self.path, start)
-            if ((counts < 0) | (counts > slots)).any():
-                jet = int(np.argmax((counts < 0) | (counts > slots)))
+    Attributes:
+        counts: jets of each row; row: (J,) the row of each jet; keep: (J,) whether it is selected.
+        columns: (J,) each; those with one value a row are repeated for the row's jets.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        counts: NDArray[np.int64],
+        columns: dict[str, Column],
+        events: bool,
+    ) -> None:
+        self.counts = counts
+        self.row = np.repeat(np.arange(len(counts)), counts)
+        self.keep = np.ones(len(self.row), bool)
+        self.columns: dict[str, Array] = {}
+        for name, column in columns.items():
+            if not column.counts:
+                self.columns[name] = column.values[self.row] if events else column.values
+                continue
+            if len(column.counts) > 1 or (not events and (column.counts[0] != 1).any()):
                 raise InputError(
-                    f"{self.path}: jet {start + jet}: {self.count} is {counts[jet]}, but there is "
-                    f"room for {slots}"
+                    f"{path}: {name} holds lists, expected the opposite: single values"
                 )
-            mask = np.arange(slots) < counts[:, None]
+            if (column.counts[0] != counts).any():
+                row = int(np.argmax(column.counts[0] != counts))
+                raise InputError(
+                    f"{path}: event {start + row}: {name} has {column.counts[0][row]} jets, others "
+                    f"have {counts[row]}"
+                )
+            self.columns[name] = column.values
+
+
+class _Collection:
+    """One table [particles] of a schema: its columns, and which of its rows are particles."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        keys = (*MOMENTA, *TRACKS, *IDENTITY)
+        self.values = {key: Value(table[key]) for key in keys if key in table}
+        self.pdg, self.pid = "pdg" in table, "pid" in table
+        self.count = Value(table["count"]) if "count" in table else None
+        self.mask = Value(table["mask"]) if "mask" in table else None
+        self.id = Value(table["id"]) if "id" in table else None
+        self.number: int | None = table.get("number")
+        self.sentinels = {
+            key: sentinels(values, key) for key, values in table.get("missing", {}).items()
+        }
+        self.padding = sentinels(table["padding"], "padding") if "padding" in table else None
+        used = [*self.values.values(), *(v for v in (self.mask, self.id) if v is not None)]
+        self.names = tuple(dict.fromkeys(name for value in used for name in value.names))
+        self.momenta = tuple(
+            dict.fromkeys(n for key in MOMENTA if key in table for n in self.values[key].names)
+        )
+
+    def real(self, flat: dict[str, Array], size: int, rectangular: bool) -> NDArray[np.bool_]:
+        """(T,) false for what fills up lists."""
+        if self.mask is not None:
+            real = np.asarray(self.mask.of(flat, size)) > 0
         else:
-            mask = np.any([a != 0 for a in padded.values()], axis=0)
-        counts, values = take_real(mask, *padded.values())
-        return counts, dict(zip(padded, values, strict=True)), jets
+            real = np.ones(size, bool)
+            unfilled = [np.isnan(flat[n]) for n in self.momenta if flat[n].dtype.kind == "f"]
+            if self.count is None and unfilled and len(unfilled) == len(self.momenta):
+                real &= ~np.logical_and.reduce(unfilled)
+            if self.count is None and rectangular and self.padding is None:
+                real &= np.logical_or.reduce([flat[n] != 0 for n in self.names])
+        if self.padding is not None:
+            fill = [is_any(flat[n], self.padding) for n in self.momenta]
+            real &= ~np.logical_and.reduce(fill)
+        return real
 
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
-
-
-class _Ragged:
-    """Columns of a ROOT or parquet file."""
-
-    def __init__(self, path: Path, schema: dict[str, Any], per_jet: list[str]) -> None:
-        self.path = path
-        self.particles: dict[str, str] = schema["particles"]
-        if {"count", "mask"} & set(self.particles):
-            raise InputError(f"{path}: count and mask are for HDF5 only; lists have a length")
-        self.per_jet = per_jet
-        names = [*self.particles.values(), *per_jet]
-        self.file: Tree | Parquet = (
-            Tree(path, schema["tree"], names)
-            if schema["format"] == "root"
-            else Parquet(path, names)
-        )
-        self.num_jets = self.file.num_jets
-
-    def read(
-        self, start: int, stop: int
-    ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        """Counts, values per particle, values per jet."""
-        names = list(dict.fromkeys([*self.particles.values(), *self.per_jet]))
-        values, counts = self.file.read(names, start, stop)
-        for name in names:
-            if (name in self.particles.values()) != (name in counts):
-                kind = "lists" if name in counts else "single values"
-                raise InputError(f"{self.path}: {name} holds {kind}, expected the opposite")
-        return (
-            common_counts(self.path, counts, start),
-            {key: values[name] for key, name in self.particles.items()},
-            {name: values[name] for name in self.per_jet},
-        )
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
+    def missing(self, key: str, p: dict[str, Array]) -> NDArray[np.bool_]:
+        """(T,) true where a value stands for none."""
+        if key not in self.sentinels:
+            return np.zeros(len(p[key]), bool)
+        return is_any(p[key], self.sentinels[key])

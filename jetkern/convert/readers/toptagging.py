@@ -28,6 +28,7 @@ from jetkern.convert.readers import (
     hdf5,
     relative_kinematics,
     take_real,
+    without_momentum,
 )
 
 NAME = "toptagging"
@@ -84,7 +85,8 @@ class Block:
     def __init__(self, data: Any, columns: tuple[str, ...], member: str | None) -> None:
         self.data, self.columns, self.member = data, columns, member
         self.name: str = member or str(data.name)
-        self.length = len(data)
+        # Of an array without rows pandas writes one number, and the true shape as an attribute.
+        self.length = 0 if member is None and "shape" in data.attrs else len(data)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """(jets, columns)."""
@@ -97,7 +99,10 @@ class Block:
 
 def blocks(file: h5py.File) -> list[Block]:
     """The blocks of numbers under the key ``table`` with the names of their columns."""
-    path, group = file.filename, file["table"]
+    path, group = file.filename, file.get("table")
+    if not isinstance(group, h5py.Group):
+        have = ", ".join(sorted(file)) or "nothing"
+        raise InputError(f"{path}: there is no key table of pandas' in the file, which has {have}")
     found = []
     if "table" in group:
         data = hdf5.dataset(file, "table/table", ndim=1, kind="V")
@@ -118,7 +123,7 @@ def blocks(file: h5py.File) -> list[Block]:
         data = hdf5.dataset(file, f"table/{name}", ndim=2, kind="fiub")
         items = hdf5.dataset(file, f"table/{name.replace('values', 'items')}", kind="S")
         columns = hdf5.attribute_names(items[()])
-        if len(columns) != data.shape[1]:
+        if len(columns) != data.shape[1] and "shape" not in data.attrs:
             raise InputError(
                 f"{path}: table: {name} has {data.shape[1]} columns, but {len(columns)} names"
             )
@@ -190,6 +195,7 @@ class TopColumns:
             counts=counts,
             particles=relative_kinematics(px, py, pz, energy, axis[0][owner], axis[1][owner]),
             label=label,
+            skip=without_momentum(px, py),
             condition=condition,
             split=split,
         )

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from jetkern.ops.mlp.reference import mlp
 from jetkern.ops.pair_features import pair_index
@@ -19,7 +18,5 @@ def pair_bias(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     i, j = pair_index(offsets, num_pairs)
-    # Not indexing: its backward adds a particle's rows in the order of the threads.
-    first, second = embedding(i, particles), embedding(j, particles)
-    bias = mlp(pair_features(first, second), parameters).t()
+    bias = mlp(pair_features(particles[i], particles[j]), parameters).t()
     return bias if dtype is None else bias.to(dtype)
