@@ -21,8 +21,8 @@ from tests.ops.test_attention import batch, class_batch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from jetkern.ops.attention.triton import launch_backward, pair_ends
-from jetkern.ops.triton_tools import forced_settings
+from jetkern.ops.attention.triton import Offsets, Rows, launch_backward, pair_ends
+from jetkern.ops.gpu.launch import forced_settings
 
 
 @pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
@@ -50,8 +50,8 @@ def test_blocks_of_keys_agree_with_one_block(dtype: torch.dtype, keys: int) -> N
     kind = "bf16 ieee" if dtype == torch.bfloat16 else "fp32 ieee"
     few = {"ROWS": 16, "KEYS": keys}
     with (
-        forced_settings("attention", f"d16 {kind}", few),
-        forced_settings("attention_backward", f"d16 {kind}", few),
+        forced_settings("attention_fwd", f"d16 {kind}", few),
+        forced_settings("attention_bwd", f"d16 {kind}", few),
     ):
         have = result_and_gradients(attention, inputs, dtype, "triton")
         again = result_and_gradients(attention, inputs, dtype, "triton")
@@ -176,8 +176,12 @@ def test_gradients_are_written_into_parts_of_a_joint_gradient() -> None:
     out, lse = torch.ops.jetkern_triton.attention(q, k, v, *settings)
     upstream = torch.randn(out.shape, generator=generator(7)).to(out.device)
     joint = q.new_empty(len(q), 3, *q.shape[1:])
-    with forced_settings("attention_backward", "d16 fp32 ieee", {"ROWS": 16, "KEYS": 32}):
-        launch_backward(upstream, q, k, v, out, lse, *settings, (*joint.unbind(1), None))
+    d_q, d_k, d_v = joint.unbind(1)
+    rows, places = Rows(q, k, v, out), Offsets(offsets, offsets, particles, ends)
+    with forced_settings("attention_bwd", "d16 fp32 ieee", {"ROWS": 16, "KEYS": 32}):
+        launch_backward(
+            rows, lse, places, bias, "ieee", d_out=upstream, d_q=d_q, d_k=d_k, d_v=d_v, d_bias=None
+        )
     for part, gradient in zip(joint.unbind(1), want[1:4], strict=True):
         assert torch.allclose(part.cpu(), gradient, atol=1e-6)
 

@@ -24,7 +24,7 @@ from tests.ops.helpers import (
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from jetkern.ops.triton_tools import forced_settings
+from jetkern.ops.gpu.launch import forced_settings
 
 
 def on_weights(
@@ -49,7 +49,7 @@ def leaves(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def few_programs(key: str) -> Iterator[None]:
     """Large tiles where the kernels are interpreted, which takes its time for each program."""
     tile = {} if torch.cuda.is_available() else {"PAIRS": 512}
-    with forced_settings("pair_bias", key, tile), forced_settings("pair_bias_gradient", key, tile):
+    with forced_settings("pair_bias_fwd", key, tile), forced_settings("pair_bias_bwd_weights", key, tile):
         yield
 
 
@@ -89,9 +89,9 @@ def test_programs_with_several_tiles_each_and_other_settings() -> None:
         ({"PAIRS": 128, "UNITS": 64}, {"TILE": 64}, {"PAIRS": 128, "UNITS": 32, "PROGRAMS": 1}),
     ):
         with (
-            forced_settings("pair_bias", "c40 h2 ieee", forward),
-            forced_settings("pair_bias_fold", "layers1", fold),
-            forced_settings("pair_bias_gradient", "c40 h2 ieee", gradient),
+            forced_settings("pair_bias_fwd", "c40 h2 ieee", forward),
+            forced_settings("pair_bias_bwd_fold", "layers1", fold),
+            forced_settings("pair_bias_bwd_weights", "c40 h2 ieee", gradient),
         ):
             check_accuracy(on_weights, *arguments, fixed=(0,), backend="triton")
 
@@ -224,9 +224,9 @@ def test_registration() -> None:
             torch.ops.jetkern_triton.pair_bias.default,
             (particles, offsets, *weights, pairs, torch.float32, "ieee"),
         )
-    plain = [w.detach() for w in weights[:3]]
+    plain = [w.detach() for w in weights]
     torch.library.opcheck(
-        torch.ops.jetkern_triton.pair_bias_backward.default,
+        torch.ops.jetkern_triton.pair_bias_gradient.default,
         ([out.detach(), out.detach()], particles, offsets, *plain, "ieee"),
     )
 

@@ -4,62 +4,95 @@ Forward: a tile of queries against all keys of the jet. Up to 64 keys the keys a
 chip and the softmax is one pass; beyond, keys come in blocks with a running maximum, any number of
 them. Kept for the backward: the result and one number per query and head, log2 of sum 2^score.
 
-Backward: one kernel. It holds a block of keys with their dk and dv in registers and passes over the
-queries; scores are computed transposed (keys x queries), so that p and ds enter the products of dv
-and dk from the registers they were made in. Each entry of dq, dk, dv and dbias is written by one
-program and there are no atomics: any two runs give the same bits. A jet with more than one block of
-keys sums dq in a float32 buffer between blocks.
+Backward: one kernel. It holds a block of keys with their d_k and d_v in registers and passes over
+the queries; scores are computed transposed (keys x queries), so that p and ds enter the products of
+d_v and d_k from the registers they were made in. Each entry of d_q, d_k, d_v and d_bias is written
+by one program and there are no atomics: any two runs give the same bits. A jet with more than one
+block of keys sums d_q in a float32 buffer between blocks.
 
 The numbers of rows are never known to the host: kernels read them and branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from jetkern.ops.attention import reference
 from jetkern.ops.attention.cpu import dense_rows
-from jetkern.ops.attention.reference import attention as reference
-from jetkern.ops.dispatch import PRECISIONS
-from jetkern.ops.triton_tools import (
-    TYPES,
-    CompileCase,
-    Settings,
-    define,
-    dot,
-    exp2,
-    kernel_name,
-    launch_settings,
-    on_device,
-)
+from jetkern.ops.gpu.functions import dot, exp2
+from jetkern.ops.gpu.launch import Settings, launch, launch_settings
+from jetkern.ops.gpu.pointwise import padded
+from jetkern.ops.gpu.register import gpu_operator
 
 WIDEST = 128  # head dimension
+TYPES = (torch.float32, torch.bfloat16)  # of a bias
 Defaults = dict[int, tuple[Settings, Settings, Settings, Settings]]
 LOG2_E = tl.constexpr(1.4426950408889634)
 BATCH = ["total", "pairs"]  # differ from batch to batch: no compilation for those that 16 divides
 
 
+class Rows(NamedTuple):
+    """Tensors (T, H, d) with dense rows, which may lie apart, or the strides of their rows."""
+
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+
+
+class Gradients(NamedTuple):
+    """As ``Rows``: of the result and the inputs; ``partial`` is float32 room for d_q."""
+
+    d_out: Any
+    d_q: Any
+    d_k: Any
+    d_v: Any
+    partial: Any
+
+
+class Offsets(NamedTuple):
+    """(B + 1,) int64 each; ``pair_ends`` (B,): sum of n^2 of the jets up to and with each.
+
+    The last two are None without a bias.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    particles: Tensor | None
+    pair_ends: Tensor | None
+
+
+class Counts(NamedTuple):
+    """Numbers of a jet's rows."""
+
+    queries: Any
+    keys: Any
+    particles: Any
+
+
 @triton.jit
-def _load(pointer, stride, start, count, ROWS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
-    """Rows start .. start + ROWS of a (count, WIDTH) matrix as (ROWS, D), zeros outside."""
+def _load(
+    pointer, stride, start, count, ROWS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr
+):
+    """Rows start .. start + ROWS of a (count, HEAD) matrix as (ROWS, PADDED), zeros outside."""
     row = tl.arange(0, ROWS)
-    column = tl.arange(0, D)
-    inside = (row < count - start)[:, None] & (column < WIDTH)[None, :]
+    column = tl.arange(0, PADDED)
+    inside = (row < count - start)[:, None] & (column < HEAD)[None, :]
     rows = pointer + tl.cast(start, tl.int64) * stride
     return tl.load(rows + row[:, None] * stride + column[None, :], inside, 0.0)
 
 
 @triton.jit
-def _store(pointer, stride, start, count, x, WIDTH: tl.constexpr):
-    """Writes x (ROWS, D) to rows start .. start + ROWS of a (count, WIDTH) matrix."""
+def _store(pointer, stride, start, count, x, HEAD: tl.constexpr):
+    """Writes x (ROWS, PADDED) to rows start .. start + ROWS of a (count, HEAD) matrix."""
     row = tl.arange(0, x.shape[0])
     column = tl.arange(0, x.shape[1])
-    inside = (row < count - start)[:, None] & (column < WIDTH)[None, :]
+    inside = (row < count - start)[:, None] & (column < HEAD)[None, :]
     rows = pointer + tl.cast(start, tl.int64) * stride
     tl.store(rows + row[:, None] * stride + column[None, :], x, inside)
 
@@ -74,79 +107,91 @@ def _product(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _pairs(first_query, first_key, query, key, queries, keys, particles):
+def _pairs(first_query, first_key, query, key, count):
     """Where the biases of a tile are: offset of its corner, offsets within, which exist.
 
     query and key count from first_query and first_key, one of them along either axis. The bias is
     particles x particles; the first rows and columns of the scores, the jet's other tokens, have
     none.
     """
-    row = first_query - (queries - particles)
-    column = first_key - (keys - particles)
-    corner = tl.cast(row, tl.int64) * particles + column
-    exists = (query >= -row) & (query < particles - row)
-    exists &= (key >= -column) & (key < particles - column)
-    return corner, (query * particles + key).to(tl.uint32), exists
+    row = first_query - (count.queries - count.particles)
+    column = first_key - (count.keys - count.particles)
+    corner = tl.cast(row, tl.int64) * count.particles + column
+    exists = (query >= -row) & (query < count.particles - row)
+    exists &= (key >= -column) & (key < count.particles - column)
+    return corner, (query * count.particles + key).to(tl.uint32), exists
 
 
 @triton.jit
-def _load_bias(bias, first_query, first_key, query, key, queries, keys, particles):
+def _load_bias(bias, first_query, first_key, query, key, count):
     """The biases of a tile, zero where there are none."""
     if bias is None:
         return (query + key) * 0.0
     else:
-        corner, entry, exists = _pairs(first_query, first_key, query, key, queries, keys, particles)
+        corner, entry, exists = _pairs(first_query, first_key, query, key, count)
         return tl.load(bias + corner + entry, exists, 0.0)
 
 
 @triton.jit
-def _scores(a, b, bias_tile, key, keys, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+def _scores(a, b, bias_tile, key, keys, HEAD: tl.constexpr, PRECISION: tl.constexpr):
     """q k^T + sqrt(d) bias of a tile, -inf where ``key`` is not below ``keys``.
 
     Queries x keys from a = q, b = k, or keys x queries from a = k, b = q. The bias enters as the
     product's accumulator: added later, it would draw the softmax into the layout of its load.
     """
-    score = _product(a, b, bias_tile.to(tl.float32) * WIDTH**0.5, PRECISION)
+    score = _product(a, b, bias_tile.to(tl.float32) * HEAD**0.5, PRECISION)
     return tl.where(key < keys, score, float("-inf"))
 
 
 @triton.jit
+def _jet(offsets, pairs, HEADS: tl.constexpr):
+    """A program's head, first query, first key, counts of rows, and where its biases begin."""
+    jet = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    query = tl.load(offsets.queries + jet)
+    queries = (tl.load(offsets.queries + jet + 1) - query).to(tl.int32)
+    key = tl.load(offsets.keys + jet)
+    keys = (tl.load(offsets.keys + jet + 1) - key).to(tl.int32)
+    particles = keys * 0
+    corner = query * 0
+    if offsets.particles is not None:
+        own = tl.load(offsets.particles + jet + 1) - tl.load(offsets.particles + jet)
+        corner = head * pairs + tl.load(offsets.pair_ends + jet) - own * own
+        particles = own.to(tl.int32)
+    return head, query, key, Counts(queries, keys, particles), corner
+
+
+@triton.jit
 def _forward(
-    q,
-    k,
-    v,
-    out,
+    rows,
+    strides,
     lse,
     bias,
-    q_stride,
-    k_stride,
-    v_stride,
-    out_stride,
-    queries,
-    keys,
-    particles,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
+    count,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """A jet and head: ``rows`` begin at their first rows."""
     query = tl.arange(0, ROWS)[:, None]
     key = tl.arange(0, KEYS)[None, :]
-    SCALE: tl.constexpr = LOG2_E * WIDTH**-0.5
+    SCALE: tl.constexpr = LOG2_E * HEAD**-0.5
+    queries, keys = count.queries, count.keys
     zero = keys * 0
     if ONE_BLOCK:
-        k_tile = _load(k, k_stride, zero, keys, KEYS, WIDTH, D)
-        v_tile = _load(v, v_stride, zero, keys, KEYS, WIDTH, D)
+        k_tile = _load(rows.k, strides.k, zero, keys, KEYS, HEAD, PADDED)
+        v_tile = _load(rows.v, strides.v, zero, keys, KEYS, HEAD, PADDED)
     for first in range(0, queries, ROWS):
-        q_tile = _load(q, q_stride, first, queries, ROWS, WIDTH, D)
+        q_tile = _load(rows.q, strides.q, first, queries, ROWS, HEAD, PADDED)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
-        mixed = tl.zeros((ROWS, D), tl.float32)
+        mixed = tl.zeros((ROWS, PADDED), tl.float32)
         if ONE_BLOCK:
-            bias_tile = _load_bias(bias, first, zero, query, key, queries, keys, particles)
-            score = _scores(q_tile, k_tile, bias_tile, key, keys, WIDTH, PRECISION)
+            bias_tile = _load_bias(bias, first, zero, query, key, count)
+            score = _scores(q_tile, k_tile, bias_tile, key, keys, HEAD, PRECISION)
             top = tl.max(score, 1) * SCALE
             top = tl.where(top == float("-inf"), 0.0, top)
             p = exp2(score * SCALE - top[:, None])
@@ -154,10 +199,10 @@ def _forward(
             mixed = dot(p, v_tile, mixed, PRECISION)
         else:
             for block in range(0, keys, KEYS):
-                k_tile = _load(k, k_stride, block, keys, KEYS, WIDTH, D)
-                v_tile = _load(v, v_stride, block, keys, KEYS, WIDTH, D)
-                bias_tile = _load_bias(bias, first, block, query, key, queries, keys, particles)
-                score = _scores(q_tile, k_tile, bias_tile, key, keys - block, WIDTH, PRECISION)
+                k_tile = _load(rows.k, strides.k, block, keys, KEYS, HEAD, PADDED)
+                v_tile = _load(rows.v, strides.v, block, keys, KEYS, HEAD, PADDED)
+                bias_tile = _load_bias(bias, first, block, query, key, count)
+                score = _scores(q_tile, k_tile, bias_tile, key, keys - block, HEAD, PRECISION)
                 higher = tl.maximum(top, tl.max(score, 1) * SCALE)
                 shift = tl.where(higher == float("-inf"), 0.0, higher)
                 fade = exp2(top - shift)
@@ -167,241 +212,183 @@ def _forward(
                 top = higher
             top = tl.where(top == float("-inf"), 0.0, top)
         total = tl.where(keys > 0, total, 1.0)
-        _store(out, out_stride, first, queries, mixed / total[:, None], WIDTH)
+        _store(rows.out, strides.out, first, queries, mixed / total[:, None], HEAD)
         row = tl.arange(0, ROWS)
         tl.store(lse + first + row, top + tl.log2(total), row < queries - first)
 
 
 @triton.jit(do_not_specialize=BATCH)
-def attention_kernel(
-    q,
-    k,
-    v,
-    out,
+def attention_fwd_kernel(
+    rows,
+    strides,
     lse,
-    query_offsets,
-    key_offsets,
     bias,
-    particle_offsets,
-    pair_ends,
-    q_stride,
-    k_stride,
-    v_stride,
-    out_stride,
+    offsets,
     total: tl.int64,
     pairs: tl.int64,
     HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     HALF: tl.constexpr = max(KEYS // 2, 16)
-    jet = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    start = tl.load(query_offsets + jet)
-    queries = (tl.load(query_offsets + jet + 1) - start).to(tl.int32)
-    first_key = tl.load(key_offsets + jet)
-    keys = (tl.load(key_offsets + jet + 1) - first_key).to(tl.int32)
-    particles = keys * 0
+    head, query, key, count, corner = _jet(offsets, pairs, HEADS)
     if bias is not None:
-        own = tl.load(particle_offsets + jet + 1) - tl.load(particle_offsets + jet)
-        bias += head * pairs + tl.load(pair_ends + jet) - own * own
-        particles = own.to(tl.int32)
-    q += start * q_stride + head * WIDTH
-    k += first_key * k_stride + head * WIDTH
-    v += first_key * v_stride + head * WIDTH
-    out += start * out_stride + head * WIDTH
-    lse += head * total + start
-    if keys <= HALF:
-        _forward(
-            q, k, v, out, lse, bias, q_stride, k_stride, v_stride, out_stride, queries, keys,
-            particles, WIDTH, D, ROWS, HALF, True, PRECISION,
-        )  # fmt: skip
-    elif keys <= KEYS:
-        _forward(
-            q, k, v, out, lse, bias, q_stride, k_stride, v_stride, out_stride, queries, keys,
-            particles, WIDTH, D, ROWS, KEYS, True, PRECISION,
-        )  # fmt: skip
+        bias += corner
+    rows = Rows(
+        rows.q + (query * strides.q + head * HEAD),
+        rows.k + (key * strides.k + head * HEAD),
+        rows.v + (key * strides.v + head * HEAD),
+        rows.out + (query * strides.out + head * HEAD),
+    )
+    lse += head * total + query
+    if count.keys <= HALF:
+        _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, HALF, True, PRECISION)
+    elif count.keys <= KEYS:
+        _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, KEYS, True, PRECISION)
     else:
         _forward(
-            q, k, v, out, lse, bias, q_stride, k_stride, v_stride, out_stride, queries, keys,
-            particles, WIDTH, D, ROWS, min(KEYS, 32), False, PRECISION,
-        )  # fmt: skip
+            rows, strides, lse, bias, count, HEAD, PADDED, ROWS, min(KEYS, 32), False, PRECISION
+        )
 
 
 @triton.jit
 def _backward(
-    dout,
-    q,
-    k,
-    v,
-    out,
+    rows,
+    strides,
+    grads,
+    grad_strides,
     lse,
     bias,
-    dq,
-    dk,
-    dv,
-    dbias,
-    partial,
-    dout_stride,
-    q_stride,
-    k_stride,
-    v_stride,
-    out_stride,
-    dq_stride,
-    dk_stride,
-    dv_stride,
-    partial_stride,
+    d_bias,
     first_key,
     column,
-    queries,
-    keys,
-    particles,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
+    count,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """A jet and head: tensors begin at their first rows, d_k and d_v at ``first_key, column``."""
     key = tl.arange(0, KEYS)[:, None]
     row = tl.arange(0, ROWS)
-    SCALE: tl.constexpr = LOG2_E * WIDTH**-0.5
+    SCALE: tl.constexpr = LOG2_E * HEAD**-0.5
+    queries, keys = count.queries, count.keys
     zero = tl.zeros((KEYS, ROWS), tl.float32)
     # What goes to shared memory is read a tile ahead, for reads after it would wait for it, unless
     # the products need the registers.
-    AHEAD: tl.constexpr = D * (3 if PRECISION == "ieee" else 1) < 96
+    AHEAD: tl.constexpr = PADDED * (3 if PRECISION == "ieee" else 1) < 96
     end = KEYS if ONE_BLOCK else keys
     for block in range(0, end, KEYS):
-        k_tile = _load(k, k_stride, block, keys, KEYS, WIDTH, D)
-        v_tile = _load(v, v_stride, block, keys, KEYS, WIDTH, D)
-        dk_tile = tl.zeros((KEYS, D), tl.float32)
-        dv_tile = tl.zeros((KEYS, D), tl.float32)
+        k_tile = _load(rows.k, strides.k, block, keys, KEYS, HEAD, PADDED)
+        v_tile = _load(rows.v, strides.v, block, keys, KEYS, HEAD, PADDED)
+        dk_tile = tl.zeros((KEYS, PADDED), tl.float32)
+        dv_tile = tl.zeros((KEYS, PADDED), tl.float32)
         if AHEAD:
-            q_next = _load(q, q_stride, 0, queries, ROWS, WIDTH, D)
-            dout_next = _load(dout, dout_stride, 0, queries, ROWS, WIDTH, D)
+            q_next = _load(rows.q, strides.q, 0, queries, ROWS, HEAD, PADDED)
+            do_next = _load(grads.d_out, grad_strides.d_out, 0, queries, ROWS, HEAD, PADDED)
         for first in range(0, queries, ROWS):
             # Counted from the first tile: offsets alike in all tiles would stay in registers.
             query = first + row[None, :]
-            bias_tile = _load_bias(bias, 0, block, query, key, queries, keys, particles)
-            out_tile = _load(out, out_stride, first, queries, ROWS, WIDTH, D)
+            bias_tile = _load_bias(bias, 0, block, query, key, count)
+            out_tile = _load(rows.out, strides.out, first, queries, ROWS, HEAD, PADDED)
             level = tl.load(lse + first + row, row < queries - first, 0.0)
             if AHEAD:
-                q_tile, dout_tile = q_next, dout_next
-                q_next = _load(q, q_stride, first + ROWS, queries, ROWS, WIDTH, D)
-                dout_next = _load(dout, dout_stride, first + ROWS, queries, ROWS, WIDTH, D)
+                q_tile, do_tile = q_next, do_next
+                after = first + ROWS
+                q_next = _load(rows.q, strides.q, after, queries, ROWS, HEAD, PADDED)
+                do_next = _load(grads.d_out, grad_strides.d_out, after, queries, ROWS, HEAD, PADDED)
             else:
-                q_tile = _load(q, q_stride, first, queries, ROWS, WIDTH, D)
-                dout_tile = _load(dout, dout_stride, first, queries, ROWS, WIDTH, D)
-            delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-            score = _scores(k_tile, q_tile, bias_tile, key, keys - block, WIDTH, PRECISION)
+                q_tile = _load(rows.q, strides.q, first, queries, ROWS, HEAD, PADDED)
+                do_tile = _load(grads.d_out, grad_strides.d_out, first, queries, ROWS, HEAD, PADDED)
+            delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+            score = _scores(k_tile, q_tile, bias_tile, key, keys - block, HEAD, PRECISION)
             p = exp2(score * SCALE - level[None, :])
-            dv_tile = dot(p, dout_tile, dv_tile, PRECISION)
-            ds = p * (_product(v_tile, dout_tile, zero, PRECISION) - delta[None, :])
-            if dbias is not None:
-                corner, entry, exists = _pairs(0, block, query, key, queries, keys, particles)
-                tl.store(dbias + corner + entry, ds, exists)
+            dv_tile = dot(p, do_tile, dv_tile, PRECISION)
+            ds = p * (_product(v_tile, do_tile, zero, PRECISION) - delta[None, :])
+            if d_bias is not None:
+                corner, entry, exists = _pairs(0, block, query, key, count)
+                tl.store(d_bias + corner + entry, ds, exists)
             dk_tile = dot(ds, q_tile, dk_tile, PRECISION)
-            dq_tile = dot(tl.trans(ds), k_tile, tl.zeros((ROWS, D), tl.float32), PRECISION)
+            dq_tile = dot(tl.trans(ds), k_tile, tl.zeros((ROWS, PADDED), tl.float32), PRECISION)
+            to_dq, dq_stride = grads.d_q, grad_strides.d_q
             if ONE_BLOCK:
-                _store(dq, dq_stride, first, queries, dq_tile * WIDTH**-0.5, WIDTH)
+                _store(to_dq, dq_stride, first, queries, dq_tile * HEAD**-0.5, HEAD)
             else:
+                to_partial, stride = grads.partial, grad_strides.partial
                 if block > 0:
-                    dq_tile += _load(partial, partial_stride, first, queries, ROWS, WIDTH, D)
+                    dq_tile += _load(to_partial, stride, first, queries, ROWS, HEAD, PADDED)
                 if block + KEYS < keys:
-                    _store(partial, partial_stride, first, queries, dq_tile, WIDTH)
+                    _store(to_partial, stride, first, queries, dq_tile, HEAD)
                 else:
-                    _store(dq, dq_stride, first, queries, dq_tile * WIDTH**-0.5, WIDTH)
+                    _store(to_dq, dq_stride, first, queries, dq_tile * HEAD**-0.5, HEAD)
         # Not at the kernel's beginning, as the others: they would stay in registers until here.
-        dk_rows = dk + (first_key * dk_stride + column)
-        dv_rows = dv + (first_key * dv_stride + column)
-        _store(dk_rows, dk_stride, block, keys, dk_tile * WIDTH**-0.5, WIDTH)
-        _store(dv_rows, dv_stride, block, keys, dv_tile, WIDTH)
+        dk_rows = grads.d_k + (first_key * grad_strides.d_k + column)
+        dv_rows = grads.d_v + (first_key * grad_strides.d_v + column)
+        _store(dk_rows, grad_strides.d_k, block, keys, dk_tile * HEAD**-0.5, HEAD)
+        _store(dv_rows, grad_strides.d_v, block, keys, dv_tile, HEAD)
         if not ONE_BLOCK:
             tl.debug_barrier()  # the next block's threads read what this one's wrote to partial
 
 
 @triton.jit(do_not_specialize=BATCH)
-def attention_backward_kernel(
-    dout,
-    q,
-    k,
-    v,
-    out,
+def attention_bwd_kernel(
+    rows,
+    strides,
+    grads,
+    grad_strides,
     lse,
-    query_offsets,
-    key_offsets,
     bias,
-    particle_offsets,
-    pair_ends,
-    dq,
-    dk,
-    dv,
-    dbias,
-    partial,
-    dout_stride,
-    q_stride,
-    k_stride,
-    v_stride,
-    out_stride,
-    dq_stride,
-    dk_stride,
-    dv_stride,
-    partial_stride,
+    d_bias,
+    offsets,
     total: tl.int64,
     pairs: tl.int64,
     HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
+    HEAD: tl.constexpr,
+    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     HALF: tl.constexpr = max(KEYS // 2, 16)
-    jet = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    start = tl.load(query_offsets + jet)
-    queries = (tl.load(query_offsets + jet + 1) - start).to(tl.int32)
-    first_key = tl.load(key_offsets + jet)
-    keys = (tl.load(key_offsets + jet + 1) - first_key).to(tl.int32)
-    particles = keys * 0
+    head, query, key, count, corner = _jet(offsets, pairs, HEADS)
     if bias is not None:
-        own = tl.load(particle_offsets + jet + 1) - tl.load(particle_offsets + jet)
-        corner = head * pairs + tl.load(pair_ends + jet) - own * own
-        particles = own.to(tl.int32)
         bias += corner
-        if dbias is not None:
-            dbias += corner
-    dout += start * dout_stride + head * WIDTH
-    q += start * q_stride + head * WIDTH
-    k += first_key * k_stride + head * WIDTH
-    v += first_key * v_stride + head * WIDTH
-    out += start * out_stride + head * WIDTH
-    dq += start * dq_stride + head * WIDTH
-    partial += start * partial_stride + head * WIDTH
-    lse += head * total + start
-    if keys <= HALF:
+        if d_bias is not None:
+            d_bias += corner
+    column = head * HEAD
+    rows = Rows(
+        rows.q + (query * strides.q + column),
+        rows.k + (key * strides.k + column),
+        rows.v + (key * strides.v + column),
+        rows.out + (query * strides.out + column),
+    )
+    grads = Gradients(
+        grads.d_out + (query * grad_strides.d_out + column),
+        grads.d_q + (query * grad_strides.d_q + column),
+        grads.d_k,
+        grads.d_v,
+        grads.partial + (query * grad_strides.partial + column),
+    )
+    lse += head * total + query
+    if count.keys <= HALF:
         _backward(
-            dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
-            k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            first_key, head * WIDTH, queries, keys, particles, WIDTH, D, ROWS, HALF, True,
-            PRECISION,
+            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
+            ROWS, HALF, True, PRECISION,
         )  # fmt: skip
-    elif keys <= KEYS:
+    elif count.keys <= KEYS:
         _backward(
-            dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
-            k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            first_key, head * WIDTH, queries, keys, particles, WIDTH, D, ROWS, KEYS, True,
-            PRECISION,
+            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
+            ROWS, KEYS, True, PRECISION,
         )  # fmt: skip
     else:
         _backward(
-            dout, q, k, v, out, lse, bias, dq, dk, dv, dbias, partial, dout_stride, q_stride,
-            k_stride, v_stride, out_stride, dq_stride, dk_stride, dv_stride, partial_stride,
-            first_key, head * WIDTH, queries, keys, particles, WIDTH, D, ROWS, min(KEYS, 32), False,
-            PRECISION,
+            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
+            ROWS, min(KEYS, 32), False, PRECISION,
         )  # fmt: skip
 
 
@@ -426,20 +413,14 @@ BACKWARD: Defaults = {
 }
 
 
-def _default(defaults: Defaults, padded: int, half: bool, precision: str) -> Settings:
-    """``half``: whether the tensors are bfloat16."""
-    tf32 = 2 if half else 1
-    return defaults[padded][{"bf16": 0, "tf32": tf32, "ieee": 3}[precision]]
-
-
 CANDIDATES: dict[str, list[Settings]] = {
-    "attention": [
+    "attention_fwd": [
         {"ROWS": 16 * warps, "KEYS": keys, "num_warps": warps, "num_stages": stages}
         for warps in (1, 2, 4)
         for keys in (32, 64)
         for stages in (1, 2)
     ],
-    "attention_backward": [
+    "attention_bwd": [
         {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 1}
         for rows in (16, 32)
         for keys in (32, 64)
@@ -448,24 +429,87 @@ CANDIDATES: dict[str, list[Settings]] = {
 }
 
 
-def _settings(kernel: str, defaults: Defaults, q: Tensor, precision: str) -> dict[str, Any]:
+def _settings(kernel: Any, defaults: Defaults, q: Tensor, precision: str) -> dict[str, Any]:
     """Tiles and warps for heads as wide as q's, with the constants that go with them."""
-    width = q.shape[2]
-    padded = max(16, triton.next_power_of_2(width))
+    _, heads, head = q.shape
+    wide = padded(head)
     half = q.dtype == torch.bfloat16
-    default = _default(defaults, padded, half, precision)
-    key = f"d{padded} {'bf16' if half else 'fp32'} {precision}"
+    default = defaults[wide][{"bf16": 0, "tf32": 2 if half else 1, "ieee": 3}[precision]]
+    key = f"d{wide} {'bf16' if half else 'fp32'} {precision}"
     chosen = launch_settings(kernel, key, q.device, default)
-    constants = {"HEADS": q.shape[1], "WIDTH": width, "D": padded, "PRECISION": precision}
-    return {**constants, **chosen}
+    return {"HEADS": heads, "HEAD": head, "PADDED": wide, "PRECISION": precision, **chosen}
 
 
-@define(
-    "attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
-    " Tensor? particle_offsets, Tensor? pair_ends, str precision) -> (Tensor out, Tensor lse)",
-)
+def _strides(rows: Any) -> Any:
+    return rows._make(t.stride(0) for t in rows)
+
+
 def launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Offsets, bias: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor]:
+    """The result and, (H, Tq) float32, log2 of the sum of 2^score; bias is (H, P) contiguous."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[1::-1], dtype=torch.float32, device=q.device)
+    rows = Rows(q, k, v, out)
+    if q.numel():
+        launch(
+            attention_fwd_kernel,
+            ((len(offsets.queries) - 1) * q.shape[1],),
+            q.device,
+            _settings(attention_fwd_kernel, FORWARD, q, precision),
+            rows=rows,
+            strides=_strides(rows),
+            lse=lse,
+            bias=bias,
+            offsets=offsets,
+            total=len(q),
+            pairs=0 if bias is None else bias.shape[1],
+        )
+    return out, lse
+
+
+def launch_backward(
+    rows: Rows,
+    lse: Tensor,
+    offsets: Offsets,
+    bias: Tensor | None,
+    precision: str,
+    *,
+    d_out: Tensor,
+    d_q: Tensor,
+    d_k: Tensor,
+    d_v: Tensor,
+    d_bias: Tensor | None,
+) -> None:
+    """Writes the gradients to d_q, d_k, d_v and, unless None, d_bias.
+
+    The rows of d_q, d_k, d_v are dense and may lie apart: parts of a joint projection's gradient.
+    """
+    q = rows.q
+    if not q.shape[2]:
+        return
+    in_place = d_q.dtype == torch.float32
+    partial = d_q if in_place else torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    grads = Gradients(d_out, d_q, d_k, d_v, partial)
+    launch(
+        attention_bwd_kernel,
+        ((len(offsets.queries) - 1) * q.shape[1],),
+        q.device,
+        _settings(attention_bwd_kernel, BACKWARD, q, precision),
+        rows=rows,
+        strides=_strides(rows),
+        grads=grads,
+        grad_strides=_strides(grads),
+        lse=lse,
+        bias=bias,
+        d_bias=d_bias,
+        offsets=offsets,
+        total=len(q),
+        pairs=0 if bias is None else bias.shape[1],
+    )
+
+
+def _operator_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -476,152 +520,61 @@ def launch_forward(
     pair_ends: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """The result and, (H, Tq) float32, log2 of the sum of 2^score.
-
-    Args:
-        q, k, v: (T, H, d) with dense rows, which may lie apart. bias: (H, P) contiguous.
-        pair_ends: (B,) int64, sum of n^2 of the jets up to and with each.
-    """
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[1::-1], dtype=torch.float32, device=q.device)
-    programs = (len(query_offsets) - 1) * q.shape[1]
-    if programs and q.numel():
-        with on_device(q):
-            attention_kernel[(programs,)](
-                q,
-                k,
-                v,
-                out,
-                lse,
-                query_offsets,
-                key_offsets,
-                bias,
-                particle_offsets,
-                pair_ends,
-                q.stride(0),
-                k.stride(0),
-                v.stride(0),
-                out.stride(0),
-                len(q),
-                0 if bias is None else bias.shape[1],
-                **_settings("attention", FORWARD, q, precision),
-            )
-    return out, lse
+    offsets = Offsets(query_offsets, key_offsets, particle_offsets, pair_ends)
+    return launch_forward(q, k, v, offsets, bias, precision)
 
 
-@torch.library.register_fake("jetkern_triton::attention")
-def _forward_fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    return q.new_empty(q.shape), lse
-
-
-def launch_backward(
-    dout: Tensor,
+def _operator_backward(
+    d_out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
-    lse: Tensor,
     query_offsets: Tensor,
     key_offsets: Tensor,
     bias: Tensor | None,
     particle_offsets: Tensor | None,
     pair_ends: Tensor | None,
     precision: str,
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor | None],
-) -> None:
-    """Writes the gradients to the given dq, dk, dv and (unless None) dbias.
-
-    The rows of dq, dk and dv are dense and may lie apart: parts of a joint projection's gradient.
-    """
-    dq, dk, dv, dbias = gradients
-    programs = (len(query_offsets) - 1) * q.shape[1]
-    if not programs or not q.shape[2]:
-        return
-    in_place = dq.dtype == torch.float32
-    partial = dq if in_place else torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    with on_device(q):
-        attention_backward_kernel[(programs,)](
-            dout,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            query_offsets,
-            key_offsets,
-            bias,
-            particle_offsets,
-            pair_ends,
-            dq,
-            dk,
-            dv,
-            dbias,
-            partial,
-            dout.stride(0),
-            q.stride(0),
-            k.stride(0),
-            v.stride(0),
-            out.stride(0),
-            dq.stride(0),
-            dk.stride(0),
-            dv.stride(0),
-            partial.stride(0),
-            len(q),
-            0 if bias is None else bias.shape[1],
-            **_settings("attention_backward", BACKWARD, q, precision),
-        )
-
-
-@define(
-    "attention_backward",
-    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor query_offsets,"
-    " Tensor key_offsets, Tensor? bias, Tensor? particle_offsets, Tensor? pair_ends,"
-    " str precision, bool want_dbias) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
-)
-def _launch_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any
+    out: Tensor,
+    lse: Tensor,
+    want_bias: bool,
 ) -> tuple[Tensor, ...]:
-    *inputs, want_dbias = others
-    bias = inputs[4]
-    dq, dk, dv, dbias = _gradients(q, k, v, bias, want_dbias)
-    wanted = None if bias is None or not want_dbias else dbias
-    arguments = (*inputs, (dq, dk, dv, wanted))
-    launch_backward(dout, q, k, v, *arguments)
-    return dq, dk, dv, dbias
-
-
-def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, want_dbias: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dbias = q.new_empty((0, 0)) if bias is None or not want_dbias else bias.new_empty(bias.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
-
-
-@torch.library.register_fake("jetkern_triton::attention_backward")
-def _backward_fake(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
-    return _gradients(q, k, v, others[4], others[-1])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.precision = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(*tensors[:3], out, lse, *tensors[3:])
-
-
-def _backward_step(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    want_dbias = ctx.needs_input_grad[5]
-    dq, dk, dv, dbias = torch.ops.jetkern_triton.attention_backward(
-        dense_rows(dout), *ctx.saved_tensors, ctx.precision, want_dbias
+    d_q, d_k, d_v = (t.new_empty(t.shape) for t in (q, k, v))
+    d_bias = None if bias is None or not want_bias else torch.empty_like(bias)
+    launch_backward(
+        Rows(q, k, v, out),
+        lse,
+        Offsets(query_offsets, key_offsets, particle_offsets, pair_ends),
+        bias,
+        precision,
+        d_out=d_out,
+        d_q=d_q,
+        d_k=d_k,
+        d_v=d_v,
+        d_bias=d_bias,
     )
-    return dq, dk, dv, None, None, dbias if want_dbias else None, None, None, None
+    return d_q, d_k, d_v, q.new_empty(0) if d_bias is None else d_bias
 
 
-torch.library.register_autograd(
-    "jetkern_triton::attention", _backward_step, setup_context=_setup_context
+def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
+    query_offsets, key_offsets, bias, particle_offsets, _, _ = others
+    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
+
+
+_op = gpu_operator(
+    "attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
+    " Tensor? particle_offsets, Tensor? pair_ends, str precision) -> (Tensor out, Tensor lse)",
+    fake=_fake,
+    forward=_operator_forward,
+    backward=_operator_backward,
+    gradients="q k v bias?",
+    kept="out lse",
+    reference=_reference,
 )
 
 
@@ -648,14 +601,14 @@ def attention(
     """
     usual = q.dtype == k.dtype == v.dtype and (bias is None or bias.dtype in TYPES)
     if not usual or q.shape[2] > WIDEST:
-        return reference(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
+        return reference.attention(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
     ends = None
     if bias is None or particle_offsets is None:
         bias = particle_offsets = None
     else:
         bias, particle_offsets = bias.contiguous(), particle_offsets.contiguous()
         ends = pair_ends(particle_offsets)
-    out, _ = torch.ops.jetkern_triton.attention(
+    out, _ = _op(
         dense_rows(q),
         dense_rows(k),
         dense_rows(v),
@@ -667,36 +620,3 @@ def attention(
         precision,
     )
     return out
-
-
-PRESETS = {"micro": (8, 4), "small": (16, 8), "medium, large": (32, 16)}  # d, heads
-KINDS = [(dtype, precision) for dtype in ("fp32", "bf16") for precision in PRECISIONS]
-
-
-def compile_cases() -> Iterator[CompileCase]:
-    """Both kernels for self-attention at the presets' sizes, class attention and wide heads."""
-    sizes = PRESETS | {f"d = {d}": (d, 8) for d in (64, 128)}
-    cases = [(name, *size, *kind, True) for name, size in sizes.items() for kind in KINDS]
-    cases += [("class attention, small", *PRESETS["small"], *kind, False) for kind in KINDS[:3]]
-    for name, width, heads, dtype, precision, biased in cases:
-        padded, joint = max(16, width), 3 * heads * width
-        pointer, label = f"*{dtype}", f"{name} {dtype} {precision}"
-        inputs: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), pointer) | {"lse": "*fp32"}
-        pairs = {"bias": pointer, "particle_offsets": "*i64", "pair_ends": "*i64"}
-        inputs |= {"query_offsets": "*i64", "key_offsets": "*i64"}
-        inputs |= pairs if biased else dict.fromkeys(pairs)
-        gradients = {"dq": pointer, "dk": pointer, "dv": pointer, "dbias": inputs["bias"]}
-        inputs |= dict.fromkeys(("q_stride", "k_stride", "v_stride"), joint)
-        inputs |= {"out_stride": heads * width, "total": "i64", "pairs": "i64"}
-        inputs |= {"HEADS": heads, "WIDTH": width, "D": padded, "PRECISION": precision}
-        strides = ("dout_stride", "dq_stride", "dk_stride", "dv_stride", "partial_stride")
-        gradients |= {"dout": pointer, "partial": "*fp32", **dict.fromkeys(strides, heads * width)}
-        for kernel, defaults, others in (
-            (attention_kernel, FORWARD, {}),
-            (attention_backward_kernel, BACKWARD, gradients),
-        ):
-            settings = _default(defaults, padded, dtype == "bf16", precision)
-            given = {**inputs, **others, **settings}
-            arguments = {n: given[n] for n in kernel.arg_names}
-            row = (kernel_name(kernel), f"d{padded} {dtype} {precision}")
-            yield CompileCase(kernel, label, arguments, settings, row)

@@ -2,15 +2,14 @@
 
 Rows of at most 128: norm and projection to q, k, v in a kernel, attention, and a kernel for all
 that follows (``jetkern.ops.mlp.triton``). Wider rows: products, one pass over the rows between
-two products. Kept for the backward are x, q, k, v, attention's result with its levels, the rows
-between attention and perceptron, and, for wide rows, the hidden layer before its bias; everything
-pointwise is computed again, inside passes that are needed anyway.
+two products. Kept for the backward are x, q, k, v, attention's result with its log-sum-exp, the
+rows between attention and perceptron, and, for wide rows, the hidden layer before its bias;
+everything pointwise is computed again, inside passes that are needed anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,43 +17,38 @@ import triton.language as tl
 from torch import Tensor
 
 from jetkern.ops.attention import triton as attention
-from jetkern.ops.attention_block.reference import attention_block as reference
-from jetkern.ops.dynamic_tanh.triton import (
+from jetkern.ops.attention.triton import Offsets, Rows
+from jetkern.ops.attention_block import reference
+from jetkern.ops.gpu.functions import dot, tanh
+from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
+from jetkern.ops.gpu.layout import offsets as places
+from jetkern.ops.gpu.layout import split
+from jetkern.ops.gpu.pointwise import (
     add_branch,
     add_branch_and_norm,
     norm,
     norm_backward,
-    tile_of,
-)
-from jetkern.ops.linear.triton import product, weight_gradient
-from jetkern.ops.mlp.triton import (
-    NARROW,
-    WEIGHTS,
-    apart,
-    dense,
-    is_narrow,
-    like_weights,
-    narrow_backward,
-    narrow_forward,
     optional_row,
     padded,
     rounded,
     rounded_rows,
     stored_type,
+    tile_of,
+)
+from jetkern.ops.gpu.register import gpu_operator
+from jetkern.ops.linear.triton import product, weight_gradient
+from jetkern.ops.mlp.triton import (
+    WEIGHTS,
+    Before,
+    dense,
+    fused_backward,
+    fused_forward,
+    is_fused,
+    like_weights,
     wide_backward,
     wide_forward,
 )
 from jetkern.ops.parameters import BlockParameters, MLPParameters
-from jetkern.ops.triton_tools import (
-    TYPES,
-    CompileCase,
-    Settings,
-    define,
-    dot,
-    launch_settings,
-    on_device,
-    tanh,
-)
 
 _TILES = [
     {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
@@ -72,211 +66,212 @@ _TILES = [
         (128, 64, 8, 2),
     )
 ]
-CANDIDATES = {"project": _TILES, "project_backward": _TILES}
+CANDIDATES = {
+    "attention_block_project_fwd": _TILES,
+    "attention_block_project_bwd": _TILES,
+}
+
+
+class Projection(NamedTuple):
+    """DynamicTanh of (1,) alpha and (D,) gamma, then the (outputs, D) matrix."""
+
+    alpha: Tensor
+    gamma: Tensor
+    matrix: Tensor
+
+
+class Sums(NamedTuple):
+    """A slab of the projection's backward: the gradients of its norm."""
+
+    gamma: Any
+    alpha: Any
+    end: Any
+
+
+class Kept(NamedTuple):
+    """What the forward keeps: ``hidden`` for wide rows only."""
+
+    qkv: Tensor
+    mixed: Tensor
+    lse: Tensor
+    middle: Tensor
+    hidden: Tensor
 
 
 @triton.jit(do_not_specialize=["rows"])
-def project_kernel(
+def attention_block_project_fwd_kernel(
     x,
-    alpha,
-    gamma,
-    weight,
+    weights,
     out,
     rows,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
-    PAD_IN: tl.constexpr,
+    PADDED_IN: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """out = norm(x) weight^T."""
     tile = tl.program_id(0)
-    i = tl.arange(0, PAD_IN)
+    i = tl.arange(0, PADDED_IN)
     in_i = i < INPUTS
     base, at, inside = tile_of(tile, i, rows, INPUTS, ROWS)
     value = tl.load(x + base + at, inside, 0.0)
-    t = tanh(tl.load(alpha).to(tl.float32) * value.to(tl.float32))
-    normed = optional_row(gamma, i, in_i) * t
+    t = tanh(tl.load(weights.alpha).to(tl.float32) * value.to(tl.float32))
+    normed = optional_row(weights.gamma, i, in_i) * t
     for chunk in range(0, OUTPUTS, CHUNK):
         o = chunk + tl.arange(0, CHUNK)
         in_o = (o < OUTPUTS)[None, :]
-        part = tl.load(weight + o[None, :] * INPUTS + i[:, None], in_i[:, None] & in_o, 0.0)
+        part = tl.load(weights.matrix + o[None, :] * INPUTS + i[:, None], in_i[:, None] & in_o, 0.0)
         result = dot(normed, part, tl.zeros((ROWS, CHUNK), tl.float32), PRECISION)
         base_o, at_o, inside_o = tile_of(tile, o, rows, OUTPUTS, ROWS)
         tl.store(out + base_o + at_o, result, inside_o)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def project_backward_kernel(
+def attention_block_project_bwd_kernel(
     x,
     d_out,
     d_around,
-    alpha,
-    gamma,
-    weight,
-    dx,
+    weights,
+    d_x,
     normed,
     sums,
     rows,
+    SUMS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
-    PAD_IN: tl.constexpr,
+    PADDED_IN: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """dx = d_around + gradient through norm and projection; norm(x); sums of each tile.
+    """d_x = d_around + gradient through norm and projection; norm(x); sums of each tile.
 
-    A slab of sums holds the gradients of gamma and alpha.
+    A slab of ``sums`` is of ``Sums``.
     """
     tile = tl.program_id(0)
-    i = tl.arange(0, PAD_IN)
+    i = tl.arange(0, PADDED_IN)
     in_i = i < INPUTS
-    d_normed = tl.zeros((ROWS, PAD_IN), tl.float32)
+    d_normed = tl.zeros((ROWS, PADDED_IN), tl.float32)
     for chunk in range(0, OUTPUTS, CHUNK):
         o = chunk + tl.arange(0, CHUNK)
         in_o = o < OUTPUTS
         base_o, at_o, inside_o = tile_of(tile, o, rows, OUTPUTS, ROWS)
         d = tl.load(d_out + base_o + at_o, inside_o, 0.0)
         part = tl.load(
-            weight + o[:, None] * INPUTS + i[None, :], in_o[:, None] & in_i[None, :], 0.0
+            weights.matrix + o[:, None] * INPUTS + i[None, :], in_o[:, None] & in_i[None, :], 0.0
         )
         d_normed = dot(d, part, d_normed, PRECISION)
     base, at, inside = tile_of(tile, i, rows, INPUTS, ROWS)
     value = tl.load(x + base + at, inside, 0.0).to(tl.float32)
-    slope = tl.load(alpha).to(tl.float32)
-    scale = optional_row(gamma, i, in_i)
+    slope = tl.load(weights.alpha).to(tl.float32)
+    scale = optional_row(weights.gamma, i, in_i)
     t = tanh(slope * value)
     tl.store(normed + base + at, scale * t, inside)
     inner = d_normed * scale * (1.0 - t * t)
     around = tl.load(d_around + base + at, inside, 0.0).to(tl.float32)
-    tl.store(dx + base + at, slope * inner + around, inside)
-    slab = sums + tile.to(tl.int64) * (INPUTS + 1)
-    tl.store(slab + i, tl.sum(d_normed * t, 0), in_i)
-    tl.store(slab + INPUTS, tl.sum(tl.sum(inner * value, 1), 0))
+    tl.store(d_x + base + at, slope * inner + around, inside)
+    slab = sums + tile.to(tl.int64) * SUMS.end
+    tl.store(slab + SUMS.gamma + i, tl.sum(d_normed * t, 0), in_i)
+    tl.store(slab + SUMS.alpha, tl.sum(tl.sum(inner * value, 1), 0))
 
 
-def project_default(kernel: str, width: int, precision: str) -> Settings:
+def _settings(kernel: Any, x: Tensor, precision: str) -> Settings:
     """Tiles that fit in registers without spills."""
-    rows = 32 if (kernel, precision) == ("project_backward", "tf32") and width > 64 else 64
-    return {"ROWS": rows, "CHUNK": 32, "num_warps": 8 if width > 64 else 4, "num_stages": 1}
+    wide = padded(x.shape[1])
+    few = kernel is attention_block_project_bwd_kernel and precision == "tf32" and wide > 64
+    default = {
+        "ROWS": 32 if few else 64,
+        "CHUNK": 32,
+        "num_warps": 8 if wide > 64 else 4,
+        "num_stages": 1,
+    }
+    return launch_settings(kernel, f"{wide} {precision}", x.device, default)
 
 
-def _settings(kernel: str, width: int, precision: str, device: torch.device) -> Settings:
-    wide = padded(width)
-    default = project_default(kernel, wide, precision)
-    return launch_settings(kernel, f"{wide} {precision}", device, default)
-
-
-def project(x: Tensor, alpha: Tensor, gamma: Tensor, weight: Tensor, precision: str) -> Tensor:
-    """norm(x) weight^T of dense rows x (T, D), D at most 128."""
-    outputs, inputs = weight.shape
+def project(x: Tensor, p: Projection, precision: str) -> Tensor:
+    """norm(x) matrix^T of dense rows x (T, D), D at most 128."""
+    outputs, inputs = p.matrix.shape
     out = x.new_empty(len(x), outputs, dtype=stored_type(precision))
-    if len(x):
-        settings = _settings("project", inputs, precision, x.device)
-        with on_device(x):
-            project_kernel[(triton.cdiv(len(x), settings["ROWS"]),)](
-                x,
-                alpha,
-                gamma,
-                rounded(weight, precision),
-                out,
-                len(x),
-                inputs,
-                outputs,
-                precision,
-                padded(inputs),
-                **settings,
-            )
+    settings = _settings(attention_block_project_fwd_kernel, x, precision)
+    launch(
+        attention_block_project_fwd_kernel,
+        (cdiv(len(x), settings["ROWS"]),),
+        x.device,
+        settings,
+        x=x,
+        weights=p._replace(matrix=rounded(p.matrix, precision)),
+        out=out,
+        rows=len(x),
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        PRECISION=precision,
+        PADDED_IN=padded(inputs),
+    )
     return out
 
 
 def project_backward(
-    x: Tensor,
-    d_out: Tensor,
-    d_around: Tensor,
-    alpha: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, to which d_around is added, and the float32 gradients of alpha, gamma and weight."""
-    outputs, inputs = weight.shape
-    settings = _settings("project_backward", inputs, precision, x.device)
-    programs = triton.cdiv(len(x), settings["ROWS"])
-    dx, normed = torch.empty_like(x), torch.empty_like(x, dtype=stored_type(precision))
-    sums = x.new_empty(programs, inputs + 1, dtype=torch.float32)
-    if programs:
-        with on_device(x):
-            project_backward_kernel[(programs,)](
-                x,
-                d_out,
-                d_around,
-                alpha,
-                gamma,
-                rounded(weight, precision),
-                dx,
-                normed,
-                sums,
-                len(x),
-                inputs,
-                outputs,
-                precision,
-                padded(inputs),
-                **settings,
-            )
-    d_gamma, d_alpha = apart(sums.sum(0), [inputs, 1])
-    d_weight = weight_gradient(d_out, normed, precision, torch.float32)
-    return dx, d_alpha, d_gamma, d_weight
-
-
-BLOCK = (
-    "Tensor x, Tensor offsets, Tensor alpha1, Tensor gamma1, Tensor qkv_weight, Tensor out_weight,"
-    f" Tensor alpha2, Tensor gamma2, {WEIGHTS}, Tensor? bias, Tensor? particle_offsets,"
-    " Tensor? pair_ends, int heads, str precision"
-)
-KEPT = "Tensor qkv, Tensor mixed, Tensor levels, Tensor middle, Tensor hidden"
-
-
-def _parameters(weights: Any) -> BlockParameters:
-    return BlockParameters._make([*weights[:6], MLPParameters._make(weights[6:12])])
-
-
-@define("attention_block", f"({BLOCK}) -> (Tensor out, {KEPT})")
-def _launch(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    p = _parameters(others)
-    bias, particle_offsets, pair_ends, heads, precision = others[12:]
-    stored = stored_type(precision)
-    narrow = is_narrow(p.mlp, precision)
-    if narrow:
-        qkv = project(x, p.alpha1, p.gamma1, p.qkv_weight, precision)
-    else:
-        normed = norm(x, p.alpha1, p.gamma1, stored)
-        qkv = product(normed, p.qkv_weight.t(), precision, stored)
-        del normed
-    q, k, v = _heads(qkv, heads)
-    mixed, levels = attention.launch_forward(
-        q, k, v, offsets, offsets, bias, particle_offsets, pair_ends, precision
+    x: Tensor, d_out: Tensor, d_around: Tensor, p: Projection, precision: str
+) -> tuple[Tensor, Projection]:
+    """d_x, to which d_around is added, and the float32 gradients of the weights."""
+    outputs, inputs = p.matrix.shape
+    settings = _settings(attention_block_project_bwd_kernel, x, precision)
+    programs = cdiv(len(x), settings["ROWS"])
+    d_x, normed = torch.empty_like(x), torch.empty_like(x, dtype=stored_type(precision))
+    sizes = (inputs, 1)
+    layout = places(Sums, sizes)
+    sums = x.new_empty(programs, layout.end, dtype=torch.float32)
+    launch(
+        attention_block_project_bwd_kernel,
+        (programs,),
+        x.device,
+        settings,
+        x=x,
+        d_out=d_out,
+        d_around=d_around,
+        weights=p._replace(matrix=rounded(p.matrix, precision)),
+        d_x=d_x,
+        normed=normed,
+        sums=sums,
+        rows=len(x),
+        SUMS=layout,
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        PRECISION=precision,
+        PADDED_IN=padded(inputs),
     )
-    mixed = mixed.flatten(1)
-    if narrow:
-        middle, out = narrow_forward(
-            x,
-            p.mlp,
-            precision,
-            mixed=mixed,
-            out_weight=p.out_weight,
-            norm_alpha=p.alpha2,
-            norm_gamma=p.gamma2,
-            residual=True,
-        )
-        assert middle is not None
-        return out, qkv, mixed, levels, middle, x.new_empty(0, 0, dtype=stored)
-    branch = product(mixed, p.out_weight.t(), precision, stored)
-    middle, normed = add_branch_and_norm(x, branch, p.alpha2, p.gamma2, stored)
-    branch, hidden = wide_forward(normed, p.mlp, precision, stored)
-    return add_branch(middle, branch, p.mlp.fc2_bias), qkv, mixed, levels, middle, hidden
+    total = split(Sums, sizes, sums.sum(0))
+    d_matrix = weight_gradient(d_out, normed, precision, torch.float32)
+    return d_x, Projection(total.alpha, total.gamma, d_matrix)
+
+
+BLOCK_WEIGHTS = (
+    "Tensor alpha1, Tensor gamma1, Tensor qkv_weight, Tensor out_weight, Tensor alpha2,"
+    f" Tensor gamma2, {WEIGHTS}"
+)
+BLOCK_NAMES = (*BlockParameters._fields[:-1], *MLPParameters._fields)
+
+
+def block_weights(weights: Any) -> BlockParameters:
+    """The weights of a block from those of ``BLOCK_WEIGHTS`` in their order."""
+    alpha1, gamma1, qkv, out, alpha2, gamma2, *of_mlp = weights
+    return BlockParameters(alpha1, gamma1, qkv, out, alpha2, gamma2, MLPParameters(*of_mlp))
+
+
+def in_order(p: BlockParameters) -> tuple[Tensor | None, ...]:
+    """The weights, contiguous, as ``BLOCK_WEIGHTS`` has them."""
+    *own, of_mlp = p
+    return *(w.contiguous() for w in own), *dense(of_mlp)
+
+
+def block_gradients(gradients: BlockParameters, p: BlockParameters) -> tuple[Tensor, ...]:
+    """In the order of ``BLOCK_WEIGHTS`` and the weights' dtype, empty where there is none."""
+    *own, of_mlp = gradients
+    *weights, mlp = p
+    given = (g.to(w.dtype) for g, w in zip(own, weights, strict=True))
+    return *given, *like_weights(of_mlp, mlp)
 
 
 def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,44 +280,50 @@ def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-@define(
-    "attention_block_backward",
-    f"(Tensor d_out, {KEPT}, {BLOCK}, bool want_dbias) -> ({', '.join(['Tensor'] * 14)})",
-)
-def _launch_backward(
-    d_out: Tensor,
-    qkv: Tensor,
-    mixed: Tensor,
-    levels: Tensor,
-    middle: Tensor,
-    hidden: Tensor,
-    x: Tensor,
-    offsets: Tensor,
-    *others: Any,
-) -> tuple[Tensor, ...]:
-    p = _parameters(others)
-    bias, particle_offsets, pair_ends, heads, precision, want_dbias = others[12:]
+def _apart(rows: Tensor, heads: int) -> Tensor:
+    """(T, D) as (T, H, d)."""
+    return rows.view(len(rows), heads, rows.shape[1] // heads)
+
+
+def _forward(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *weights, bias, particle_offsets, pair_ends, heads, precision = others
+    p = block_weights(weights)
     stored = stored_type(precision)
-    narrow = is_narrow(p.mlp, precision)
-    if narrow:
-        second_half = narrow_backward(
-            middle,
-            d_out,
-            p.mlp,
-            precision,
-            mixed=mixed,
-            out_weight=p.out_weight,
-            norm_alpha=p.alpha2,
-            norm_gamma=p.gamma2,
-            residual=True,
+    fused = is_fused(p.mlp, precision)
+    if fused:
+        qkv = project(x, Projection(p.alpha1, p.gamma1, p.qkv_weight), precision)
+    else:
+        qkv = product(norm(x, p.alpha1, p.gamma1, stored), p.qkv_weight.t(), precision, stored)
+    rows = Offsets(offsets, offsets, particle_offsets, pair_ends)
+    mixed, lse = attention.launch_forward(*_heads(qkv, heads), rows, bias, precision)
+    mixed = mixed.flatten(1)
+    if fused:
+        before = Before(mixed, p.out_weight, p.alpha2, p.gamma2)
+        middle, out = fused_forward(x, p.mlp, precision, before, residual=True)
+        assert middle is not None
+        return out, *Kept(qkv, mixed, lse, middle, x.new_empty(0, 0, dtype=stored))
+    branch = product(mixed, p.out_weight.t(), precision, stored)
+    middle, normed = add_branch_and_norm(x, branch, p.alpha2, p.gamma2, stored)
+    branch, hidden = wide_forward(normed, p.mlp, precision, stored)
+    out = add_branch(middle, branch, p.mlp.fc2_bias)
+    return out, *Kept(qkv, mixed, lse, middle, hidden)
+
+
+def _backward(d_out: Tensor, x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *inputs, qkv, mixed, lse, middle, hidden, want_bias = others
+    *weights, bias, particle_offsets, pair_ends, heads, precision = inputs
+    p = block_weights(weights)
+    stored = stored_type(precision)
+    fused = is_fused(p.mlp, precision)
+    if fused:
+        before = Before(mixed, p.out_weight, p.alpha2, p.gamma2)
+        d_middle, of_before, of_mlp = fused_backward(
+            middle, d_out, p.mlp, precision, before, residual=True
         )
-        d_middle, of_mixed, of_out_weight, d_alpha2, d_gamma2, of_mlp = second_half
-        assert of_mixed is not None
-        assert of_out_weight is not None
-        d_mixed, d_out_weight = of_mixed, of_out_weight
+        d_mixed, d_out_weight, d_alpha2, d_gamma2 = of_before
     else:
         d, d_fc2_bias = rounded_rows(d_out, precision)
-        d_hidden, of_mlp = wide_backward(hidden, d, p.mlp, precision)
+        d_hidden, inner = wide_backward(hidden, d, p.mlp, precision)
         d_normed = product(d_hidden, p.mlp.fc1_weight, precision, stored)
         normed = torch.empty_like(middle, dtype=stored)
         copy = None if middle.dtype == stored else torch.empty_like(middle, dtype=stored)
@@ -331,62 +332,50 @@ def _launch_backward(
         )
         d = d_middle if copy is None else copy
         d_fc1 = weight_gradient(d_hidden, normed, precision, torch.float32)
-        of_mlp = of_mlp._replace(fc1_weight=d_fc1, fc2_bias=d_fc2_bias)
+        of_mlp = inner.joined(d_fc1, d_fc2_bias)
         del d_hidden, d_normed, normed
         d_mixed = product(d, p.out_weight, precision, stored)
         d_out_weight = weight_gradient(d, mixed, precision, torch.float32)
     d_qkv = torch.empty_like(qkv)
-    dbias = torch.empty_like(bias) if want_dbias else None
-    q, k, v = _heads(qkv, heads)
+    d_bias = torch.empty_like(bias) if want_bias else None
+    d_q, d_k, d_v = _heads(d_qkv, heads)
     attention.launch_backward(
-        _one(d_mixed, heads),
-        q,
-        k,
-        v,
-        _one(mixed, heads),
-        levels,
-        offsets,
-        offsets,
+        Rows(*_heads(qkv, heads), _apart(mixed, heads)),
+        lse,
+        Offsets(offsets, offsets, particle_offsets, pair_ends),
         bias,
-        particle_offsets,
-        pair_ends,
         precision,
-        (*_heads(d_qkv, heads), dbias),
+        d_out=_apart(d_mixed, heads),
+        d_q=d_q,
+        d_k=d_k,
+        d_v=d_v,
+        d_bias=d_bias,
     )
     del d_mixed
-    if narrow:
-        dx, d_alpha1, d_gamma1, d_qkv_weight = project_backward(
-            x, d_qkv, d_middle, p.alpha1, p.gamma1, p.qkv_weight, precision
-        )
+    if fused:
+        projection = Projection(p.alpha1, p.gamma1, p.qkv_weight)
+        d_x, of_projection = project_backward(x, d_qkv, d_middle, projection, precision)
+        d_alpha1, d_gamma1, d_qkv_weight = of_projection
     else:
         d_normed = product(d_qkv, p.qkv_weight, precision, stored)
         normed = torch.empty_like(x, dtype=stored)
-        dx, d_alpha1, d_gamma1 = norm_backward(
+        d_x, d_alpha1, d_gamma1 = norm_backward(
             x, d_normed, d_middle, p.alpha1, p.gamma1, out=normed
         )
         d_qkv_weight = weight_gradient(d_qkv, normed, precision, torch.float32)
-    of_block = (d_alpha1, d_gamma1, d_qkv_weight, d_out_weight, d_alpha2, d_gamma2)
-    return (
-        dx,
-        *(g.to(w) for g, w in zip(of_block, p[:6], strict=True)),
-        *like_weights(of_mlp, p.mlp),
-        x.new_empty(0, 0) if dbias is None else dbias,
+    of_block = BlockParameters(
+        d_alpha1, d_gamma1, d_qkv_weight, d_out_weight, d_alpha2, d_gamma2, of_mlp
     )
+    return d_x, *block_gradients(of_block, p), x.new_empty(0) if d_bias is None else d_bias
 
 
-def _one(rows: Tensor, heads: int) -> Tensor:
-    """(T, D) as (T, H, d)."""
-    return rows.view(len(rows), heads, rows.shape[1] // heads)
-
-
-@torch.library.register_fake("jetkern_triton::attention_block")
 def _fake(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    p, heads, precision = _parameters(others), *others[15:17]
+    *weights, _, _, _, heads, precision = others
+    mlp = block_weights(weights).mlp
     stored = stored_type(precision)
     rows, width = x.shape
-    hidden = (0, 0) if is_narrow(p.mlp, precision) else (rows, p.mlp.fc1_weight.shape[0])
-    return (
-        x.new_empty(rows, width),
+    hidden = (0, 0) if is_fused(mlp, precision) else (rows, mlp.fc1_weight.shape[0])
+    return x.new_empty(rows, width), *Kept(
         x.new_empty(rows, 3 * width, dtype=stored),
         x.new_empty(rows, width, dtype=stored),
         x.new_empty(heads, rows, dtype=torch.float32),
@@ -395,32 +384,23 @@ def _fake(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("jetkern_triton::attention_block_backward")
-def _fake_backward(d_out: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    x, weights, bias, want_dbias = others[5], others[7:19], others[19], others[-1]
-    empty = [x.new_empty(0, dtype=weights[6].dtype) if w is None else w for w in weights]
-    dbias = torch.empty_like(bias) if want_dbias else x.new_empty(0, 0)
-    return torch.empty_like(x), *(torch.empty_like(w) for w in empty), dbias
+def _reference(x: Tensor, offsets: Tensor, *others: Any) -> Tensor:
+    *weights, bias, particle_offsets, _, heads, _ = others
+    p = block_weights(weights)
+    return reference.attention_block(x, offsets, p, heads, bias, particle_offsets)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.heads, ctx.precision = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], *tensors)
-
-
-def _backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    want_dbias = ctx.needs_input_grad[14]
-    dx, *of_weights, dbias = torch.ops.jetkern_triton.attention_block_backward(
-        d_out.contiguous(), *saved, ctx.heads, ctx.precision, want_dbias
-    )
-    weights = [None if w is None else g for w, g in zip(saved[7:19], of_weights, strict=True)]
-    return dx, None, *weights, dbias if want_dbias else None, None, None, None, None
-
-
-torch.library.register_autograd(
-    "jetkern_triton::attention_block", _backward, setup_context=_setup_context
+_op = gpu_operator(
+    "attention_block",
+    f"(Tensor x, Tensor offsets, {BLOCK_WEIGHTS}, Tensor? bias, Tensor? particle_offsets,"
+    " Tensor? pair_ends, int heads, str precision)"
+    f" -> (Tensor out, {', '.join(f'Tensor {name}' for name in Kept._fields)})",
+    fake=_fake,
+    forward=_forward,
+    backward=_backward,
+    gradients=f"x {' '.join(BLOCK_NAMES)} bias?",
+    kept=" ".join(Kept._fields),
+    reference=_reference,
 )
 
 
@@ -435,52 +415,22 @@ def attention_block(
 ) -> Tensor:
     """See ``jetkern.ops.attention_block``. Heads wider than 128 go to the reference."""
     wide_heads = x.shape[1] > attention.WIDEST * heads
-    if wide_heads or (bias is not None and bias.dtype not in TYPES):
-        return reference(x, offsets, parameters, heads, bias, particle_offsets)
+    if wide_heads or (bias is not None and bias.dtype not in attention.TYPES):
+        return reference.attention_block(x, offsets, parameters, heads, bias, particle_offsets)
     ends = None
     if bias is None or particle_offsets is None:
         bias = particle_offsets = None
     else:
         bias, particle_offsets = bias.contiguous(), particle_offsets.contiguous()
         ends = attention.pair_ends(particle_offsets)
-    *weights, of_mlp = parameters
-    return torch.ops.jetkern_triton.attention_block(
+    out, *_ = _op(
         x.contiguous(),
         offsets.contiguous(),
-        *(w.contiguous() for w in weights),
-        *dense(of_mlp),
+        *in_order(parameters),
         bias,
         particle_offsets,
         ends,
         heads,
         precision,
-    )[0]
-
-
-def compile_cases() -> Iterator[CompileCase]:
-    """The fused projections at the sizes of the narrow presets."""
-    for name, width in (("micro", 32), ("small", 128)):
-        for precision in ("ieee", "tf32", "bf16"):
-            if width > NARROW[precision]:
-                continue
-            stored = "*bf16" if precision == "bf16" else "*fp32"
-            shape = {"rows": "i32", "INPUTS": width, "OUTPUTS": 3 * width, "PRECISION": precision}
-            norm_weights = {"alpha": "*fp32", "gamma": "*fp32", "weight": stored}
-            settings = project_default("project", width, precision)
-            tiles = {k: v for k, v in settings.items() if k.isupper()}
-            arguments: dict[str, Any] = {"x": "*fp32", **norm_weights, "out": stored, **shape}
-            arguments |= {"PAD_IN": width, **tiles}
-            row = ("project", f"{width} {precision}")
-            yield CompileCase(project_kernel, f"{name} {precision}", arguments, settings, row)
-            settings = project_default("project_backward", width, precision)
-            tiles = {k: v for k, v in settings.items() if k.isupper()}
-            arguments = {"x": "*fp32", "d_out": stored, "d_around": "*fp32", **norm_weights}
-            arguments |= {"dx": "*fp32", "normed": stored, "sums": "*fp32", **shape}
-            arguments |= {"PAD_IN": width, **tiles}
-            yield CompileCase(
-                project_backward_kernel,
-                f"{name} {precision}",
-                arguments,
-                settings,
-                ("project_backward", row[1]),
-            )
+    )
+    return out

@@ -8,15 +8,13 @@ number of particles fits, and equal distances come in the order of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from jetkern.jets import segment_index
-from jetkern.ops.triton_tools import CompileCase, Settings, define, launch_settings, on_device
+from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
+from jetkern.ops.gpu.register import gpu_operator
 
 # As the reference rounds its products: equal distances stay equal.
 ROUNDED = {"enable_fp_fusion": False}
@@ -77,44 +75,37 @@ def knn_kernel(
         tl.store(out + row * K + k, neighbour, exists)
 
 
-@define("knn", "(Tensor coordinates, Tensor offsets, int k) -> Tensor")
-def _launch(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
+def _forward(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
     total = len(coordinates)
     out = offsets.new_empty(total, k)
+    settings = launch_settings(knn_kernel, f"k{k}", coordinates.device, DEFAULT)
     if total:
-        settings = launch_settings("knn", f"k{k}", coordinates.device, DEFAULT)
-        with on_device(coordinates):
-            knn_kernel[(triton.cdiv(total, settings["ROWS"]),)](
-                coordinates,
-                offsets,
-                segment_index(offsets, total),
-                out,
-                total,
-                coordinates.stride(0),
-                K=k,
-                **settings,
-                **ROUNDED,
-            )
+        launch(
+            knn_kernel,
+            (cdiv(total, settings["ROWS"]),),
+            coordinates.device,
+            settings | ROUNDED,
+            coordinates=coordinates,
+            offsets=offsets,
+            jet=segment_index(offsets, total),
+            out=out,
+            total=total,
+            stride=coordinates.stride(0),
+            K=k,
+        )
     return out
 
 
-@torch.library.register_fake("jetkern_triton::knn")
-def _fake(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
-    return offsets.new_empty(coordinates.shape[0], k)
+_op = gpu_operator(
+    "knn",
+    "(Tensor coordinates, Tensor offsets, int k) -> Tensor",
+    fake=lambda coordinates, offsets, k: offsets.new_empty(coordinates.shape[0], k),
+    forward=_forward,
+)
 
 
 def knn(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
     """See ``jetkern.ops.knn``. Distances are float32 whatever the coordinates are."""
     points = coordinates.detach().float()
     points = points if points.stride(1) == 1 else points.contiguous()
-    return torch.ops.jetkern_triton.knn(points, offsets.contiguous(), k)
-
-
-def compile_cases() -> Iterator[CompileCase]:
-    """The kernel at the presets' K."""
-    tensors = {"coordinates": "*fp32", "offsets": "*i64", "jet": "*i64", "out": "*i64"}
-    for k in (10, 15):
-        arguments = {**tensors, "total": "i32", "stride": "i32", "K": k}
-        tiles = {name: DEFAULT[name] for name in ("ROWS", "COLUMNS")}
-        arguments |= tiles
-        yield CompileCase(knn_kernel, f"K = {k}", arguments, DEFAULT | ROUNDED, ("knn", f"k{k}"))
+    return _op(points, offsets.contiguous(), k)

@@ -5,53 +5,47 @@ jets they belong to: no lane is idle because a jet is short. Forward: the hidden
 at a time in the registers of the first product, whose layout is that of the second one's factor.
 Each value is stored at (i, j) and at (j, i).
 
-Backward: ``fold_kernel`` adds the gradients of all layers and of (i, j) and (j, i), reading each
-once, and lists the pairs' features. ``gradient_kernel`` makes the hidden layer again, transposed,
-and keeps the gradients of UNITS hidden units in registers over a fixed share of the pairs; the
-shares' sums are added in order. No atomics, the same bits each time.
+Backward: ``pair_bias_bwd_fold_kernel`` adds the gradients of all layers and of (i, j) and (j, i),
+reading each once, and lists the pairs' features. ``pair_bias_bwd_weights_kernel`` makes the hidden
+layer again, transposed, and keeps the gradients of UNITS hidden units in registers over a fixed
+share of the pairs; the shares' sums are added in order. No atomics, the same bits each time.
 
 Bound by the GELU: C n (n + 1) / 2 of them a jet forward, as many with their slope backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope, pair_features
+from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
+from jetkern.ops.gpu.layout import offsets as places
+from jetkern.ops.gpu.layout import split
+from jetkern.ops.gpu.pointwise import padded, stored_type
+from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.pair_bias import reference
 from jetkern.ops.parameters import MLPParameters
-from jetkern.ops.triton_tools import (
-    TYPES,
-    CompileCase,
-    Settings,
-    define,
-    dot,
-    gelu,
-    gelu_and_slope,
-    launch_settings,
-    on_device,
-    pair_features,
-)
 
 FORWARD: Settings = {"PAIRS": 128, "UNITS": 32, "num_warps": 4, "num_stages": 2}
 FOLD: Settings = {"TILE": 16, "num_warps": 4, "num_stages": 1}
 GRADIENT: Settings = {"PAIRS": 32, "UNITS": 64, "PROGRAMS": 1056, "num_warps": 4, "num_stages": 2}
 CANDIDATES = {
-    "pair_bias": [
+    "pair_bias_fwd": [
         {"PAIRS": pairs, "UNITS": units, "num_warps": 4, "num_stages": stages}
         for pairs, units in ((64, 32), (64, 64), (128, 16), (128, 32), (128, 64))
         for stages in (1, 2)
     ],
-    "pair_bias_fold": [
+    "pair_bias_bwd_fold": [
         {"TILE": tile, "num_warps": warps}
         for tile, warps in ((16, 1), (16, 2), (16, 4), (32, 4), (32, 8), (32, 16))
     ],
-    "pair_bias_gradient": [
+    "pair_bias_bwd_weights": [
         {"PAIRS": pairs, "PROGRAMS": programs, "num_stages": stages}
         for pairs in (32, 64)
         for programs in (528, 1056, 2112)
@@ -60,15 +54,31 @@ CANDIDATES = {
 }
 
 
+class Weights(NamedTuple):
+    """Of a perceptron 3 -> C -> H without a norm."""
+
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+
+
+class Sums(NamedTuple):
+    """A slab of the weights' gradients; that of fc1_weight is transposed."""
+
+    fc1_weight: Any
+    fc1_bias: Any
+    fc2_weight: Any
+    fc2_bias: Any
+    end: Any
+
+
 @triton.jit(do_not_specialize=["jets", "steps", "total", "pairs"])
-def forward_kernel(
+def pair_bias_fwd_kernel(
     particles,
     offsets,
     ends,
-    fc1_weight,
-    fc1_bias,
-    fc2_weight,
-    fc2_bias,
+    weights,
     out,
     jets,
     steps,
@@ -121,17 +131,19 @@ def forward_kernel(
         unit = start + tl.arange(0, UNITS)
         real = unit < HIDDEN
         w1 = tl.load(
-            fc1_weight + unit[None, :] * 3 + feature, real[None, :] & (feature < 3), 0.0
+            weights.fc1_weight + unit[None, :] * 3 + feature, real[None, :] & (feature < 3), 0.0
         ).to(tl.float32)
-        b1 = tl.load(fc1_bias + unit, real, 0.0).to(tl.float32)
+        b1 = tl.load(weights.fc1_bias + unit, real, 0.0).to(tl.float32)
         hidden = dot(features, w1, tl.broadcast_to(b1[None, :], (PAIRS, UNITS)), FIRST)
         w2 = tl.load(
-            fc2_weight + head[None, :] * HIDDEN + unit[:, None],
+            weights.fc2_weight + head[None, :] * HIDDEN + unit[:, None],
             real[:, None] & (head < HEADS)[None, :],
             0.0,
         )
         acc = dot(gelu(hidden, PRECISION), w2, acc, PRECISION)
-    bias = tl.trans(acc) + tl.load(fc2_bias + head, head < HEADS, 0.0).to(tl.float32)[:, None]
+    bias = (
+        tl.trans(acc) + tl.load(weights.fc2_bias + head, head < HEADS, 0.0).to(tl.float32)[:, None]
+    )
 
     square = begin - first  # where the jet's n x n entries begin
     direct = square + j * n + i
@@ -144,7 +156,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["total", "pairs"])
-def fold_kernel(
+def pair_bias_bwd_fold_kernel(
     gradients,
     particles,
     offsets,
@@ -209,14 +221,13 @@ def fold_kernel(
 
 
 @triton.jit(do_not_specialize=["total"])
-def gradient_kernel(
+def pair_bias_bwd_weights_kernel(
     features,
     folded,
-    fc1_weight,
-    fc1_bias,
-    fc2_weight,
+    weights,
     slab,
     total,
+    SUMS: tl.constexpr,
     HIDDEN: tl.constexpr,
     HEADS: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -235,13 +246,13 @@ def gradient_kernel(
     feature = tl.arange(0, 16)
     head = tl.arange(0, PADDED)
     w1 = tl.load(
-        fc1_weight + unit[:, None] * 3 + feature[None, :],
+        weights.fc1_weight + unit[:, None] * 3 + feature[None, :],
         real[:, None] & (feature < 3)[None, :],
         0.0,
     ).to(tl.float32)
-    b1 = tl.load(fc1_bias + unit, real, 0.0).to(tl.float32)
+    b1 = tl.load(weights.fc1_bias + unit, real, 0.0).to(tl.float32)
     w2 = tl.load(
-        fc2_weight + head[None, :] * HIDDEN + unit[:, None],
+        weights.fc2_weight + head[None, :] * HIDDEN + unit[:, None],
         real[:, None] & (head < HEADS)[None, :],
         0.0,
     )
@@ -263,19 +274,23 @@ def gradient_kernel(
         d_hidden = dot(w2, g, tl.zeros((UNITS, PAIRS), tl.float32), PRECISION) * slope
         d_first = dot(d_hidden, tl.trans(f), d_first, PRECISION)
         d_bias += g.to(tl.float32)
-    own = slab + share.to(tl.int64) * ((4 + HEADS) * HIDDEN + HEADS)
+    own = slab + share.to(tl.int64) * SUMS.end
     tl.store(
-        own + feature[None, :] * HIDDEN + unit[:, None],
+        own + SUMS.fc1_weight + feature[None, :] * HIDDEN + unit[:, None],
         d_first,
-        real[:, None] & (feature < 4)[None, :],
+        real[:, None] & (feature < 3)[None, :],
     )
-    own += 4 * HIDDEN
     tl.store(
-        own + head[None, :] * HIDDEN + unit[:, None],
+        own + SUMS.fc1_bias + feature[None, :] * 0 + unit[:, None],
+        d_first,
+        real[:, None] & (feature == 3)[None, :],
+    )
+    tl.store(
+        own + SUMS.fc2_weight + head[None, :] * HIDDEN + unit[:, None],
         d_second,
         real[:, None] & (head < HEADS)[None, :],
     )
-    tl.store(own + HEADS * HIDDEN + head, tl.sum(d_bias, 1), (head < HEADS) & (chunk == 0))
+    tl.store(own + SUMS.fc2_bias + head, tl.sum(d_bias, 1), (head < HEADS) & (chunk == 0))
 
 
 def _ends(offsets: Tensor) -> Tensor:
@@ -284,24 +299,24 @@ def _ends(offsets: Tensor) -> Tensor:
     return torch.addcmul(n, n, n).cumsum(0)
 
 
-def _gradient_settings(heads: int, precision: str) -> Settings:
-    # Three products for one leave no registers to fetch ahead with.
-    return {**GRADIENT, "num_stages": 1} if heads > 16 and precision == "ieee" else GRADIENT
-
-
-def _sizes(fc2_weight: Tensor, precision: str) -> tuple[dict[str, Any], int, str]:
-    """Constants of the kernels, the largest useful chunk of hidden units, the settings' key."""
-    heads, hidden = fc2_weight.shape
+def _settings(
+    kernel: Any, weights: Weights, precision: str, default: Settings
+) -> tuple[Settings, dict[str, Any]]:
+    """How to launch, and the constants of the weights' sizes."""
+    heads, hidden = weights.fc2_weight.shape
+    key = f"c{hidden} h{heads} {precision}"
+    settings = launch_settings(kernel, key, weights.fc2_weight.device, default)
+    settings["UNITS"] = min(settings["UNITS"], max(16, power_of_two(hidden)))
     constants = {
         "HIDDEN": hidden,
         "HEADS": heads,
-        "PADDED": max(16, triton.next_power_of_2(heads)),
+        "PADDED": padded(heads),
         "PRECISION": precision,
     }
-    key = f"c{hidden} h{heads} {precision}"
-    return constants, max(16, triton.next_power_of_2(hidden)), key
+    return settings, constants
 
 
+<<<<<<< HEAD
 WEIGHTS = "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias"
 
 
@@ -319,6 +334,9 @@ def split_gradient(gradient: Tensor, heads: int, hidden: int) -> tuple[Tensor, .
     " str precision) -> Tensor",
 )
 def _launch(
+=======
+def _forward(
+>>>>>>> d33a2e6 (GPU kernels: one launch helper, tuples, layouts by name, one registration)
     particles: Tensor,
     offsets: Tensor,
     fc1_weight: Tensor,
@@ -331,132 +349,140 @@ def _launch(
 ) -> Tensor:
     pairs = int(offsets.diff().square().sum()) if num_pairs is None else num_pairs
     out = particles.new_empty(len(fc2_bias), pairs, dtype=dtype)
-    jets, total = len(offsets) - 1, (pairs + len(particles)) // 2
     if not pairs:
         return out
-    constants, units, key = _sizes(fc2_weight, precision)
-    settings = launch_settings("pair_bias", key, particles.device, FORWARD)
-    settings["UNITS"] = min(settings["UNITS"], units)
-    with on_device(particles):
-        forward_kernel[(triton.cdiv(total, settings["PAIRS"]),)](
-            particles,
-            offsets,
-            _ends(offsets),
-            fc1_weight,
-            fc1_bias,
-            fc2_weight,
-            fc2_bias,
-            out,
-            jets,
-            jets.bit_length(),
-            total,
-            pairs,
-            **constants,
-            **settings,
-        )
+    weights = Weights(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    settings, constants = _settings(pair_bias_fwd_kernel, weights, precision, FORWARD)
+    jets, total = len(offsets) - 1, (pairs + len(particles)) // 2
+    launch(
+        pair_bias_fwd_kernel,
+        (cdiv(total, settings["PAIRS"]),),
+        particles.device,
+        settings,
+        particles=particles,
+        offsets=offsets,
+        ends=_ends(offsets),
+        weights=weights,
+        out=out,
+        jets=jets,
+        steps=jets.bit_length(),
+        total=total,
+        pairs=pairs,
+        **constants,
+    )
     return out
 
 
-@define(
-    "pair_bias_backward",
-    "(Tensor[] gradients, Tensor particles, Tensor offsets, Tensor fc1_weight, Tensor fc1_bias,"
-    " Tensor fc2_weight, str precision) -> Tensor",
-)
-def _launch_backward(
+def _gradient(
     gradients: Sequence[Tensor],
     particles: Tensor,
     offsets: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor,
     fc2_weight: Tensor,
+    fc2_bias: Tensor,
     precision: str,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
+    """Of the weights, in their dtypes, from those of the bias of each layer."""
+    weights = Weights(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     heads, hidden = fc2_weight.shape
-    width = (4 + heads) * hidden + heads
     pairs = gradients[0].shape[1]
-    total = (pairs + len(particles)) // 2
     if not pairs:
-        return particles.new_zeros(width, dtype=torch.float32)
-    constants, units, key = _sizes(fc2_weight, precision)
-    row = triton.cdiv(total, 16) * 16
-    kept = torch.bfloat16 if precision == "bf16" else torch.float32
-    folded = particles.new_empty(heads, row, dtype=kept)
+        return tuple(torch.zeros_like(w) for w in weights)
+    total, device = (pairs + len(particles)) // 2, particles.device
+    row = cdiv(total, 16) * 16
+    folded = particles.new_empty(heads, row, dtype=stored_type(precision))
     features = particles.new_empty(3, row, dtype=torch.float32)
-    device = particles.device
-    fold = launch_settings("pair_bias_fold", f"layers{len(gradients)}", device, FOLD)
-    settings = launch_settings(
-        "pair_bias_gradient", key, device, _gradient_settings(heads, precision)
+    launch(
+        pair_bias_bwd_fold_kernel,
+        ((len(offsets) - 1) * heads,),
+        device,
+        launch_settings(pair_bias_bwd_fold_kernel, f"layers{len(gradients)}", device, FOLD),
+        gradients=tuple(g.contiguous() for g in gradients),
+        particles=particles,
+        offsets=offsets,
+        ends=_ends(offsets),
+        folded=folded,
+        features=features,
+        total=total,
+        pairs=pairs,
+        LAYERS=len(gradients),
+        HEADS=heads,
     )
-    settings["UNITS"] = min(settings["UNITS"], units)
-    chunks = triton.cdiv(hidden, settings["UNITS"])
+    # Three products for one leave no registers to fetch ahead with.
+    default = GRADIENT | ({"num_stages": 1} if heads > 16 and precision == "ieee" else {})
+    settings, constants = _settings(pair_bias_bwd_weights_kernel, weights, precision, default)
+    chunks = cdiv(hidden, settings["UNITS"])
     programs = settings.pop("PROGRAMS") // chunks
-    shares = max(1, min(programs, triton.cdiv(total, settings["PAIRS"])))
-    slab = particles.new_empty(shares, width, dtype=torch.float32)
-    with on_device(particles):
-        fold_kernel[((len(offsets) - 1) * heads,)](
-            tuple(g.contiguous() for g in gradients),
-            particles,
-            offsets,
-            _ends(offsets),
-            folded,
-            features,
-            total,
-            pairs,
-            LAYERS=len(gradients),
-            HEADS=heads,
-            **fold,
-        )
-        gradient_kernel[(shares * chunks,)](
-            features,
-            folded,
-            fc1_weight,
-            fc1_bias,
-            fc2_weight,
-            slab,
-            total,
-            **constants,
-            **settings,
-        )
-    return slab.sum(0)
+    shares = max(1, min(programs, cdiv(total, settings["PAIRS"])))
+    sizes = (3 * hidden, hidden, heads * hidden, heads)
+    layout = places(Sums, sizes)
+    slab = particles.new_empty(shares, layout.end, dtype=torch.float32)
+    launch(
+        pair_bias_bwd_weights_kernel,
+        (shares * chunks,),
+        device,
+        settings,
+        features=features,
+        folded=folded,
+        weights=weights._replace(fc2_bias=None),
+        slab=slab,
+        total=total,
+        SUMS=layout,
+        **constants,
+    )
+    found = split(Sums, sizes, slab.sum(0))
+    return (
+        found.fc1_weight.view(3, hidden).t().to(fc1_weight),
+        found.fc1_bias.to(fc1_bias),
+        found.fc2_weight.view(heads, hidden).to(fc2_weight),
+        found.fc2_bias.to(fc2_bias),
+    )
 
 
-@torch.library.register_fake("jetkern_triton::pair_bias")
-def _fake(particles: Tensor, *others: Any) -> Tensor:
-    fc2_bias, num_pairs, dtype, _ = others[4:]
+def _backward(
+    d_out: Tensor, particles: Tensor, offsets: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    *weights, _, _, precision = others
+    return _gradient([d_out], particles, offsets, *weights, precision)
+
+
+def _fake(particles: Tensor, offsets: Tensor, *others: Any) -> Tensor:
+    *_, fc2_bias, num_pairs, dtype, _ = others
     pairs = torch.library.get_ctx().new_dynamic_size() if num_pairs is None else num_pairs
     return particles.new_empty(fc2_bias.shape[0], pairs, dtype=dtype)
 
 
-@torch.library.register_fake("jetkern_triton::pair_bias_backward")
-def _backward_fake(gradients: Sequence[Tensor], particles: Tensor, *others: Any) -> Tensor:
-    heads, hidden = others[3].shape
-    return particles.new_empty((4 + heads) * hidden + heads, dtype=torch.float32)
-
-
-def _weight_gradients(
-    gradients: Sequence[Tensor], saved: Sequence[Tensor], precision: str
+def _fake_gradient(
+    gradients: Sequence[Tensor], particles: Tensor, offsets: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
-    """Of fc1_weight, fc1_bias, fc2_weight and fc2_bias, in their dtypes."""
-    particles, offsets, *weights = saved
-    gradient = torch.ops.jetkern_triton.pair_bias_backward(
-        gradients, particles, offsets, *weights[:3], precision
-    )
-    parts = split_gradient(gradient, *weights[2].shape)
-    return tuple(p.to(w.dtype) for p, w in zip(parts, weights, strict=True))
+    *weights, _ = others
+    return tuple(w.new_empty(w.shape) for w in weights)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, _, _, ctx.precision = inputs
-    ctx.save_for_backward(*tensors)
+def _reference(particles: Tensor, offsets: Tensor, *others: Any) -> Tensor:
+    w1, b1, w2, b2, num_pairs, dtype, _ = others
+    p = MLPParameters(w1, b1, None, None, w2, b2)
+    return reference.pair_bias(particles, offsets, p, num_pairs=num_pairs, dtype=dtype)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    weights = _weight_gradients([gradient], ctx.saved_tensors, ctx.precision)
-    return None, None, *weights, None, None, None
-
-
-torch.library.register_autograd(
-    "jetkern_triton::pair_bias", _backward, setup_context=_setup_context
+WEIGHTS = ", ".join(f"Tensor {name}" for name in Weights._fields)
+_op = gpu_operator(
+    "pair_bias",
+    f"(Tensor particles, Tensor offsets, {WEIGHTS}, SymInt? num_pairs, ScalarType dtype,"
+    " str precision) -> Tensor out",
+    fake=_fake,
+    forward=_forward,
+    backward=_backward,
+    gradients=" ".join(Weights._fields),
+    reference=_reference,
+)
+_gradient_op = gpu_operator(
+    "pair_bias_gradient",
+    f"(Tensor[] gradients, Tensor particles, Tensor offsets, {WEIGHTS}, str precision)"
+    f" -> ({', '.join(f'Tensor d_{name}' for name in Weights._fields)})",
+    fake=_fake_gradient,
+    forward=_gradient,
 )
 
 
@@ -468,13 +494,13 @@ class _Shared(torch.autograd.Function):
         *tensors, _, _, ctx.precision = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        bias = torch.ops.jetkern_triton.pair_bias(*inputs)
+        bias = _op(*inputs)
         return tuple(bias.view_as(bias) for _ in range(layers))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [g for g in gradients if g is not None]
-        weights = _weight_gradients(given, ctx.saved_tensors, ctx.precision)
+        weights = _gradient_op(given, *ctx.saved_tensors, ctx.precision)
         return None, None, None, *weights, None, None, None
 
 
@@ -492,9 +518,7 @@ def pair_bias(
     if _left_to_the_reference(particles, parameters):
         return reference.pair_bias(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype)
     inputs = _inputs(particles, offsets, parameters)
-    return torch.ops.jetkern_triton.pair_bias(
-        *inputs, num_pairs, dtype or particles.dtype, precision
-    )
+    return _op(*inputs, num_pairs, dtype or particles.dtype, precision)
 
 
 def shared_pair_bias(
@@ -523,68 +547,3 @@ def _left_to_the_reference(particles: Tensor, p: MLPParameters) -> bool:
 def _inputs(particles: Tensor, offsets: Tensor, p: MLPParameters) -> list[Tensor]:
     weights = (p.fc1_weight, p.fc1_bias, p.fc2_weight, p.fc2_bias)
     return [t.contiguous() for t in (particles, offsets, *weights) if t is not None]
-
-
-def compile_cases() -> Iterator[CompileCase]:
-    """The kernels at the presets' widths, heads and layers, at each precision."""
-    sizes = {
-        "micro": (64, 4, 3),
-        "small": (256, 8, 8),
-        "medium": (1024, 16, 12),
-        "large": (2048, 32, 28),
-    }
-    weights = {"fc1_weight": "*fp32", "fc1_bias": "*fp32", "fc2_weight": "*fp32"}
-    places = {"particles": "*fp32", "offsets": "*i64", "ends": "*i64"}
-    for size, (hidden, heads, layers) in sizes.items():
-        for precision in ("ieee", "tf32", "bf16"):
-            stored = TYPES[torch.bfloat16 if precision == "bf16" else torch.float32]
-            sums = {"folded": stored, "features": "*fp32"}
-            fc2_weight = torch.empty(heads, hidden, device="meta")
-            constants, _, key = _sizes(fc2_weight, precision)
-            for kernel, row, settings, arguments in (
-                (
-                    forward_kernel,
-                    ("pair_bias", key),
-                    FORWARD,
-                    {
-                        **places,
-                        **weights,
-                        "fc2_bias": "*fp32",
-                        "out": stored,
-                        **dict.fromkeys(("jets", "steps", "total", "pairs"), "i32"),
-                        **constants,
-                    },
-                ),
-                (
-                    fold_kernel,
-                    ("pair_bias_fold", f"layers{layers}"),
-                    FOLD,
-                    {
-                        "gradients": (stored,) * layers,
-                        **places,
-                        **sums,
-                        "total": "i32",
-                        "pairs": "i32",
-                        "LAYERS": layers,
-                        "HEADS": heads,
-                    },
-                ),
-                (
-                    gradient_kernel,
-                    ("pair_bias_gradient", key),
-                    _gradient_settings(heads, precision),
-                    {
-                        "features": "*fp32",
-                        "folded": stored,
-                        **weights,
-                        "slab": "*fp32",
-                        "total": "i32",
-                        **constants,
-                    },
-                ),
-            ):
-                if kernel is fold_kernel and precision == "tf32":
-                    continue  # that of "ieee"
-                tiles = {n: v for n, v in settings.items() if n in ("PAIRS", "UNITS", "TILE")}
-                arguments = {**arguments, **tiles}
-                yield CompileCase(kernel, f"{size} {precision}", arguments, settings, row)

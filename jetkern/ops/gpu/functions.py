@@ -1,145 +1,11 @@
-"""What the Triton kernels share: elementary functions, products, launch settings, registration.
-
-Kernels of an op are in ``jetkern/ops/<op>/triton.py``. Each such module registers its operators in
-``torch.ops.jetkern_triton``, asks ``launch_settings`` how to launch, and lists in ``CANDIDATES``
-what ``python -m bench.tune`` may try, and in ``compile_cases`` what ``python -m bench.resources``
-compiles. With TRITON_INTERPRET=1 in the environment, set before Triton is imported, the kernels run
-on CPU tensors in Triton's interpreter.
-"""
+"""Device functions that the Triton kernels share: products, GELU, tanh, pair features."""
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from jetkern.ops.dispatch import interpreted
-
-Launcher = TypeVar("Launcher", bound=Callable[..., Any])
-Settings = dict[str, int]
-
-TABLES = Path(__file__).parent / "launch"
-FAMILIES = (80, 90)
-
-
-class CompileCase(NamedTuple):
-    """One compilation of a kernel, as a preset uses it.
-
-    Attributes:
-        kernel: the jit function. label: what it stands for, such as "small bf16".
-        arguments: every parameter by name, in order: a Triton type ("*fp32", "i32", ...) for what
-            is passed at run time, a Python value for a constexpr.
-        settings: num_warps, num_stages and other options of the compiler.
-        row: kernel and key of ``launch_settings`` that it is launched with.
-    """
-
-    kernel: Any
-    label: str
-    arguments: dict[str, Any]
-    settings: Settings
-    row: tuple[str, str]
-
-
-def family(device: torch.device) -> int:
-    """The newest of ``FAMILIES`` that the GPU is not older than; the oldest in the interpreter."""
-    if device.type != "cuda":
-        return FAMILIES[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return max((f for f in FAMILIES if f <= 10 * major + minor), default=FAMILIES[0])
-
-
-@functools.cache
-def _table(architecture: int) -> dict[str, dict[str, Settings]]:
-    path = TABLES / f"sm{architecture}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-_forced: dict[tuple[str, str], Settings] = {}
-_asked: set[tuple[str, str]] = set()
-_tables_count = True
-
-
-def launch_settings(kernel: str, key: str, device: torch.device, default: Settings) -> Settings:
-    """How to launch ``kernel``: the shipped table's row for this GPU family, else ``default``.
-
-    Args:
-        kernel: name of the kernel's row in ``jetkern/ops/launch/sm<NN>.json``.
-        key: what the best choice depends on, such as "d16 n64 bf16"; never a batch size.
-    """
-    _asked.add((kernel, key))
-    table = _table(family(device)) if _tables_count else {}
-    chosen = _forced.get((kernel, key)) or table.get(kernel, {}).get(key, {})
-    return {**default, **chosen}
-
-
-def kernel_name(kernel: Any) -> str:
-    """Of a jit function, as launch settings and tables of results have it."""
-    return str(kernel.fn.__name__).removesuffix("_kernel")
-
-
-def shipped(case: CompileCase, architecture: int) -> CompileCase:
-    """The case as the shipped table of a GPU family has it."""
-    kernel, key = case.row
-    chosen = _table(architecture).get(kernel, {}).get(key, {})
-    arguments = {name: chosen.get(name, value) for name, value in case.arguments.items()}
-    return case._replace(arguments=arguments, settings={**case.settings, **chosen})
-
-
-@contextmanager
-def default_settings() -> Iterator[None]:
-    """Launches with the defaults, whatever the table says. For the tuner."""
-    global _tables_count
-    before, _tables_count = _tables_count, False
-    try:
-        yield
-    finally:
-        _tables_count = before
-
-
-@contextmanager
-def forced_settings(kernel: str, key: str, settings: Settings) -> Iterator[None]:
-    """Launches with ``settings``, whatever the table says. For the tuner."""
-    _forced[kernel, key] = settings
-    try:
-        yield
-    finally:
-        del _forced[kernel, key]
-
-
-@contextmanager
-def settings_asked() -> Iterator[set[tuple[str, str]]]:
-    """The (kernel, key) pairs that launches within the block ask for."""
-    _asked.clear()
-    yield _asked
-
-
-def define(name: str, schema: str) -> Callable[[Launcher], Launcher]:
-    """Registers the decorated launcher as ``torch.ops.jetkern_triton.<name>``."""
-    torch.library.define(f"jetkern_triton::{name}", schema)
-
-    def register(launch: Launcher) -> Launcher:
-        for device in ("cuda", "cpu") if interpreted() else ("cuda",):
-            torch.library.impl(f"jetkern_triton::{name}", device, launch)
-        return launch
-
-    return register
-
-
-def on_device(tensor: Tensor) -> Any:
-    """Context in which kernels are launched on the tensor's GPU, be it the current one or not."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
-
 
 INTERPRETED = tl.constexpr(interpreted())
 
@@ -153,21 +19,45 @@ def _without_bits(x, BITS: tl.constexpr):
 
 
 @triton.jit
+def to_tf32(x):
+    """float32 rounded to nearest TF32, ties away from zero; bfloat16 is TF32 already.
+
+    Tensor cores do not round: they leave the last 13 bits out.
+    """
+    if x.dtype == tl.bfloat16:
+        return x.to(tl.float32)
+    elif INTERPRETED:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True) + (1 << 12)
+        return (bits & -(1 << 13)).to(tl.float32, bitcast=True)
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _tf32_cores(a, b, acc):
+    """a b + acc as TF32 tensor cores compute it, which the interpreter does not know."""
+    if INTERPRETED:
+        a = (a.to(tl.int32, bitcast=True) & -(1 << 13)).to(tl.float32, bitcast=True)
+        b = (b.to(tl.int32, bitcast=True) & -(1 << 13)).to(tl.float32, bitcast=True)
+    return tl.dot(a, b, acc, input_precision="tf32")
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """a b + acc with factors rounded to ``PRECISION``, sums in float32.
 
-    "ieee" is three TF32 products on tensor cores, as exact as float32. The interpreter rounds
-    explicitly: it multiplies bfloat16 by their bits and ignores TF32.
+    "ieee" is three TF32 products on tensor cores, as exact as float32. The interpreter rounds to
+    bfloat16 explicitly, for it multiplies bfloat16 by their bits.
     """
-    if INTERPRETED:
-        if PRECISION == "ieee":
-            return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-        BITS: tl.constexpr = 16 if PRECISION == "bf16" else 13
-        return tl.dot(_without_bits(a, BITS), _without_bits(b, BITS), acc)
-    elif PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+    if PRECISION == "bf16":
+        if INTERPRETED:
+            return tl.dot(_without_bits(a, 16), _without_bits(b, 16), acc)
+        else:
+            return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
     elif PRECISION == "tf32":
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32")
+        return _tf32_cores(to_tf32(a), to_tf32(b), acc)
     else:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32x3")
 
