@@ -2,8 +2,10 @@
 
     python -m bench.resources [--ops knn ...] [--precisions bf16] [--markdown FILE]
 
-Compiles each Triton kernel at the sizes of the presets, and the CUDA files where nvcc is there. No
-GPU is needed. Exits with 1 if a kernel spills registers or does not fit the architecture.
+Runs the layers of each preset forward and backward on tensors without data, in float32 and
+bfloat16, records what their launches would compile, and compiles it: with the arguments, tiles and
+options of the launch, for nothing is written down here a second time. CUDA files are compiled where
+nvcc is there. No GPU is needed. Exits with 1 if a kernel spills registers or does not fit.
 """
 
 from __future__ import annotations
@@ -15,22 +17,54 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from jetkern.build import BuildError, cuda_resources
 
-TYPE = re.compile(r"\*bf16|\*?(fp|i|u)\d+")  # of a run-time argument; other values are constants
-OPS = Path(__file__).parents[1] / "jetkern" / "ops"
+ROOT = Path(__file__).parents[1]
+OPS = ROOT / "jetkern" / "ops"
 ARCHITECTURES = (80, 90)
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")  # of the compiler
 PRECISIONS = ("ieee", "tf32", "bf16")  # those of the ops, whose package would import Triton
 SHARED_KB = {80: 164, 90: 228}  # of a multiprocessor (CUDA C++ Programming Guide, table 21)
+# Of a block, on the smallest GPU that is launched like this one: sm_86, sm_89 and sm_120; sm_90.
+BLOCK_KB = {80: 99, 90: 227}
 WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectures
+# Kernels (name, architecture) that spill at some size, and why they may.
+NAMED: dict[tuple[str, int], str] = {}
+JETS = 4096  # of a recorded batch
+PROCESSORS = 132  # of the GPU that it is for
+
+
+class Launch(NamedTuple):
+    """What Triton compiles for a launch.
+
+    Attributes:
+        kernel: "module:name" of the jit function. architecture: of ``ARCHITECTURES``.
+        signature, constants, attributes, options: as Triton's compiler takes them.
+    """
+
+    kernel: str
+    architecture: int
+    signature: dict[str, Any]
+    constants: dict[Any, Any]
+    attributes: dict[Any, Any]
+    options: dict[str, Any]
+
+    @property
+    def op(self) -> str:
+        """The folder of the kernel's file; "gpu" has what several ops share."""
+        return self.kernel.split(".")[2]
+
+    @property
+    def name(self) -> str:
+        """As in launch tables and profiles."""
+        return self.kernel.partition(":")[2].removesuffix("_kernel")
 
 
 class Row(NamedTuple):
@@ -58,61 +92,191 @@ class Row(NamedTuple):
     @property
     def fault(self) -> str:
         """What must not be, "" if nothing."""
-        if not self.occupancy:
+        if not self.occupancy or self.shared > BLOCK_KB[self.architecture] * 1024:
             return "does not fit"
         return "spills" if self.spills else ""
 
 
 def triton_ops() -> list[str]:
-    """Ops with Triton kernels."""
-    return sorted(p.parent.name for p in OPS.glob("*/triton.py"))
+    """Folders with Triton kernels."""
+    found = {path.parent.name for path in OPS.glob("*/triton.py")}
+    return sorted({*found, "local_block", "gpu"} - {"dynamic_tanh"})
 
 
-def cases(op: str) -> list[Any]:
-    """The compilations that an op asks for."""
-    return list(importlib.import_module(f"jetkern.ops.{op}.triton").compile_cases())
+def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
+    """Each layer of a preset as the model uses it, a batch of it on tensors without data.
+
+    The values are functions that return a result to differentiate, or None.
+    """
+    import torch
+
+    from bench.ops import PARTICLES
+    from jetkern import ops
+    from jetkern.model.layers import (
+        MLP,
+        AttentionBlock,
+        DynamicTanh,
+        LocalBlock,
+        TokenBlock,
+        set_precision,
+    )
+    from jetkern.model.presets import SIZES
+
+    shape = SIZES[size]
+    dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
+    total = PARTICLES["cuda"][size]
+    per_jet = total // JETS + 1
+    pairs, tokens = JETS * per_jet**2, total + 4 * JETS
+    dtype = torch.bfloat16 if half else torch.float32
+    bias_dtype = torch.bfloat16 if precision == "bf16" else dtype
+
+    def rows(*size: int, dtype: Any = dtype) -> Any:
+        return torch.empty(size, dtype=dtype, requires_grad=dtype != torch.int64)
+
+    def made(layer: Any) -> Any:
+        set_precision(layer, precision)
+        return layer
+
+    offsets = rows(JETS + 1, dtype=torch.int64)
+    particles, neighbours = rows(total, 4).detach(), rows(total, k, dtype=torch.int64)
+    bias = rows(heads, pairs, dtype=bias_dtype)
+    local = made(LocalBlock(dim, heads, shape.get("head_layers", 2), 2))
+    block, token_block = made(AttentionBlock(dim, heads, 2)), made(TokenBlock(dim, heads, 2))
+
+    def inference() -> None:
+        with torch.no_grad():
+            local(particles, neighbours)
+
+    def attention() -> Any:
+        q, k, v = rows(3, tokens, heads, dim // heads).unbind(0)
+        b = rows(heads, pairs)
+        return ops.attention(q, k, v, offsets, offsets, b, offsets, precision=precision)
+
+    def pair_bias() -> Any:
+        p = MLP(3, 2 * dim, heads, norm=False).weights
+        many = ops.shared_pair_bias(
+            particles, offsets, p, shape["layers"], num_pairs=pairs, dtype=bias_dtype,
+            precision=precision,
+        )  # fmt: skip
+        return sum(b.sum() for b in many)
+
+    tensors = {
+        "attention": attention,
+        "block": lambda: block(rows(tokens, dim), offsets, bias, offsets),
+        "pair bias": pair_bias,
+        "local block": lambda: local(particles, neighbours),
+    }
+    if half and precision == "bf16":
+        return tensors
+    if half:
+        return {"attention": attention}
+    return {
+        **tensors,
+        "inference": inference,
+        "knn": lambda: ops.knn(particles, offsets, k) * 0.0,
+        "class attention": lambda: token_block(
+            rows(4 * JETS, dim), offsets, rows(tokens, dim), offsets
+        ),
+        "head": lambda: block(rows(total, dim), offsets),
+        "embedding": lambda: made(MLP(4, 2 * dim, dim))(particles),
+        "type": lambda: made(MLP(dim, 2 * dim, dim, norm=False))(rows(total, dim)),
+        "time": lambda: made(MLP(dim, 2 * dim, dim, bias=False))(rows(JETS, dim)),
+        "norm": lambda: DynamicTanh(dim)(rows(tokens, dim)),
+    }
 
 
-def triton_type(argument: Any) -> Any:
-    """Of a run-time argument, or of each of a tuple of them; "constexpr" for another value."""
-    if isinstance(argument, tuple):
-        return tuple(triton_type(a) for a in argument)
-    return argument if isinstance(argument, str) and TYPE.fullmatch(argument) else "constexpr"
+class StandIn:
+    """Of Triton's driver: a GPU of an architecture, that nothing is launched on."""
+
+    def __init__(self, architecture: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.architecture = architecture
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-def leaves(types: Iterable[Any]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Path and type of each argument, those in tuples one by one."""
-    for i, kind in enumerate(types):
-        if isinstance(kind, tuple):
-            yield from (((i, *rest), one) for rest, one in leaves(kind))
-        else:
-            yield (i,), kind
+def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
+    """(use, launch) of all launches of a preset's layers, forward and backward."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from jetkern.ops import dispatch
+    from jetkern.ops.gpu.launch import chosen_by, of_table
+    from jetkern.ops.gpu.register import LAUNCHERS
+    from jetkern.ops.local_block.triton import narrow_backward
+
+    found: list[tuple[str, Launch]] = []
+    use = ""
+
+    class Launching(TorchDispatchMode):
+        """Runs the launchers where tensors without data would get the operators' shapes."""
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            space, name = func._schema.name.split("::")
+            run = LAUNCHERS[name] if space == "jetkern_triton" else func
+            return run(*args, **(kwargs or {}))
+
+    def compile_nothing(
+        kernel: Any,
+        key: Any,
+        signature: Any,
+        device: int,
+        constants: Any,
+        options: Any,
+        attributes: Any,
+        warmup: bool,
+    ) -> None:
+        name = f"{kernel.fn.__module__}:{kernel.fn.__qualname__}"
+        given = (signature, constants, attributes, dict(options.__dict__))
+        found.append((use, Launch(name, device, *given)))
+
+    for architecture in ARCHITECTURES:
+        driver.set_active(StandIn(architecture))
+        with (
+            mock.patch.object(dispatch, "_runs_on", lambda backend, _: backend == "triton"),
+            mock.patch.object(JITFunction, "_do_compile", compile_nothing),
+            mock.patch.object(narrow_backward, "processors", return_value=PROCESSORS),
+            chosen_by(of_table(architecture)),
+            torch.device("meta"),
+            Launching(),
+        ):
+            for use, run in uses(size, precision, half).items():  # noqa: B007 (recorded)
+                out = run()
+                if out is not None and out.requires_grad:
+                    out.sum().backward()
+    return found
 
 
-def compiled(task: tuple[str, int, int]) -> Row:
-    """Compiles case number ``task[1]`` of op ``task[0]`` for architecture ``task[2]``."""
+def compiled(launch: Launch, label: str) -> Row:
+    """Compiles what a launch compiles."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from jetkern.ops.triton_tools import kernel_name, shipped
-
-    op, number, architecture = task
-    case = shipped(cases(op)[number], architecture)
-    types = {k: triton_type(v) for k, v in case.arguments.items()}
-    constants = {k: v for k, v in case.arguments.items() if types[k] == "constexpr"}
-    # PyTorch's allocations are aligned to 16 bytes and Triton specialises on it.
-    aligned = {p: [["tt.divisibility", 16]] for p, kind in leaves(types.values()) if kind[0] == "*"}
-    source = ASTSource(case.kernel, signature=types, constexprs=constants, attrs=aligned)
-    options = {k: v for k, v in case.settings.items() if k in OPTIONS}
-    result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    registers, spills = inspect(result.asm["cubin"], result.asm["ptx"], architecture)
-    name = kernel_name(case.kernel)
+    module, _, name = launch.kernel.partition(":")
+    kernel = getattr(importlib.import_module(module), name)
+    source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
+    target = GPUTarget("cuda", launch.architecture, 32)
+    result = triton.compile(source, target=target, options=launch.options)
+    registers, spills = inspect(result.asm["cubin"], result.asm["ptx"], launch.architecture)
     return Row(
-        op,
-        name,
-        case.label,
-        architecture,
+        launch.op,
+        launch.name,
+        label,
+        launch.architecture,
         result.metadata.num_warps,
         registers,
         spills,
@@ -153,24 +317,56 @@ def _not_interpreted() -> None:
     os.environ["TRITON_INTERPRET"] = "0"
 
 
-def chosen(op: str, precisions: Sequence[str] = PRECISIONS) -> list[int]:
-    """Numbers of the cases of an op at these precisions; a kernel without products has none."""
-    found = [case.arguments.get("PRECISION") for case in cases(op)]
-    return [i for i, precision in enumerate(found) if precision in (None, *precisions)]
+Task = tuple[str, str, bool]  # size, precision, whether tensors are bfloat16
+
+
+def tasks(sizes: Sequence[str] = (), precisions: Sequence[str] = PRECISIONS) -> list[Task]:
+    """What is recorded."""
+    from jetkern.model.presets import SIZES
+
+    return [
+        (size, precision, half)
+        for size, precision in product(sizes or SIZES, precisions)
+        for half in (False, True)
+    ]
+
+
+def labelled(recordings: dict[Task, list[tuple[str, Launch]]]) -> list[tuple[Launch, str]]:
+    """The launches that differ, each once, with a label of all its sizes, precisions and uses."""
+    where: dict[str, tuple[Launch, list[tuple[str, str, str, str]]]] = {}
+    for (size, precision, half), launches in recordings.items():
+        for use, launch in launches:
+            _, places = where.setdefault(repr(launch), (launch, []))
+            places.append((size, precision, "bf16 tensors" if half else "", use))
+    found = []
+    for launch, places in where.values():
+        sizes, precisions, kinds, uses_ = (
+            ", ".join(dict.fromkeys(p)) for p in zip(*places, strict=True)
+        )
+        kind = kinds if kinds == "bf16 tensors" else ""
+        found.append((launch, "; ".join(filter(None, (sizes, precisions, kind, uses_)))))
+    return sorted(found, key=lambda f: (f[0].op, f[0].name, f[1], f[0].architecture))
 
 
 def rows(
-    ops: list[str],
-    architectures: tuple[int, ...] = ARCHITECTURES,
+    ops: Sequence[str] | None = None,
+    architectures: Sequence[int] = ARCHITECTURES,
     precisions: Sequence[str] = PRECISIONS,
+    sizes: Sequence[str] = (),
     jobs: int | None = None,
 ) -> Iterator[Row]:
-    """Compiles everything, ``jobs`` at a time, and yields the rows in order."""
-    tasks = [(op, i, a) for op in ops for i in chosen(op, precisions) for a in architectures]
+    """Records and compiles everything, ``jobs`` at a time, and yields the rows in order."""
     with ProcessPoolExecutor(
         jobs or os.cpu_count(), mp_context=get_context("spawn"), initializer=_not_interpreted
     ) as pool:
-        yield from pool.map(compiled, tasks)
+        wanted = tasks(sizes, precisions)
+        recordings = dict(zip(wanted, pool.map(recorded, *zip(*wanted, strict=True)), strict=True))
+        todo = [
+            (launch, label)
+            for launch, label in labelled(recordings)
+            if launch.architecture in architectures and (ops is None or launch.op in ops)
+        ]
+        yield from pool.map(compiled, *zip(*todo, strict=True)) if todo else ()
 
 
 def cuda_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
@@ -179,7 +375,7 @@ def cuda_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
     Raises:
         BuildError: where there is no nvcc.
     """
-    made = cuda_resources(OPS.parents[1] / "csrc", architectures)
+    made = cuda_resources(ROOT / "csrc", architectures)
     return [Row(k.op, k.kernel, f"CUDA {k.label}", k.architecture, k.warps, *k[5:]) for k in made]
 
 
@@ -206,6 +402,7 @@ def main() -> None:
         "--architectures", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES
     )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--sizes", nargs="+", default=(), help="presets (default: all)")
     parser.add_argument("--jobs", type=int, help="compilations at a time (default: one per core)")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     settings = parser.parse_args()
@@ -222,11 +419,12 @@ def main() -> None:
         print(f"bench.resources: CUDA kernels left out: {error}", file=sys.stderr)
         compiled_cuda = []
     for row in chain(
-        rows(settings.ops, architectures, settings.precisions, settings.jobs), compiled_cuda
+        rows(settings.ops, architectures, settings.precisions, settings.sizes, settings.jobs),
+        compiled_cuda,
     ):
         lines.append(line(row))
         print(lines[-1], flush=True)
-        if row.fault:
+        if row.fault and (row.kernel, row.architecture) not in NAMED:
             faults.append(f"{row.kernel}, {row.label}, sm_{row.architecture}: {row.fault}")
     if settings.markdown:
         settings.markdown.parent.mkdir(parents=True, exist_ok=True)

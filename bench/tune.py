@@ -5,7 +5,7 @@
 
 Runs each op forward and backward at the sizes of the presets, tries every candidate of every kernel
 that it launches, and keeps the fastest whose results agree. The table of the GPU's family,
-``jetkern/ops/launch/sm<NN>.json``, is written after each choice, so the command can be stopped and
+``jetkern/ops/gpu/sm<NN>.json``, is written after each choice, so the command can be stopped and
 given again: what the table has is not tuned anew unless ``--again`` is given.
 """
 
@@ -26,7 +26,8 @@ from torch import Tensor
 from bench.ops import OPS, PARTICLES, Case, batch, between, clock, make
 from jetkern.io import AtomicFile
 from jetkern.model.presets import SIZES
-from jetkern.ops import dispatch, triton_tools
+from jetkern.ops import dispatch
+from jetkern.ops.gpu import launch
 
 GAIN = 0.98  # of the default's time: a smaller gain is noise, and the default stays
 NOTE = "measured on"  # the table's entries that are no kernel
@@ -37,10 +38,15 @@ AGREE = {"ieee": 1e-5, "tf32": 4e-3, "bf16": 3e-2}  # relative distance of two r
 def candidates() -> dict[str, list[dict[str, int]]]:
     """Settings to try for each kernel, from all modules."""
     found: dict[str, list[dict[str, int]]] = {}
-    for path in sorted(Path(triton_tools.__file__).parent.glob("*/triton.py")):
+    for path in sorted(launch.TABLES.parent.glob("*/triton*")):  # modules and packages
         module = importlib.import_module(f"jetkern.ops.{path.parent.name}.triton")
         found |= module.CANDIDATES
     return found
+
+
+def by_default(kernel: str, key: str, device: torch.device) -> dict[str, int]:
+    """Chooses the defaults in the code, whatever the table says."""
+    return {}
 
 
 def results(case: Case, precision: str) -> list[Tensor]:
@@ -84,7 +90,7 @@ def fastest(
     default = seconds(case, precision, repeats)
     best, best_time = {}, GAIN * default
     for settings in tried:
-        with triton_tools.forced_settings(kernel, key, settings):
+        with launch.forced_settings(kernel, key, settings):
             try:
                 if not agree(results(case, precision), want, precision):
                     print(f"{kernel} [{key}] {settings}: wrong result, left out", file=sys.stderr)
@@ -132,7 +138,7 @@ def tune(
     Nothing is launched with the table's own rows: they would be measured as the default.
     """
     choices = candidates()
-    with triton_tools.default_settings(), triton_tools.settings_asked() as asked:
+    with launch.chosen_by(by_default), launch.settings_asked() as asked:
         results(case, precision)
         wanted = sorted(asked)
     for kernel, key in wanted:
@@ -140,7 +146,7 @@ def tune(
             continue
         start = time.perf_counter()
         tried = choices[kernel]
-        with triton_tools.default_settings():
+        with launch.chosen_by(by_default):
             best, fraction = fastest(case, precision, kernel, key, tried, repeats)
         table.setdefault(kernel, {})[key] = best
         if GUESSED in table:
@@ -173,8 +179,8 @@ def main() -> None:
         sys.exit("bench.tune: PyTorch finds no CUDA GPU")
 
     device = torch.device("cuda")
-    family = triton_tools.family(device)
-    path = triton_tools.TABLES / f"sm{family}.json"
+    family = launch.family(device)
+    path = launch.TABLES / f"sm{family}.json"
     table = read(path)
     settled = set() if settings.again else rows(table)
     table[NOTE] = {

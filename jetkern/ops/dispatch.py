@@ -84,7 +84,8 @@ def _say_once(reason: str) -> None:
 def backends_of(op: str) -> tuple[str, ...]:
     """The backends that an op has an implementation for, best first, the reference last."""
     folder = Path(__file__).parent / op
-    made = [b for b in MODULES if (folder / f"{MODULES[b]}.py").is_file()]
+    found = {path.stem for path in folder.iterdir()}  # modules and packages
+    made = [b for b in MODULES if MODULES[b] in found]
     return (*made, "reference")
 
 

@@ -13,17 +13,17 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from bench import tune
 from bench.ops import batch, make
-from bench.resources import cases, triton_ops
-from jetkern.ops import triton_tools
+from jetkern.ops.gpu import launch
+from jetkern.ops.knn.triton import knn_kernel
 from tests.ops.helpers import triton_device
 
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(triton_tools, "TABLES", tmp_path)
-    triton_tools._table.cache_clear()
-    yield tmp_path / f"sm{triton_tools.family(torch.device(triton_device()))}.json"
-    triton_tools._table.cache_clear()
+    monkeypatch.setattr(launch, "TABLES", tmp_path)
+    launch._table.cache_clear()
+    yield tmp_path / f"sm{launch.family(torch.device(triton_device()))}.json"
+    launch._table.cache_clear()
 
 
 def test_the_fastest_right_settings_are_kept_and_used(
@@ -35,7 +35,7 @@ def test_the_fastest_right_settings_are_kept_and_used(
     times = {16: 3.0, 32: 1.0}
 
     def seconds(case, precision, repeats):
-        asked = triton_tools.launch_settings("knn", "k15", torch.device("cpu"), {"ROWS": 16})
+        asked = launch.launch_settings(knn_kernel, "k15", torch.device("cpu"), {"ROWS": 16})
         return times[asked["ROWS"]]
 
     monkeypatch.setattr(tune, "seconds", seconds)
@@ -47,8 +47,8 @@ def test_the_fastest_right_settings_are_kept_and_used(
     assert "knn [k15]: {'ROWS': 32}, 0.33 of the default's time, 3 tried" in said.out
     assert "knn [k15] {'ROWS': 17}: " in said.err
     device = torch.device(triton_device())
-    triton_tools._table.cache_clear()
-    assert triton_tools.launch_settings("knn", "k15", device, {"ROWS": 16, "W": 4}) == {
+    launch._table.cache_clear()
+    assert launch.launch_settings(knn_kernel, "k15", device, {"ROWS": 16, "W": 4}) == {
         "ROWS": 32,
         "W": 4,
     }
@@ -71,12 +71,12 @@ def test_the_command_keeps_good_rows_and_tunes_again_from_the_default(
     times = {16: 3.0, 32: 1.0, 64: 1.01}
 
     def seconds(case, precision, repeats):
-        return times[triton_tools.launch_settings("knn", "k15", device, {"ROWS": 16})["ROWS"]]
+        return times[launch.launch_settings(knn_kernel, "k15", device, {"ROWS": 16})["ROWS"]]
 
     monkeypatch.setattr(tune, "seconds", seconds)
     monkeypatch.setattr(tune, "batch", lambda *_: SimpleNamespace(to=lambda _: None))
     monkeypatch.setattr(tune, "make", lambda *_: case)
-    monkeypatch.setattr(triton_tools, "family", lambda _: int(table.stem.removeprefix("sm")))
+    monkeypatch.setattr(launch, "family", lambda _: int(table.stem.removeprefix("sm")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     command = ["--ops", "knn", "--sizes", "micro", "--precisions", "ieee", "--repeats", "1"]
@@ -99,24 +99,29 @@ def test_rows_that_were_not_measured_are_tuned(
     assert tune.rows(tune.read(table)) == tune.rows(chosen)
 
 
-@pytest.mark.parametrize("precision", ["ieee", "bf16"])
-@pytest.mark.parametrize("op", tune.OPS)
-def test_what_a_preset_launches_is_compiled_as_the_table_has_it(op: str, precision: str) -> None:
-    with triton_tools.settings_asked() as asked:
-        tune.results(make(op, "micro", batch("10", 2, "").to(triton_device())), precision)
-        launched = asked - {("pair_bias_fold", "layers1")}  # a model has several layers
-    assert launched
-    assert launched <= {case.row for op in triton_ops() for case in cases(op)}
-
-
-def test_shipped_rows_are_those_of_presets() -> None:
-    known = {case.row: case for op in triton_ops() for case in cases(op)}
-    for family in triton_tools.FAMILIES:
-        table = tune.read(triton_tools.TABLES / f"sm{family}.json")
-        for kernel, key in tune.rows(table) | {tuple(row) for row in table[tune.GUESSED]}:
-            settings = table[kernel][key]
-            case = triton_tools.shipped(known[kernel, key], family)
-            assert settings.items() <= {**case.arguments, **case.settings}.items()
+def test_shipped_rows_are_those_of_presets_and_of_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row that no launch of a preset asks for, or of a setting that no kernel has, is dead."""
+    shipped = {f: tune.read(launch.TABLES / f"sm{f}.json") for f in launch.FAMILIES}
+    wanted = {
+        (kernel, key)
+        for table in shipped.values()
+        for kernel, key in tune.rows(table) | {tuple(row) for row in table[tune.GUESSED]}
+    }
+    with launch.settings_asked() as asked:
+        for size, op in (("small", "local_block"),):
+            case = make(op, size, batch("10", 2, "").to(triton_device()))
+            for precision in ("bf16", "tf32"):
+                tune.results(case, precision)
+                with torch.no_grad():
+                    module, inputs, _ = case.prepare(torch.float32, precision)
+                    case.run(module, inputs, "triton", precision)
+    assert wanted <= asked
+    for table in shipped.values():
+        for kernel, key in wanted:
+            (tried, *_) = tune.candidates()[kernel]
+            assert table.get(kernel, {}).get(key, {}).keys() <= tried.keys()
 
 
 def test_the_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

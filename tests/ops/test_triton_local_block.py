@@ -1,7 +1,5 @@
 """The Triton kernels in Triton's interpreter; on a GPU the same tests run on it."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +16,11 @@ from tests.ops.helpers import (
 from tests.ops.test_local_block import inputs
 
 pytest.importorskip("triton", reason="needs Triton")
+
+from jetkern.ops.gpu.launch import settings_asked
+from jetkern.ops.local_block.triton import factor_backward, narrow_backward
+from jetkern.ops.local_block.triton.launch import tiles_of
+from jetkern.ops.local_block.triton.layout import Shape
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +43,7 @@ def _round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["with factors", "on chip"])
 def both_backwards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to the gradients of narrow weights in "ieee", whose errors are the smallest."""
-    backward = importlib.import_module("jetkern.ops.local_block.triton_fused_backward")
-    monkeypatch.setitem(backward.NARROW, "ieee", 32 if request.param == "on chip" else 0)
+    monkeypatch.setitem(narrow_backward.NARROW, "ieee", 32 if request.param == "on chip" else 0)
 
 
 def run(particles, neighbours, embed, blocks, heads, backend="auto", precision="ieee") -> Tensor:
@@ -75,14 +77,13 @@ def test_accuracy_at_a_precision(precision: str) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "kernel"),
-    [("ieee", "local_hidden"), ("tf32", "local_training"), ("bf16", "local_training")],
+    [("ieee", "local_embed_fwd"), ("tf32", "local_block_fwd"), ("bf16", "local_block_fwd")],
 )
 @pytest.mark.parametrize("k", [10, 17])
 def test_accuracy_of_the_widest(k: int, precision: str, kernel: str) -> None:
     """The fused kernels take width 128 but in "ieee", where they would spill."""
-    tools = importlib.import_module("jetkern.ops.triton_tools")
     values = inputs([4, 1], 128, 32, k, 1)
-    with tools.settings_asked() as asked:
+    with settings_asked() as asked:
         check_accuracy(run, *values, 8, fixed=(0,), backend="triton", precision=precision)
     assert kernel in {name for name, _ in asked}
 
@@ -158,8 +159,7 @@ def test_the_same_bits_twice(width: int) -> None:
 def test_particles_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = (*inputs([18, 2], 16, 32, 4, 1), 2)
     whole = result_and_gradients(run, values, torch.float32, "triton", (0,))
-    fused = importlib.import_module("jetkern.ops.local_block.triton_fused_backward")
-    monkeypatch.setattr(fused, "FACTOR_BYTES", 0)  # 16 particles at a time
+    monkeypatch.setattr(factor_backward, "FACTOR_BYTES", 0)  # 16 particles at a time
     parts = result_and_gradients(run, values, torch.float32, "triton", (0,))
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -197,17 +197,16 @@ def test_programs_take_several_tiles(
     precision: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More tiles than programs: sums on chip go through all tiles of a program, in passes."""
-    backward = importlib.import_module("jetkern.ops.local_block.triton_fused_backward")
-    monkeypatch.setattr(backward, "ROUND_ROWS", rows)
-    monkeypatch.setattr(backward, "SLABS", 2)
+    monkeypatch.setattr(narrow_backward, "ROUND_ROWS", rows)
+    monkeypatch.setattr(narrow_backward, "SLABS", 2)
     if torch.cuda.is_available():
-        monkeypatch.setattr(backward, "_processors", lambda _: 1)
+        monkeypatch.setattr(narrow_backward, "processors", lambda _: 1)
     values = (*inputs([30, 2, 31], 32, 64, 10), 4)
     check_accuracy(run, *values, fixed=(0,), backend="triton", precision=precision)
-    shape = backward.Shape(10, 32, 64, 64, 4, 2, True, True)
-    settings = backward.settings_of("local_narrow_backward", shape, precision, torch.device("cpu"))
-    programs = backward.RESIDENT_WARPS // settings["num_warps"]
-    assert backward.tiles_of(63, shape, settings) > 2 * programs
+    shape = Shape(10, 32, 64, 64, 4, 2, True, True)
+    settings = narrow_backward.settings(shape, precision, torch.device("cpu"))
+    programs = narrow_backward.RESIDENT_WARPS // settings["num_warps"]
+    assert tiles_of(63, shape, settings) > 2 * programs
 
 
 def on_device(*values):

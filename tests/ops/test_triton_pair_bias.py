@@ -49,7 +49,10 @@ def leaves(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def few_programs(key: str) -> Iterator[None]:
     """Large tiles where the kernels are interpreted, which takes its time for each program."""
     tile = {} if torch.cuda.is_available() else {"PAIRS": 512}
-    with forced_settings("pair_bias_fwd", key, tile), forced_settings("pair_bias_bwd_weights", key, tile):
+    with (
+        forced_settings("pair_bias_fwd", key, tile),
+        forced_settings("pair_bias_bwd_weights", key, tile),
+    ):
         yield
 
 

@@ -21,8 +21,8 @@ from jetkern.ops.attention.triton import Offsets, Rows
 from jetkern.ops.attention_block import reference
 from jetkern.ops.gpu.functions import dot, tanh
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
+from jetkern.ops.gpu.layout import copies
 from jetkern.ops.gpu.layout import offsets as places
-from jetkern.ops.gpu.layout import split
 from jetkern.ops.gpu.pointwise import (
     add_branch,
     add_branch_and_norm,
@@ -242,7 +242,7 @@ def project_backward(
         PRECISION=precision,
         PADDED_IN=padded(inputs),
     )
-    total = split(Sums, sizes, sums.sum(0))
+    total = copies(Sums, sizes, sums.sum(0))
     d_matrix = weight_gradient(d_out, normed, precision, torch.float32)
     return d_x, Projection(total.alpha, total.gamma, d_matrix)
 
@@ -320,7 +320,7 @@ def _backward(d_out: Tensor, x: Tensor, offsets: Tensor, *others: Any) -> tuple[
         d_middle, of_before, of_mlp = fused_backward(
             middle, d_out, p.mlp, precision, before, residual=True
         )
-        d_mixed, d_out_weight, d_alpha2, d_gamma2 = of_before
+        d_mixed, d_out_weight, d_alpha2, d_gamma2 = of_before.whole()
     else:
         d, d_fc2_bias = rounded_rows(d_out, precision)
         d_hidden, inner = wide_backward(hidden, d, p.mlp, precision)

@@ -63,7 +63,8 @@ def _family(capability: int, shared: int) -> int:
 def _properties(index: int) -> tuple[int, int]:
     """Ten times the compute capability, and KiB of shared memory that a block may ask for."""
     found = torch.cuda.get_device_properties(index)
-    return 10 * found.major + found.minor, found.shared_memory_per_block_optin // 1024
+    shared: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return 10 * found.major + found.minor, shared // 1024
 
 
 @functools.cache

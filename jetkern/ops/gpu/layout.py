@@ -19,12 +19,14 @@ Layout = TypeVar("Layout", bound=tuple)
 
 def offsets(layout: type[Layout], sizes: Sequence[int]) -> Layout:
     """Where each part of a row begins; ``end`` is the row's length."""
-    return layout(*accumulate(sizes, initial=0))
+    return layout(*accumulate(sizes, initial=0))  # type: ignore[arg-type]
 
 
-def split(layout: type[Layout], sizes: Sequence[int], row: Tensor) -> Layout:
-    """The parts of a row, copied: an op's results share no memory, and Inductor wants them aligned.
+def views(layout: type[Layout], sizes: Sequence[int], row: Tensor) -> Layout:
+    """The parts of a row; ``end`` is None."""
+    return layout(*row.split(list(sizes)), None)  # type: ignore[call-arg]
 
-    ``end`` is None.
-    """
-    return layout(*torch.ops.aten.split_with_sizes_copy(row, sizes), None)
+
+def copies(layout: type[Layout], sizes: Sequence[int], row: Tensor) -> Layout:
+    """``views`` copied: an op's results share no memory, and Inductor wants them aligned."""
+    return layout(*torch.ops.aten.split_with_sizes_copy(row, sizes), None)  # type: ignore[call-arg]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope, tanh
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
-from jetkern.ops.gpu.layout import offsets, split
+from jetkern.ops.gpu.layout import copies, offsets
 from jetkern.ops.gpu.pointwise import (
     TILES,
     optional_row,
@@ -79,6 +79,14 @@ class Before(NamedTuple):
     out_weight: Tensor | None = None
     alpha: Tensor | None = None
     gamma: Tensor | None = None
+
+    def whole(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of them, of a block."""
+        assert self.mixed is not None
+        assert self.out_weight is not None
+        assert self.alpha is not None
+        assert self.gamma is not None
+        return self.mixed, self.out_weight, self.alpha, self.gamma
 
 
 ALONE = Before()
@@ -493,7 +501,7 @@ def fused_backward(
         RESIDUAL=residual,
         PRECISION=precision,
     )
-    total = split(Sums, lengths, sums.sum(0))
+    total = copies(Sums, lengths, sums.sum(0))
     d_out_weight = None
     if before.mixed is not None:
         d_out_weight = weight_gradient(d_x, before.mixed, precision, torch.float32)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope, pair_features
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
+from jetkern.ops.gpu.layout import copies
 from jetkern.ops.gpu.layout import offsets as places
-from jetkern.ops.gpu.layout import split
 from jetkern.ops.gpu.pointwise import padded, stored_type
 from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.pair_bias import reference
@@ -60,7 +60,7 @@ class Weights(NamedTuple):
     fc1_weight: Tensor
     fc1_bias: Tensor
     fc2_weight: Tensor
-    fc2_bias: Tensor
+    fc2_bias: Tensor | None
 
 
 class Sums(NamedTuple):
@@ -316,27 +316,7 @@ def _settings(
     return settings, constants
 
 
-<<<<<<< HEAD
-WEIGHTS = "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias"
-
-
-def split_gradient(gradient: Tensor, heads: int, hidden: int) -> tuple[Tensor, ...]:
-    """The parts of fc1_weight, fc1_bias, fc2_weight and fc2_bias of what the backward returns."""
-    of_fc1, d_fc1_bias, of_fc2, d_fc2_bias = gradient.split(
-        [3 * hidden, hidden, heads * hidden, heads]
-    )
-    return of_fc1.view(3, hidden).t(), d_fc1_bias, of_fc2.view(heads, hidden), d_fc2_bias
-
-
-@define(
-    "pair_bias",
-    f"(Tensor particles, Tensor offsets, {WEIGHTS}, SymInt? num_pairs, ScalarType dtype,"
-    " str precision) -> Tensor",
-)
-def _launch(
-=======
 def _forward(
->>>>>>> d33a2e6 (GPU kernels: one launch helper, tuples, layouts by name, one registration)
     particles: Tensor,
     offsets: Tensor,
     fc1_weight: Tensor,
@@ -388,7 +368,7 @@ def _gradient(
     heads, hidden = fc2_weight.shape
     pairs = gradients[0].shape[1]
     if not pairs:
-        return tuple(torch.zeros_like(w) for w in weights)
+        return tuple(torch.zeros_like(w) for w in (fc1_weight, fc1_bias, fc2_weight, fc2_bias))
     total, device = (pairs + len(particles)) // 2, particles.device
     row = cdiv(total, 16) * 16
     folded = particles.new_empty(heads, row, dtype=stored_type(precision))
@@ -431,7 +411,7 @@ def _gradient(
         SUMS=layout,
         **constants,
     )
-    found = split(Sums, sizes, slab.sum(0))
+    found = copies(Sums, sizes, slab.sum(0))
     return (
         found.fc1_weight.view(3, hidden).t().to(fc1_weight),
         found.fc1_bias.to(fc1_bias),
@@ -443,8 +423,8 @@ def _gradient(
 def _backward(
     d_out: Tensor, particles: Tensor, offsets: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
-    *weights, _, _, precision = others
-    return _gradient([d_out], particles, offsets, *weights, precision)
+    w1, b1, w2, b2, _, _, precision = others
+    return _gradient([d_out], particles, offsets, w1, b1, w2, b2, precision)
 
 
 def _fake(particles: Tensor, offsets: Tensor, *others: Any) -> Tensor:

@@ -244,7 +244,9 @@ def local_block_bwd_stream_kernel(
         tl.debug_barrier()  # what other threads wrote of the stream's gradient
         b = number // 2
         d_before = d_stream + number * edges * D
-        half = Half(kept + number * kept_stride.to(tl.int64), d_before, d_before + edges * D, d_before)
+        half = Half(
+            kept + number * kept_stride.to(tl.int64), d_before, d_before + edges * D, d_before
+        )
         block = Block(
             weights.matrices + D * C + b * MATRICES.end,
             weights.vectors + EMBED.end + b * VECTORS.end,

@@ -9,7 +9,6 @@ To train, it keeps the residual stream before each half of each block, (E, D) ea
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -98,7 +97,9 @@ def local_block_fwd_kernel(
         w_qkv = m + MATRICES.qkv_weight
         if KEEP:
             tl.store(kept + kept_at, x, inside[:, None])
-        h = normed(x, tl.load(v + VECTORS.alpha1), tl.load(v + VECTORS.gamma1 + wide)[None, :], PRECISION)
+        h = normed(
+            x, tl.load(v + VECTORS.alpha1), tl.load(v + VECTORS.gamma1 + wide)[None, :], PRECISION
+        )
         for g in range(0, D, GROUP):
             w = w_qkv + (g + some)[None, :] * D + wide[:, None]
             zero = tl.zeros((ROWS, GROUP), tl.float32)
@@ -114,7 +115,9 @@ def local_block_fwd_kernel(
         if KEEP:
             tl.store(kept + kept_stride + kept_at, x, inside[:, None])
             kept += 2 * kept_stride
-        h = normed(x, tl.load(v + VECTORS.alpha2), tl.load(v + VECTORS.gamma2 + wide)[None, :], PRECISION)
+        h = normed(
+            x, tl.load(v + VECTORS.alpha2), tl.load(v + VECTORS.gamma2 + wide)[None, :], PRECISION
+        )
         alpha = tl.load(v + VECTORS.alpha)
         x += tl.load(v + VECTORS.fc2_bias + wide)[None, :]
         for c in range(0, F, CHUNK):

@@ -89,9 +89,7 @@ def score_gradients(do, v, p, HEAD: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def through_norm(
-    half, edge, inside, weights, sums, D: tl.constexpr, PRECISION: tl.constexpr
-):
+def through_norm(half, edge, inside, weights, sums, D: tl.constexpr, PRECISION: tl.constexpr):
     """Writes the stream's gradient before a half, and the sums for its DynamicTanh.
 
     Some columns at a time, for want of registers.
@@ -117,9 +115,7 @@ def through_norm(
 def mean_gradient(d_out, batch, particle, inside, exists, SHAPE: tl.constexpr):
     """The gradient of each edge's row, from that of the particles' means."""
     D: tl.constexpr = SHAPE.D
-    number = denominator(
-        batch.neighbours, particle, inside, batch.limit, SHAPE.K, SHAPE.K_PADDED
-    )
+    number = denominator(batch.neighbours, particle, inside, batch.limit, SHAPE.K, SHAPE.K_PADDED)
     at = particle[:, None] * D + tl.arange(0, D)[None, :]
     return tl.load(d_out + at, exists[:, None], 0.0).to(tl.float32) / number[:, None]
 

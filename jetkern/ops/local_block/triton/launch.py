@@ -29,7 +29,12 @@ def fits(shape: Shape, precision: str) -> bool:
 
 
 def settings_of(
-    kernel: Any, shape: Shape, precision: str, device: torch.device, default: Settings, use: str = ""
+    kernel: Any,
+    shape: Shape,
+    precision: str,
+    device: torch.device,
+    default: Settings,
+    use: str = "",
 ) -> Settings:
     """How to launch a kernel: as asked for, but tiles hold whole sets and parts divide layers.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.gpu.launch import power_of_two
-from jetkern.ops.gpu.layout import offsets
+from jetkern.ops.gpu.layout import offsets, views
 from jetkern.ops.gpu.pointwise import stored_type
 from jetkern.ops.parameters import BlockParameters, MLPParameters
 
@@ -232,17 +232,27 @@ def by_name(sums: SlabSums, shape: Shape) -> tuple[MLPParameters, list[BlockPara
     """The gradients of each weight, views of the sums."""
     d, c, f = shape.width, shape.embed_hidden, shape.hidden
     *sizes, _ = shape.embed_sizes(c)
-    e = EmbedSums(*sums.embed.split([*sizes, len(sums.embed) - sum(sizes)]), None)
+    e = views(EmbedSums, (*sizes, len(sums.embed) - sum(sizes)), sums.embed)
     fc1 = e.fc1.view(c, 16)
     d_embed = MLPParameters(
-        fc1[:, :7], fc1[:, 7], e.alpha.sum(0, keepdim=True), e.gamma, e.fc2_weight.view(d, c), e.fc2_bias
+        fc1[:, :7],
+        fc1[:, 7],
+        e.alpha.sum(0, keepdim=True),
+        e.gamma,
+        e.fc2_weight.view(d, c),
+        e.fc2_bias,
     )
     made = []
     for matrices, vectors in zip(sums.matrices, sums.vectors, strict=True):
-        m = BlockMatrices(*matrices.split(shape.matrix_sizes), None)
-        v = BlockVectors(*vectors.split(shape.vector_sizes), None)
+        m = views(BlockMatrices, shape.matrix_sizes, matrices)
+        v = views(BlockVectors, shape.vector_sizes, vectors)
         mlp = MLPParameters(
-            m.fc1_weight.view(f, d), v.fc1_bias, v.alpha, v.gamma, m.fc2_weight.view(d, f), v.fc2_bias
+            m.fc1_weight.view(f, d),
+            v.fc1_bias,
+            v.alpha,
+            v.gamma,
+            m.fc2_weight.view(d, f),
+            v.fc2_bias,
         )
         made.append(
             BlockParameters(

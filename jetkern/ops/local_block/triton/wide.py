@@ -26,7 +26,7 @@ from jetkern.ops.attention_block.triton import (
 )
 from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
-from jetkern.ops.gpu.layout import offsets, split
+from jetkern.ops.gpu.layout import copies, offsets
 from jetkern.ops.gpu.pointwise import (
     add_branch,
     add_branch_and_norm,
@@ -161,7 +161,7 @@ def local_embed_bwd_kernel(
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Gradients of the first layer and its norm from every p-th tile, and ``local_embed_fwd`` again.
+    """Gradients of the first layer and its norm from every p-th tile, and the forward again.
 
     A row of ``slab`` is of ``Sums``.
     """
@@ -389,7 +389,7 @@ def _embed_backward(
         SUMS=layout,
         **_embed_constants(p, neighbours, precision),
     )
-    total = split(Sums, sizes, slabs.sum(0))
+    total = copies(Sums, sizes, slabs.sum(0))
     fc1 = total.fc1.view(hidden, 16)
     found = MLPParameters(
         fc1[:, :7].contiguous(),
@@ -404,7 +404,10 @@ def _embed_backward(
 
 def _embed_fake(particles: Tensor, neighbours: Tensor, *others: Any) -> Tensor:
     *weights, precision = others
-    edges, width = neighbours.shape[0] * neighbours.shape[1], MLPParameters(*weights).fc2_weight.shape[0]
+    edges, width = (
+        neighbours.shape[0] * neighbours.shape[1],
+        MLPParameters(*weights).fc2_weight.shape[0],
+    )
     return particles.new_empty(edges, width, dtype=stored_type(precision))
 
 

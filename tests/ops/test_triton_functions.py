@@ -12,18 +12,18 @@ pytest.importorskip("triton", reason="needs Triton")
 import triton
 import triton.language as tl
 
-from jetkern.ops import triton_tools
+from jetkern.ops.gpu import functions
 
 
 @triton.jit
 def functions_kernel(x, gelu, value, slope, tanh, N: tl.constexpr, PRECISION: tl.constexpr):
     at = tl.arange(0, N)
     a = tl.load(x + at)
-    both = triton_tools.gelu_and_slope(a, PRECISION)
-    tl.store(gelu + at, triton_tools.gelu(a, PRECISION))
+    both = functions.gelu_and_slope(a, PRECISION)
+    tl.store(gelu + at, functions.gelu(a, PRECISION))
     tl.store(value + at, both[0])
     tl.store(slope + at, both[1])
-    tl.store(tanh + at, triton_tools.tanh(a))
+    tl.store(tanh + at, functions.tanh(a))
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
