@@ -64,7 +64,7 @@ class Weights(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """A slab of the weights' gradients; that of fc1_weight is transposed."""
+    """A slab of the weights' gradients."""
 
     fc1_weight: Any
     fc1_bias: Any
@@ -276,7 +276,7 @@ def pair_bias_bwd_weights_kernel(
         d_bias += g.to(tl.float32)
     own = slab + share.to(tl.int64) * SUMS.end
     tl.store(
-        own + SUMS.fc1_weight + feature[None, :] * HIDDEN + unit[:, None],
+        own + SUMS.fc1_weight + unit[:, None] * 3 + feature[None, :],
         d_first,
         real[:, None] & (feature < 3)[None, :],
     )
@@ -413,7 +413,7 @@ def _gradient(
     )
     found = copies(Sums, sizes, slab.sum(0))
     return (
-        found.fc1_weight.view(3, hidden).t().to(fc1_weight),
+        found.fc1_weight.view(hidden, 3).to(fc1_weight),
         found.fc1_bias.to(fc1_bias),
         found.fc2_weight.view(heads, hidden).to(fc2_weight),
         found.fc2_bias.to(fc2_bias),
