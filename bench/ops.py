@@ -34,6 +34,7 @@ from bench import limits, peers
 from bench.machine import command, describe
 from bench.step import load_jets
 from jetkern import ops
+from jetkern.cli.parser import threads
 from jetkern.jets import Jets, offsets_from_counts
 from jetkern.model.layers import MLP, AttentionBlock, LocalBlock, initialise
 from jetkern.model.presets import SIZES
@@ -340,7 +341,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
     parser.add_argument("--data", default="", help="folder of HDF5 files; without it, drawn jets")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=threads, default=os.cpu_count())
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, help="also write the results here")
     settings = parser.parse_args()

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from jetkern.build import BuildError, cuda_resources
+from jetkern.cli.parser import threads
 
 ROOT = Path(__file__).parents[1]
 OPS = ROOT / "jetkern" / "ops"
@@ -403,7 +404,9 @@ def main() -> None:
     )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--sizes", nargs="+", default=(), help="presets (default: all)")
-    parser.add_argument("--jobs", type=int, help="compilations at a time (default: one per core)")
+    parser.add_argument(
+        "--jobs", type=threads, help="compilations at a time (default: one per core)"
+    )
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     settings = parser.parse_args()
 

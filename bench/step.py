@@ -37,6 +37,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jetkern.cli.parser import threads
+
 # Small enough that the peer does not page: at 256 micro jets it runs at a quarter of its rate.
 BATCH = {"micro": 64, "small": 32, "medium": 8}
 OBJECTIVES = ("classifier", "classifier+generator", "pretrain")
@@ -402,7 +404,7 @@ def main() -> None:
     parser.add_argument("--peer", default="", help="folder that omnilearned is installed in")
     parser.add_argument("--batch", type=int, help=f"jets per step; default {BATCH}")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=threads, default=os.cpu_count())
     parser.add_argument(
         "--cpu-time",
         action="store_true",

@@ -203,6 +203,33 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def user_path(text: str) -> Path:
+    """A path as a user writes it: ``~`` is their home, also where no shell has seen it.
+
+    Raises:
+        ValueError: for a home that is not known.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{printable(text)}: this home folder is not known") from None
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes a folder and tries to write in it, before the work whose result goes there.
+
+    Raises:
+        OSError: naming it, if that fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = part_of(folder / "probe")
+    try:
+        with naming(folder / "probe"), open(probe, "wb") as file:
+            file.write(b"0")
+    finally:
+        _remove(probe)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of ``folder``; the lock goes with the process that holds it.
@@ -252,7 +279,7 @@ def regular_file(path: Path, *, error: type[Exception] = FileError) -> os.stat_r
     try:
         found = os.stat(path)
     except (OSError, ValueError) as problem:  # ValueError: a name with a null byte
-        raise error(f"{printable(path)}: {_reason(problem)}") from None
+        raise error(f"{printable(path)} cannot be read: {_reason(problem)}") from None
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
@@ -273,7 +300,7 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, error: type[Exception] = 
         with open(path, "rb") as file:
             return file.read(limit)
     except OSError as problem:
-        raise error(f"{printable(path)}: {_reason(problem)}") from None
+        raise error(f"{printable(path)} cannot be read: {_reason(problem)}") from None
 
 
 def read_text(path: Path, *, limit: int = TEXT_LIMIT, error: type[Exception] = FileError) -> str:
@@ -288,7 +315,7 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT, error: type[Exception] = F
         raise error(f"{printable(path)} is not text: {problem}") from None
 
 
-def read_json(path: Path, *, error: type[Exception] = FileError) -> Document:
+def read_json(path: Path, *, error: type[Exception] = FileError, what: str = "values") -> Document:
     """A JSON object.
 
     Raises:
@@ -299,10 +326,10 @@ def read_json(path: Path, *, error: type[Exception] = FileError) -> Document:
         content = json.loads(text, parse_constant=_not_a_number)
     except (ValueError, RecursionError) as problem:
         raise error(f"{printable(path)} is damaged: {explain(problem)}") from None
-    return Document(path, content, error)
+    return Document(path, content, error, what=what)
 
 
-def read_toml(path: Path, *, error: type[Exception] = FileError) -> Document:
+def read_toml(path: Path, *, error: type[Exception] = FileError, what: str = "values") -> Document:
     """A TOML file.
 
     Raises:
@@ -313,7 +340,7 @@ def read_toml(path: Path, *, error: type[Exception] = FileError) -> Document:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:
         raise error(f"{printable(path)} is not valid TOML: {explain(problem)}") from None
-    return Document(path, content, error)
+    return Document(path, content, error, what=what)
 
 
 class Document:
@@ -325,14 +352,20 @@ class Document:
         error: raised for every value that is missing or not what it should be, naming file and
             field.
         where: the field that holds ``content``; "" for the whole file.
+        what: the values are called.
     """
 
     def __init__(
-        self, path: Path, content: Any, error: type[Exception] = FileError, where: str = ""
+        self,
+        path: Path,
+        content: Any,
+        error: type[Exception] = FileError,
+        where: str = "",
+        what: str = "values",
     ) -> None:
         self.path, self.error, self.where = path, error, where
         if not isinstance(content, dict):
-            raise error(f"{self._name()} is {_shown(content)}, not values by name")
+            raise error(f"{self._name()} must hold {what} by name, not {_shown(content)}")
         self.content: dict[str, Any] = content
 
     def __contains__(self, key: str) -> bool:

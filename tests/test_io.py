@@ -167,7 +167,7 @@ def test_bounds(tmp_path):
         (b"\xff\xfe", "is not text"),
         (b"[" * 100_000, "too deeply nested"),
         (b'{"a": NaN}', "NaN is not a number"),
-        (b"[1]", r"is \[1\], not values by name"),
+        (b"[1]", r"must hold values by name, not \[1\]"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is damaged"),
     ],
 )
@@ -206,7 +206,7 @@ def test_values_are_taken_with_their_types(tmp_path):
         r"r\[0\] is {'n': 1}, expected a text": lambda: document.texts("r"),
         "d.n is True, expected an integer": lambda: document.record("d").integer("n"),
         r"r\[1\].n is -1, expected an integer": lambda: document.records("r")[1].integer("n"),
-        r"l\[0\] is 'a', not values by name": lambda: document.records("l"),
+        r"l\[0\] must hold values by name, not 'a'": lambda: document.records("l"),
     }
     for message, take in wrong.items():
         with pytest.raises(io.FileError, match=rf"a\.json.*{message}"):

@@ -9,10 +9,14 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from jetkern.cli.parser import threads
+from jetkern.io import user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = {1_000: 100, 10_000: 256}  # labelled jets of a fine-tuning, and its batch size
@@ -23,8 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default demo)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--out", type=user_path, default=Path("demo"), help="folder (default demo)")
+    parser.add_argument("--jobs", type=threads, default=os.cpu_count(), help="processes")
     parser.add_argument("--jetclass", type=int, default=20_000, help="jets to pre-train with")
     parser.add_argument("--toptag", type=int, default=40_000, help="jets to tag tops in")
     parser.add_argument("--steps", type=int, default=1200, help="updates of the pre-training")
@@ -37,7 +41,10 @@ def main() -> None:
     def stage(name: str, command: str) -> None:
         print(f"\n[{name}] python {command}", flush=True)
         start = time.perf_counter()
-        if subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode:
+        code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
+        if code in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
+        if code:
             sys.exit(f"demo.py: the stage '{name}' failed; the same command continues from there")
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
@@ -94,4 +101,8 @@ def write_summary(folder: Path, seconds: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("demo.py: stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)

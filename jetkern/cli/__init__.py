@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from jetkern.io import explain
+
 COMMANDS = {
     "simulate": "make jets with Pythia 8",
     "convert": "bring jets of any format into shards",
@@ -122,7 +124,7 @@ def _said(name: str, error: Exception) -> str:
     own = type(error).__module__.startswith("jetkern.")  # our errors are made to be read
     if not own and not isinstance(error, (ValueError, OSError)):
         return ""
-    return " ".join(str(error).split()) or type(error).__name__
+    return explain(error)
 
 
 def _leave(code: int) -> NoReturn:

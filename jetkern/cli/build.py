@@ -9,11 +9,10 @@ the package; the libraries go into it or, if it is read-only, into a cache below
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jetkern.build import BuildError, build, build_cuda, library_folder, nvcc, source_folder
 from jetkern.cli import command
 from jetkern.cli.parser import Parser
+from jetkern.io import user_path
 
 
 def parser() -> Parser:
@@ -21,7 +20,7 @@ def parser() -> Parser:
     parser = Parser("build", __doc__, renamed={"--into": "--out"})
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="folder for the libraries, to be named in JETKERN_CPU_LIBRARY and JETKERN_CUDA_LIBRARY"
         " (default: where they are found)",

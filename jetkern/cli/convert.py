@@ -11,12 +11,13 @@ command again continues an interrupted conversion; the bytes do not depend on th
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from jetkern.cli import command
-from jetkern.cli.parser import Parser, positive
+from jetkern.cli.parser import Parser, positive, seed, threads
 from jetkern.convert import readers
 from jetkern.convert.workers import start_server
+from jetkern.io import user_path
+from jetkern.tables import show
 
 
 def fractions(value: str) -> dict[str, float]:
@@ -33,8 +34,10 @@ def fractions(value: str) -> dict[str, float]:
 def parser() -> Parser:
     """The command line."""
     p = Parser("convert", __doc__)
-    p.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="files and folders")
-    p.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the shards")
+    p.add_argument("sources", nargs="+", type=user_path, metavar="SRC", help="files and folders")
+    p.add_argument(
+        "--out", required=True, type=user_path, metavar="DIR", help="folder for the shards"
+    )
     p.add_argument(
         "--from",
         dest="reader",
@@ -42,8 +45,8 @@ def parser() -> Parser:
         choices=["auto", *readers.MODULES, *readers.SHIPPED],
         help="format of the sources (default: judged by their content)",
     )
-    p.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffle (default 0)")
+    p.add_argument("--jobs", type=threads, default=1, metavar="N", help="processes (default 1)")
+    p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the shuffle (default 0)")
     p.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -66,7 +69,7 @@ def parser() -> Parser:
     )
     g.add_argument("--label-shift", type=int, metavar="N", help="subtracted from the labels")
     g.add_argument(
-        "--schema", type=Path, metavar="FILE", help="TOML file that describes your own format"
+        "--schema", type=user_path, metavar="FILE", help="TOML file that describes your own format"
     )
     g.add_argument(
         "--unlabelled",
@@ -152,7 +155,7 @@ def main(arguments: list[str]) -> int:
     from jetkern.convert.clean import Policy
     from jetkern.convert.plan import make_plan
     from jetkern.convert.readers import schema
-    from jetkern.convert.report import show, text
+    from jetkern.convert.report import text
     from jetkern.convert.run import convert
 
     like = args.reader if args.reader in readers.SHIPPED else None

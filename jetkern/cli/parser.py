@@ -8,6 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from jetkern.data.order import MAX_SEED
+from jetkern.machine import MAX_THREADS
+
 
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` called ``jetkern NAME`` that says a mistake in one line.
@@ -58,13 +61,30 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def positive(text: str) -> int:
     """An integer from 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if (number := _integer(text)) is None or number < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a positive number")
     return number
+
+
+def seed(text: str) -> int:
+    """An integer of 64 bits."""
+    if (number := _integer(text)) is None or not 0 <= number <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not an integer from 0 to {MAX_SEED}")
+    return number
+
+
+def threads(text: str) -> int:
+    """A number of threads or processes that a machine can have."""
+    if (number := _integer(text)) is None or not 1 <= number <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not an integer from 1 to {MAX_THREADS}")
+    return number
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 def processes() -> int:

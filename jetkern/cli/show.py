@@ -9,15 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 
 from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive
 from jetkern.convert.readers.pid import CODES
-from jetkern.convert.report import show, table
 from jetkern.data import Shards, Stream
+from jetkern.io import user_path
 from jetkern.jets import Jets
+from jetkern.plots import STYLE, bin_edges, prepare, ridges, save, sheet
+from jetkern.tables import show, table
 
 
 def summary(shards: Shards, jets: Jets) -> str:
@@ -32,7 +35,7 @@ def summary(shards: Shards, jets: Jets) -> str:
     rows = [["class", "jets", "share"]]
     for name, count in zip(shards.classes, shards.counts, strict=True):
         rows.append([name, f"{count:,}", f"{count / shards.num_jets:.2%}"])
-    lines += [*table(rows), "", f"columns, from {len(jets):,} jets:"]
+    lines += [table(rows), "", f"columns, from {len(jets):,} jets:"]
     rows = [["column", "type", "lowest", "median", "highest"]]
     for field in shards.fields[1:]:
         values = getattr(jets, field.name)
@@ -41,7 +44,7 @@ def summary(shards: Shards, jets: Jets) -> str:
             if len(v):
                 low, mid, high = (f"{x:.4g}" for x in (v.min(), v.median(), v.max()))
                 rows.append([column, field.dtype, low, mid, high])
-    lines += table(rows)
+    lines.append(table(rows))
     files = shards.manifest.get("source", {}).get("files", [])
     titles = sorted({f["title"] for f in files if "title" in f})
     source = {
@@ -80,56 +83,42 @@ def quantities(jets: Jets) -> dict[str, np.ndarray]:
 
 
 def draw(shards: Shards, jets: Jets, path: Path) -> None:
-    """Writes the sheet: per jet by class, per particle for all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Writes the sheet: per jet a ridge for each class, per particle for all."""
     per_particle: dict[str, Any] = {
         "Δη": jets.particles[:, 0], "Δφ": jets.particles[:, 1],
         "ln pT [GeV]": jets.particles[:, 2], "ln E [GeV]": jets.particles[:, 3],
     }  # fmt: skip
-    if jets.tracks is not None:
-        names = ("tanh d0", "d0 error [mm]", "tanh dz", "dz error [mm]")
-        per_particle |= {n: jets.tracks[:, i] for i, n in enumerate(names)}
-    panels = len(quantities(jets)) + len(per_particle) + (jets.pid is not None)
-    figure, axes = plt.subplots(-(-panels // 4), 4, figsize=(18, 3.6 * -(-panels // 4)))
-    rest = iter(axes.flat)
+    tracks = shards.field("tracks")
+    if jets.tracks is not None and tracks is not None:
+        per_particle |= {n: jets.tracks[:, i] for i, n in enumerate(tracks.columns)}
+    per_jet = quantities(jets)
+    panels = len(per_jet) + len(per_particle) + (jets.pid is not None)
+    title = f"{shards.folder.name}: {len(jets):,} of {shards.num_jets:,} jets"
     label = np.zeros(len(jets)) if jets.label is None else jets.label.numpy()
-    for (name, values), axis in zip(quantities(jets).items(), rest, strict=False):
-        low, high = values.min(), np.quantile(values, 0.995)
-        bins = np.linspace(low, max(high, low + 1e-6), 60)
-        if values.dtype.kind == "i":
-            bins = np.arange(low, high + 2, max(1, (high - low) // 60)) - 0.5
-        for i, kind in enumerate(shards.classes or ("jets",)):
-            style = {"density": True, "histtype": "step", "color": plt.get_cmap("tab10")(i % 10)}
-            if (label == i).any():
-                axis.hist(values[label == i], bins, label=kind, **style)
-        axis.set(xlabel=name, ylabel="density")
-    axes.flat[0].legend(fontsize=7)
-    for (name, values), axis in zip(per_particle.items(), rest, strict=False):
-        axis.hist(values.numpy(), 100, histtype="step", log=True, color="black")
-        axis.set(xlabel=name, ylabel="particles")
-    if jets.pid is not None:
-        axis = next(rest)
-        axis.bar(range(9), torch.bincount(jets.pid, minlength=9).numpy(), color="grey")
-        axis.set_xticks(range(9), ["none", *map(str, CODES)], fontsize=7)
-        axis.set(xlabel="particle identity (PDG code)", ylabel="particles", yscale="log")
-    for axis in rest:
-        axis.set_axis_off()
-    figure.suptitle(f"{shards.folder.name}: {len(jets):,} of {shards.num_jets:,} jets")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with matplotlib.rc_context(STYLE):
+        figure = sheet(panels, 4, title=title)
+        rest = iter(figure.axes)
+        for number, ((name, values), axes) in enumerate(zip(per_jet.items(), rest, strict=False)):
+            classes = {k: values[label == i] for i, k in enumerate(shards.classes or ("jets",))}
+            ridges(axes, classes, bin_edges(values), names=number % 4 == 0)
+            axes.set_xlabel(name)
+        for (name, column), axes in zip(per_particle.items(), rest, strict=False):
+            axes.hist(column.numpy(), 100, histtype="step", log=True, color="black")
+            axes.set(xlabel=name, ylabel="particles")
+        if jets.pid is not None:
+            axes = next(rest)
+            axes.bar(range(9), torch.bincount(jets.pid, minlength=9).numpy(), color="grey")
+            axes.set_xticks(range(9), ["none", *map(str, CODES)], fontsize=7)
+            axes.set(xlabel="particle identity (PDG code)", ylabel="particles", yscale="log")
+        save(figure, path)
 
 
 def parser() -> Parser:
     """The command line."""
     parser = Parser("show", __doc__, renamed={"--jets": "--num-jets"})
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="folder with a manifest.json")
-    add("--figure", type=Path, metavar="FILE", help="also write a sheet of histograms")
+    add("folder", type=user_path, metavar="DIR", help="folder with a manifest.json")
+    add("--figure", type=user_path, metavar="FILE", help="also write a sheet of histograms")
     add("--num-jets", type=positive, metavar="N", default=50_000, help="look at so many jets")
     return parser
 
@@ -138,6 +127,8 @@ def parser() -> Parser:
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     options = parser().parse_args(arguments)
+    if options.figure:
+        prepare(options.figure)
     shards = Shards(options.folder)
     n = max(1, min(options.num_jets, shards.num_jets))
     jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))

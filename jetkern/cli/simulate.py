@@ -17,7 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jetkern.cli import UsageError, command
-from jetkern.cli.parser import Parser, positive, processes
+from jetkern.cli.parser import Parser, positive, processes, seed, threads
+from jetkern.io import user_path
+from jetkern.tables import show
 
 LIBRARIES = ("pythia8mc", "fastjet", "awkward", "vector", "tqdm")
 
@@ -41,7 +43,7 @@ def parser() -> Parser:
     parser = Parser("simulate", __doc__, renamed={"--plots": "--figure"})
     add = parser.add_argument
     add("data_set", choices=("jetclass", "toptag", "jetnet"), help="kinds of jets")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    add("--out", type=user_path, required=True, metavar="DIR", help="folder for the files")
     add("--jets-per-class", type=positive, default=2000, metavar="N", help="over all splits")
     add(
         "--splits",
@@ -49,8 +51,8 @@ def parser() -> Parser:
         metavar="NAME=F,...",
         help="default train=0.8,val=0.1,test=0.1; none for jetnet",
     )
-    add("--jobs", type=positive, default=processes(), metavar="N", help="processes; default: cores")
-    add("--seed", type=int, default=0, metavar="N", help="of the events")
+    add("--jobs", type=threads, default=processes(), metavar="N", help="processes; default: cores")
+    add("--seed", type=seed, default=0, metavar="N", help="of the events")
     add("--jets-per-shard", type=positive, default=2000, metavar="N", help="most in one file")
     add(
         "--mpi",
@@ -59,7 +61,7 @@ def parser() -> Parser:
     )
     add(
         "--figure",
-        type=Path,
+        type=user_path,
         nargs="?",
         const=Path(),
         metavar="FILE",
@@ -82,6 +84,11 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'")
     from jetkern.simulate.run import Request, simulate
 
+    if options.figure is not None:
+        from jetkern.plots import prepare
+
+        figure = options.out / "sanity.png" if options.figure == Path() else options.figure
+        prepare(figure)
     names = ("data_set", "jets_per_class", "jets_per_shard", "splits", "seed", "mpi", "out")
     request = Request(**{name: getattr(options, name) for name in names})
     total, made = simulate(request, options.jobs, progress=not options.quiet)
@@ -89,6 +96,5 @@ def main(arguments: list[str]) -> int:
     if options.figure is not None:
         from jetkern.simulate.plots import sanity_sheet
 
-        figure = options.out / "sanity.png" if options.figure == Path() else options.figure
-        print(sanity_sheet(options.out, options.data_set, figure))
+        show(sanity_sheet(options.out, options.data_set, figure))
     return 0

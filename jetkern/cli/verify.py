@@ -15,7 +15,6 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from tqdm import tqdm
 from jetkern.cli import command
 from jetkern.cli.parser import Parser
 from jetkern.convert.clean import NUM_PID
-from jetkern.convert.report import show, table
 from jetkern.data.shards import MANIFEST, MAX_PARTICLES, ShardError, Shards
+from jetkern.io import user_path
+from jetkern.tables import show, table
 
 
 class Totals:
@@ -166,7 +166,7 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("verify", __doc__)
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="DIR", help="folders with a manifest.json")
+    add("folders", nargs="+", type=user_path, metavar="DIR", help="folders with a manifest.json")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -194,5 +194,5 @@ def main(arguments: list[str]) -> int:
             rows.append([name, f"{jets:,}", f"{particles:,}", f"{mean:.1f}"])
         state = f"{len(problems)} damages" if problems else "no damage"
         show(f"{folder}: {len(shards.paths)} shards, {len(shards.index)} blocks: {state}")
-        show("\n".join(table(rows)))
+        show(table(rows))
     return int(damaged)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from jetkern.convert.run import Result
 from jetkern.data import Shards
+from jetkern.io import printable
+from jetkern.tables import table
 
 
 def text(result: Result) -> str:
@@ -30,7 +29,7 @@ def text(result: Result) -> str:
     rows.append(["particles", *(f"{s.num_particles:,}" for s in opened.values())])
     rows.append(["shards", *(f"{len(s.paths):,}" for s in opened.values())])
     rows.append(["MB", *(f"{sum(s.bytes) / 1e6:,.1f}" for s in opened.values())])
-    lines += ["", *table(rows), ""]
+    lines += ["", table(rows), ""]
     ranges = report.get("ranges", {})
     if ranges:
         columns = {field.name: field.columns for s in opened.values() for field in s.fields} | {
@@ -40,27 +39,6 @@ def text(result: Result) -> str:
         for name, (low, high) in ranges.items():
             for column, a, b in zip(columns[name], low, high, strict=True):
                 limits.append([column, f"{a:.4g}", f"{b:.4g}"])
-        lines += table(limits)
-    lines += ["", *(f"{folder}" for folder in result.folders.values())]
+        lines.append(table(limits))
+    lines += ["", *(printable(folder) for folder in result.folders.values())]
     return "\n".join(lines)
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """Lines with aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def show(text: str) -> None:
-    """Prints a text; quietly nothing where nobody reads on, as behind ``| head``."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 LANES = 64
 
+MAX_SEED = 2**64 - 1  # beyond it, two seeds would be one
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SHIFTS = tuple(np.uint64(s) for s in (30, 27, 31))
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))

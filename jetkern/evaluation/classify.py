@@ -14,6 +14,7 @@ from tqdm import tqdm
 from jetkern.data import Shards, Stream
 from jetkern.metrics import BinaryReport, MulticlassReport, binary_report, multiclass_report
 from jetkern.model.pet import PET
+from jetkern.tables import table
 from jetkern.training.checkpoints import RunError
 from jetkern.training.weights import load_matching, load_weights, model_config
 
@@ -37,6 +38,21 @@ def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> P
     return model.to(device).eval()
 
 
+def check_classes(model: PET, shards: Shards) -> None:
+    """Makes sure that a classifier can be judged by these jets.
+
+    Raises:
+        ValueError: for jets without labels, or with more classes than the model.
+    """
+    if not shards.classes:
+        raise ValueError(f"{shards.folder} has no labels to evaluate against")
+    if len(shards.classes) > model.config.num_classes:
+        raise ValueError(
+            f"{shards.folder} has {len(shards.classes)} classes, but the model tells "
+            f"{model.config.num_classes} apart"
+        )
+
+
 def predict(
     model: PET,
     shards: Shards,
@@ -58,13 +74,7 @@ def predict(
     Raises:
         ValueError: for jets without labels, or with more classes than the model.
     """
-    if not shards.classes:
-        raise ValueError(f"{shards.folder} has no labels to evaluate against")
-    if len(shards.classes) > model.config.num_classes:
-        raise ValueError(
-            f"{shards.folder} has {len(shards.classes)} classes, but the model tells "
-            f"{model.config.num_classes} apart"
-        )
+    check_classes(model, shards)
     device = next(model.parameters()).device
     fields = [n for n in ("pid", "tracks") if getattr(model.config, f"use_{n}")]
     stream = Stream(
@@ -123,7 +133,7 @@ def report_table(reports: Mapping[str, Report]) -> str:
         )
         each = {f"{name}: {c}": r for c, r in report.against_background.items()}
         details.append(_binary_table(each, heading="class against the first"))
-    return "\n\n".join([_markdown(rows), *details])
+    return "\n\n".join([table(rows, "l", markdown=True), *details])
 
 
 def _binary_table(reports: Mapping[str, BinaryReport], heading: str = "model") -> str:
@@ -131,11 +141,4 @@ def _binary_table(reports: Mapping[str, BinaryReport], heading: str = "model") -
     for name, r in reports.items():
         cells = f"{r.auc:.4f}", f"{r.accuracy:.4f}", f"{r.r50:.1f}", f"{r.r30:.1f}"
         rows.append([name, *cells, f"{r.cross_entropy:.4f}"])
-    return _markdown(rows)
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
+    return table(rows, "l", markdown=True)

@@ -12,12 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from jetkern.plots import STYLE, ridges, save, sheet
 from jetkern.simulate import SimulationError
 from jetkern.simulate.detector import PID
-from jetkern.simulate.files import reading, replacing
+from jetkern.simulate.files import reading
 from jetkern.simulate.jets import fastjet_input
 from jetkern.simulate.processes import DATA_SETS, DataSet
 from jetkern.simulate.run import jetnet_path
+from jetkern.tables import table
 
 MAX_JETS = 2000
 PEAKS = {"W": 80.4, "Z": 91.2, "H": 125.0, "t": 172.8}
@@ -52,9 +54,9 @@ def sanity_sheet(out: Path, name: str, path: Path) -> str:
     """
     data_set = DATA_SETS[name]
     classes = {kind: summarise(out, data_set, kind) for kind in data_set.class_names}
-    with replacing(path) as temporary:
-        figure(classes, data_set).savefig(temporary, format="png", dpi=110)
-    return table(classes)
+    with mpl.rc_context(STYLE):
+        save(figure(classes, data_set), path)
+    return summary_table(classes)
 
 
 def summarise(out: Path, data_set: DataSet, kind: str) -> Summary:
@@ -125,13 +127,14 @@ def substructure(momenta: NDArray, mask: NDArray, radius: float) -> tuple[NDArra
     return ak.to_numpy(groomed.msoftdrop), ak.to_numpy(tau)
 
 
-def table(classes: dict[str, Summary]) -> str:
+def summary_table(classes: dict[str, Summary]) -> str:
     """Means and deviations, medians and fractions as a Markdown table, one line per class."""
-    lines = [
-        "| class | jets | constituents | mass median | soft-drop mode | tau21 | tau32 "
-        "| third abs(d0)/sigma > 5 | lepton pT > 20 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = [
+        [
+            "class", "jets", "constituents", "mass median", "soft-drop mode", "tau21", "tau32",
+            "third abs(d0)/sigma > 5", "lepton pT > 20",
+        ]
+    ]  # fmt: skip
     for name, s in classes.items():
         cells = [
             name,
@@ -144,8 +147,8 @@ def table(classes: dict[str, Summary]) -> str:
             "-" if s.third_significance is None else f"{(s.third_significance > 5).mean():.2f}",
             "-" if s.lepton_pt is None else f"{(s.lepton_pt > 20).mean():.2f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return table(rows, markdown=True)
 
 
 def mode(values: NDArray, low: float = 0.0, high: float = 250.0, window: float = 6.0) -> float:
@@ -159,9 +162,9 @@ def mode(values: NDArray, low: float = 0.0, high: float = 250.0, window: float =
 
 
 def figure(classes: dict[str, Summary], data_set: DataSet) -> Figure:
-    """Six panels of normalised distributions, one line per class."""
+    """Up to six panels of distributions, a ridge for each class."""
     panels: list[tuple[str, str, NDArray]] = [
-        ("multiplicity", "constituents", np.arange(0, data_set.padding + 4, 4)),
+        ("multiplicity", "constituents", np.arange(0, data_set.padding + 4, 4) - 0.5),
         ("mass", "jet mass [GeV]", np.arange(0, 252, 4)),
         ("soft_drop_mass", "soft-drop mass [GeV]", np.arange(0, 252, 4)),
         ("tau21", "tau21", np.linspace(0, 1, 41)),
@@ -171,25 +174,15 @@ def figure(classes: dict[str, Summary], data_set: DataSet) -> Figure:
         panels.append(
             ("third_significance", "third-largest abs(d0) / error", np.geomspace(0.3, 300, 41))
         )
-    colors = mpl.color_sequences["tab10"]
-    sheet = Figure(figsize=(15, 8), layout="constrained")
-    axes = sheet.subplots(2, 3).flat
-    for axis, (name, label, edges) in zip(axes, panels, strict=False):
-        for color, (kind, summary) in zip(colors, classes.items(), strict=False):
-            values = getattr(summary, name)
-            counts, _ = np.histogram(values[np.isfinite(values)], edges)
-            axis.stairs(counts / len(values), edges, color=color, label=kind)
-        axis.set(xlabel=label, ylabel="fraction of jets", xlim=(edges[0], edges[-1]))
+    drawing = sheet(len(panels), 3, title=data_set.title, height=1.3)
+    for number, (axes, (name, label, edges)) in enumerate(zip(drawing.axes, panels, strict=True)):
+        values = {kind: getattr(summary, name) for kind, summary in classes.items()}
+        ridges(axes, values, edges, names=number % 3 == 0)
+        axes.set_xlabel(label)
         if name == "third_significance":
-            axis.set_xscale("log")
+            axes.set_xscale("log")
         if name.endswith("mass"):
             for particle, peak in PEAKS.items():
-                axis.axvline(peak, color="0.6", lw=0.8, ls=":")
-                axis.text(peak, 1.01, particle, transform=axis.get_xaxis_transform(), ha="center")
-    for axis in list(axes):
-        axis.axis("off")
-    sheet.axes[0].legend(ncols=2, fontsize="small")
-    if not data_set.tracks:
-        sheet.axes[5].axis("off")
-    sheet.suptitle(data_set.title)
-    return sheet
+                axes.axvline(peak, color="0.5", lw=0.8, ls=":")
+                axes.text(peak, 1.01, particle, transform=axes.get_xaxis_transform(), ha="center")
+    return drawing

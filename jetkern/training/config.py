@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import difflib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from jetkern.data.order import MAX_SEED
+from jetkern.io import printable, read_json, read_toml, user_path
+from jetkern.machine import MAX_THREADS
 from jetkern.model.presets import SIZES
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
 
 S = TypeVar("S")
 
@@ -119,10 +116,9 @@ class RunSettings:
         for name in ("log_every", "save_every", "save_minutes", "keep_last"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("micro_batch", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+        _check_threads(self.threads)
         if self.prefetch < 0:
             raise ValueError(f"prefetch must not be negative, got {self.prefetch}")
 
@@ -146,6 +142,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.num_jets is not None and self.num_jets < 1:
             raise ValueError(f"num_jets must be at least 1, got {self.num_jets}")
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +208,9 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("name at least one run or checkpoint")
-        for name in ("batch_size", "num_jets", "threads"):
+        _check_threads(self.threads)
+        _check_seed(self.seed)
+        for name in ("batch_size", "num_jets"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -354,7 +353,7 @@ def parse(
         first.add_argument(*_spellings(name), dest=name, type=kind)
     known, _ = first.parse_known_args(flags)
     chosen = {name: v for name, v in vars(known).items() if v not in (None, "None")}
-    return tyro.cli(
+    settings = tyro.cli(
         type(base),
         prog=prog or Path(sys.argv[0]).name,
         default=defaults(**chosen),
@@ -362,6 +361,7 @@ def parse(
         description=f"{description}\n\nSettings can also come from --config FILE (TOML or JSON).",
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    return _at_home(settings)
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
@@ -371,6 +371,16 @@ def as_dict(settings: Any) -> dict[str, Any]:
         for f in dataclasses.fields(settings)
         for v in [getattr(settings, f.name)]
     }
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads must lie in 1..{MAX_THREADS}, got {threads}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must lie in 0..{MAX_SEED}, got {seed}")
 
 
 def _check_size(name: str) -> None:
@@ -418,28 +428,29 @@ def _flags_of(path: Path, settings: Any) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-        if path.suffix == ".json":
-            content = json.loads(text)
-        elif path.suffix == ".toml":
-            content = tomllib.loads(text)
-        else:
-            raise SettingsError(f"{path}: a settings file ends in .toml or .json")
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
-    except SettingsError:
-        raise
-    except ValueError as error:
-        raise SettingsError(f"{path} is not valid: {error}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} must hold settings by name")
-    return content
+    readers = {".json": read_json, ".toml": read_toml}
+    if path.suffix not in readers:
+        raise SettingsError(f"{printable(path)}: a settings file ends in .toml or .json")
+    return readers[path.suffix](path, error=SettingsError, what="settings").content
 
 
 def _leaves(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
+    waiting = list(content.items())[::-1]
+    while waiting:
+        key, value = waiting.pop()
         if isinstance(value, Mapping):
-            yield from _leaves(value)
+            waiting += list(value.items())[::-1]
         else:
             yield key, value
+
+
+def _at_home(settings: S) -> S:
+    """The same settings with ``~`` in paths replaced, which the shell leaves in ``--out=~/x``."""
+    changes: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, f.name)
+        if isinstance(value, Path):
+            changes[f.name] = user_path(str(value))
+        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+            changes[f.name] = tuple(user_path(str(path)) for path in value)
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]

@@ -64,7 +64,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
     """
     end_with_launcher()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    chosen = _device(device)
+    chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
@@ -76,7 +76,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name, "auto" for a GPU if there is one.
+
+    Raises:
+        ValueError: for one that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
