@@ -404,9 +404,7 @@ def main() -> None:
     )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--sizes", nargs="+", default=(), help="presets (default: all)")
-    parser.add_argument(
-        "--jobs", type=threads, help="compilations at a time (default: one per core)"
-    )
+    parser.add_argument("--jobs", type=threads, help="compilations at a time; default: cores")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     settings = parser.parse_args()
 
