@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-PARTS = ("classifier", "generator", "mpm")
+if TYPE_CHECKING:
+    from torch import nn
+
+    Head = TypeVar("Head", bound=Callable[["PETConfig"], nn.Module])
+
+PARTS = ("classifier", "generator", "mpm")  # those of the study
+HEADS: dict[str, Callable[[PETConfig], nn.Module]] = {}
+
+
+def register_head(name: str) -> Callable[[Head], Head]:
+    """Makes a task head known as a part of models; used as a decorator on its class.
+
+    Args:
+        name: of the part, and of the model's attribute.
+
+    Raises:
+        ValueError: if another head has the name.
+    """
+
+    def register(head: Head) -> Head:
+        if HEADS.get(name, head) is not head:
+            raise ValueError(f"there is a part {name!r} already")
+        HEADS[name] = head
+        return head
+
+    return register
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is none of ``known``, with the one that may have been meant."""
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    hint = f"; did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+    return ValueError(f"unknown {what} {name!r}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +65,8 @@ class PETConfig:
     condition_dim: int = 0
     """jet-level quantities that condition the model; 0 for none"""
     parts: tuple[str, ...] = ("classifier",)
-    """task heads: any of classifier, generator, mpm; a generator adds the time embedding"""
+    """task heads: of classifier, generator, mpm and registered ones; a generator adds the time
+    embedding"""
     use_pid: bool = True
     """embed the particle identity"""
     use_tracks: bool = True
@@ -38,9 +74,18 @@ class PETConfig:
     feature_drop: float = 0.1
     """probability that a training jet's identity (or track) embedding is dropped, per jet"""
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The optional fields of jets that the model embeds."""
+        used = (("pid", self.use_pid), ("tracks", self.use_tracks))
+        return tuple(name for name, is_used in used if is_used)
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(p for p in PARTS if p in self.parts))
+        for part in self.parts:
+            if part not in HEADS:
+                raise unknown("part", part, HEADS)
+        object.__setattr__(self, "parts", tuple(p for p in HEADS if p in self.parts))
         if not self.parts:
-            raise ValueError(f"a model needs at least one part of {', '.join(PARTS)}")
+            raise ValueError(f"a model needs at least one part of {', '.join(HEADS)}")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from jetkern.jets import Jets, join_segments, last_rows
-from jetkern.model.config import PETConfig
+from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
 
 MAX_MASKED = 150  # rows of the mask embedding, as in the reference
 
 
+@register_head("classifier")
 class Classifier(nn.Module):
     """The global tokens attend to all other rows twice; a perceptron reads them out."""
 
@@ -39,6 +40,7 @@ class Classifier(nn.Module):
         return self.out(self.fc(tokens.reshape(len(offsets) - 1, self.tokens * x.shape[1])))
 
 
+@register_head("generator")
 class Generator(nn.Module):
     """Predicts the flow-matching velocity of every particle, given the jet's type."""
 
@@ -75,6 +77,7 @@ class Generator(nn.Module):
         return self.out(self.fc(x[particles]))
 
 
+@register_head("mpm")
 class MaskedModel(nn.Module):
     """Predicts all particles of a jet from the visible ones (masked particle modelling).
 
@@ -94,6 +97,10 @@ class MaskedModel(nn.Module):
             for _ in range(config.head_layers)
         )
         self.out = nn.Linear(config.dim, 4)
+
+    def initialise(self) -> None:
+        """Embeddings are standard normal, and these are no ``nn.Embedding``."""
+        nn.init.normal_(self.mask_embeddings)
 
     def forward(self, x: Tensor, offsets: Tensor, jets: Jets, keep: Tensor) -> Tensor:
         """(T, 4) prediction of all particles.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from jetkern import ops
 from jetkern.jets import Jets, join_segments
-from jetkern.model.config import PETConfig
+from jetkern.model.config import HEADS, PETConfig
 from jetkern.model.heads import Classifier, Generator, MaskedModel
 from jetkern.model.layers import (
     MLP,
@@ -135,18 +135,36 @@ class PET(nn.Module):
         precision: what the products may be rounded to, see ``jetkern.model.layers.set_precision``.
     """
 
+    classifier: Classifier | None
+    generator: Generator | None
+    mpm: MaskedModel | None
+
     def __init__(self, config: PETConfig, *, precision: str = "ieee") -> None:
         super().__init__()
         self.config = config
         self.body = Body(config)
-        self.classifier = Classifier(config) if "classifier" in config.parts else None
-        self.generator = Generator(config) if "generator" in config.parts else None
-        self.mpm = MaskedModel(config) if "mpm" in config.parts else None
+        self.classifier, self.generator, self.mpm = None, None, None
+        for part in config.parts:
+            setattr(self, part, HEADS[part](config))
         initialise(self)
         nn.init.trunc_normal_(self.body.tokens, std=0.02, a=-2, b=2)
-        if self.mpm is not None:
-            nn.init.normal_(self.mpm.mask_embeddings)
+        for part in config.parts:
+            own = getattr(getattr(self, part), "initialise", None)
+            if own is not None:
+                own()
         set_precision(self, precision)
+
+    def forward(self, jets: Jets, time: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """``classify``, with a ``time`` ``velocity``, with ``keep`` ``fill_masked``.
+
+        Raises:
+            ValueError: for both, or what the model has no part for.
+        """
+        if time is not None and keep is not None:
+            raise ValueError("give time or keep, not both")
+        if time is not None:
+            return self.velocity(jets, time)
+        return self.classify(jets) if keep is None else self.fill_masked(jets, keep)
 
     def classify(self, jets: Jets) -> Tensor:
         """(B, num_classes) logits."""

@@ -6,10 +6,11 @@ published numbers were made with the constructor's default.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from jetkern.model.config import PARTS, PETConfig
+from jetkern.model.config import PARTS, PETConfig, unknown
 
 SIZES: dict[str, dict[str, int]] = {
     "micro": {"dim": 32, "layers": 3, "heads": 4, "neighbours": 15},
@@ -23,8 +24,12 @@ def model_preset(size: str, parts: Iterable[str] = PARTS, **changes: Any) -> PET
     """The configuration of one of ``SIZES``, with the given task heads and changes.
 
     Raises:
-        ValueError: for an unknown size.
+        ValueError: for an unknown size, part or change.
     """
     if size not in SIZES:
         raise ValueError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
+    known = [field.name for field in dataclasses.fields(PETConfig)]
+    for name in changes:
+        if name not in known:
+            raise unknown("field of a model", name, known)
     return PETConfig(**{**SIZES[size], "parts": tuple(parts), **changes})

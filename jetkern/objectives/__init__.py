@@ -1,5 +1,10 @@
-"""Training losses of packed jets: the seven pre-training objectives and what they are made of."""
+"""Training losses of packed jets: the study's objectives, what they are made of, and further ones.
 
-from jetkern.objectives.objective import Objective, masked_per_jet, parse_objective
+A loss of yours is a subclass of ``Loss`` with the decorator ``register``: ``examples/new_loss.py``.
+"""
 
-__all__ = ["Objective", "masked_per_jet", "parse_objective"]
+from jetkern.objectives.losses import LOSSES, Loss, parse_objective, register
+from jetkern.objectives.objective import Objective, Sums
+from jetkern.objectives.views import View
+
+__all__ = ["LOSSES", "Loss", "Objective", "Sums", "View", "parse_objective", "register"]

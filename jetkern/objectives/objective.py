@@ -1,7 +1,6 @@
-"""The seven pre-training objectives of arXiv 2606.14870, Eq. 4 as written.
+"""The sum of the losses of a batch: all views of a step run through the body as one packed batch.
 
-Every term is a mean over jets, so that gradients averaged over processes with equally many jets
-are those of the whole batch. All active terms have weight 1:
+The objectives of arXiv 2606.14870, Eq. 4 as written, all with weight 1 (``losses`` has them):
 
     classifier          cross-entropy of the clean jets
     generator           squared velocity error, summed over features, mean over a jet's particles
@@ -12,131 +11,124 @@ are those of the whole batch. All active terms have weight 1:
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from jetkern.jets import Jets, offsets_from_counts
-from jetkern.model.config import PARTS
+import torch
+from torch import Tensor, nn
+
+from jetkern.jets import Jets
 from jetkern.model.pet import PET
-from jetkern.objectives import flow
-from jetkern.objectives.masking import MASK_FRACTION, masked_counts, random_keep
+from jetkern.objectives.losses import LOSSES, Loss
+from jetkern.objectives.views import DROP_PID, DROP_TRACKS, MakeView, View, index_of
 from jetkern.random import uniform
 
-# Streams of random numbers: two uses never share one.
-TIME, NOISE, MASK, DROP_PID, DROP_TRACKS = 1, 2, 3, 10, 20
 
+class Sums(NamedTuple):
+    """The losses of some jets, before division.
 
-def parse_objective(text: str) -> tuple[str, ...]:
-    """ "classifier+mpm" to its parts; "pretrain" means all three.
-
-    Raises:
-        ValueError: for an unknown part.
+    Attributes:
+        sums: () of each loss, by name, in the order of ``Objective.losses``.
+        weights: (L,) what they are sums over.
     """
-    parts = set(PARTS) if text == "pretrain" else set(text.split("+"))
-    if unknown := parts - set(PARTS):
-        raise ValueError(
-            f"unknown objective {text!r} ({', '.join(sorted(unknown))}): join any of "
-            f"{', '.join(PARTS)} with +, or say pretrain for all three"
-        )
-    return tuple(p for p in PARTS if p in parts)
 
-
-def masked_per_jet(jets: Jets) -> Tensor:
-    """Number of masked particles per jet, averaged over the batches of all processes."""
-    total = torch.stack([masked_counts(jets.counts).sum(), jets.counts.new_tensor(len(jets))])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-    return total[0] / total[1]
+    sums: dict[str, Tensor]
+    weights: Tensor
 
 
 class Objective(nn.Module):
     """Computes the losses of a batch, with noise, times and masks keyed by the jets' index.
 
-    All passes of a step (noised, clean, masked) run through the body as one packed batch.
-
     Args:
-        model: its config's ``parts`` are the objective.
+        model: its config's ``parts`` are the objective, unless ``losses`` says another.
         seed: of the noise, times, masks and feature dropout.
-        perturbed: include the noised and masked cross-entropies (Eq. 4).
+        perturbed: include the losses on the views of others, such as the noised and masked
+            cross-entropies (Eq. 4).
+        losses: those to sum; by default the registered ones of the model's parts.
     """
 
-    def __init__(self, model: PET, seed: int = 0, *, perturbed: bool = True) -> None:
+    def __init__(
+        self,
+        model: PET,
+        seed: int = 0,
+        *,
+        perturbed: bool = True,
+        losses: Sequence[Loss] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.seed = seed
-        self.perturbed = perturbed
+        own = [LOSSES[part]() for part in model.config.parts] if losses is None else list(losses)
+        made = list(dict.fromkeys(loss.view for loss in own))
+        self.losses: list[Loss] = []
+        for loss in own:
+            others = [loss.on(view) for view in made if view is not loss.view] if perturbed else []
+            self.losses += [loss, *(other for other in others if other is not None)]
+        self.views: list[MakeView] = list(dict.fromkeys(loss.view for loss in self.losses))
 
-    def forward(self, jets: Jets, masked_mean: Tensor | None = None) -> dict[str, Tensor]:
+    def weights(self, jets: Jets) -> Tensor:
+        """(L,) what each loss is a mean over, in the order of ``losses``. Additive over jets."""
+        return torch.stack([loss.weight(jets) for loss in self.losses])
+
+    def per_jet(self, jets: Jets) -> Tensor:
+        """(L,) the same per jet, for ``forward`` of the parts of these jets."""
+        return self.weights(jets) / len(jets)
+
+    def forward(self, jets: Jets, per_jet: Tensor | None = None) -> dict[str, Tensor]:
         """Losses by name, and their sum under "loss".
 
         Args:
             jets: with ``label`` if there is a classifier or a generator of several types, and
                 ``index`` for random numbers that do not depend on how the batch is split.
-            masked_mean: ``masked_per_jet`` of the whole global batch, if ``jets`` is a part of it.
+            per_jet: (L,) ``weights`` of the whole global batch over its number of jets, if ``jets``
+                is a part of it. Losses of parts, weighted by their jets, then average to its own.
         """
-        model, parts = self.model, self.model.config.parts
-        index = (
-            jets.index
-            if jets.index is not None
-            else torch.arange(len(jets), device=jets.offsets.device)
-        )
-        passes: dict[str, Jets] = {}
-        time = None
-        if "generator" in parts:
-            time = uniform(self.seed, TIME, index).to(jets.particles.dtype)
-            noise = flow.noise(jets, index, self.seed, NOISE)
-            passes["noised"], velocity = flow.noised(jets, noise, time)
-        if "classifier" in parts:
-            passes["clean"] = jets
-        if "mpm" in parts:
-            keep = random_keep(jets, index, self.seed, MASK)
-            passes["masked"] = jets.keep_particles(keep)
-
-        batch = Jets.concat(list(passes.values()))
-        rows, offsets = model.body(
-            batch,
-            time,
-            self._keep_feature(model.body.pid_embed, DROP_PID, index, len(passes)),
-            self._keep_feature(model.body.track_embed, DROP_TRACKS, index, len(passes)),
-        )
-        # Sizes are known without asking the device: particles plus tokens of each pass.
-        tokens = model.config.global_tokens + bool(model.config.condition_dim)
-        views: dict[str, tuple[Tensor, Tensor]] = {}
-        row = jet = 0
-        for name, part in passes.items():
-            size = len(part.particles) + len(part) * (tokens + (name == "noised"))
-            views[name] = (
-                rows[row : row + size],
-                offsets[jet : jet + len(part) + 1] - offsets[jet],
-            )
-            row, jet = row + size, jet + len(part)
-
-        losses: dict[str, Tensor] = {}
-        if model.classifier is not None:
-            if jets.label is None:
-                raise ValueError("the classifier's loss needs the label of each jet")
-            used = passes if self.perturbed else {"clean": jets}
-            joined = _join([views[name] for name in used])
-            logits = dict(zip(used, model.classifier(*joined).chunk(len(used)), strict=True))
-            losses["classifier"] = cross_entropy(logits["clean"], jets.label)
-            if time is not None and "noised" in used:
-                noised = cross_entropy(logits["noised"], jets.label, reduction="none")
-                losses["classifier_noised"] = ((1 - time).square() * noised).mean()
-            if "masked" in used:
-                masked = cross_entropy(logits["masked"], jets.label)
-                losses["classifier_masked"] = (1 - MASK_FRACTION) * masked
-        if model.generator is not None:
-            error = model.generator(*views["noised"], jets) - velocity
-            losses["generator"] = _mean_over_jets(error.square().sum(1), jets)
-        if model.mpm is not None:
-            error = model.mpm(*views["masked"], jets, keep) - jets.particles
-            mean = masked_per_jet(jets) if masked_mean is None else masked_mean
-            total = (error.abs().mean(1) * ~keep).sum()
-            losses["mpm"] = total / (len(jets) * mean).clamp(min=1e-9)
+        sums, weights = self.sums(jets)
+        mean = weights / len(jets) if per_jet is None else per_jet
+        losses = {
+            loss.name: loss.scale * (value / (len(jets) * part).clamp(min=1e-9))
+            for loss, value, part in zip(self.losses, sums.values(), mean, strict=True)
+        }
         losses["loss"] = torch.stack(list(losses.values())).sum()
         return losses
+
+    def sums(self, jets: Jets) -> Sums:
+        """The losses before division; arguments as for ``forward``."""
+        seen = self._see(jets)
+        values: dict[str, Tensor] = {}
+        for part in dict.fromkeys(loss.part for loss in self.losses):
+            same = [loss for view in seen for loss in self.losses if loss.view is view]
+            same = [loss for loss in same if loss.part == part]
+            outputs = same[0].outputs(self.model, [seen[loss.view] for loss in same])
+            for loss, output in zip(same, outputs, strict=True):
+                values[loss.name] = loss.sum(output, seen[loss.view])
+        return Sums({loss.name: values[loss.name] for loss in self.losses}, self.weights(jets))
+
+    def _see(self, jets: Jets) -> dict[MakeView, View]:
+        """All views, after one pass of the body over them. Those with a time come first."""
+        index = index_of(jets)
+        made = [(make, make(jets, index, self.seed)) for make in self.views]
+        made.sort(key=lambda pair: pair[1].time is None)
+        views = [view for _, view in made]
+        times = [view.time for view in views if view.time is not None]
+        body = self.model.body
+        rows, offsets = body(
+            Jets.concat([view.jets for view in views]),
+            torch.cat(times) if times else None,
+            self._keep_feature(body.pid_embed, DROP_PID, index, len(views)),
+            self._keep_feature(body.track_embed, DROP_TRACKS, index, len(views)),
+        )
+        # Sizes are known without asking the device: particles plus tokens of each view.
+        config = self.model.config
+        tokens = config.global_tokens + bool(config.condition_dim)
+        row = jet = 0
+        for view in views:
+            part = view.jets
+            size = len(part.particles) + len(part) * (tokens + (view.time is not None))
+            view.rows = rows[row : row + size]
+            view.offsets = offsets[jet : jet + len(part) + 1] - offsets[jet]
+            row, jet = row + size, jet + len(part)
+        return dict(made)
 
     def _keep_feature(
         self, embed: nn.Module | None, stream: int, index: Tensor, passes: int
@@ -147,14 +139,3 @@ class Objective(nn.Module):
             return None
         draws = [uniform(self.seed, stream + p, index) for p in range(passes)]
         return (torch.cat(draws) >= drop).to(next(embed.parameters()).dtype)
-
-
-def _mean_over_jets(values: Tensor, jets: Jets) -> Tensor:
-    """Mean over jets of the mean over a jet's particles of ``values`` (T,)."""
-    weight = 1 / jets.counts.clamp(min=1).to(values.dtype)
-    return (values * weight[jets.jet_of_particle]).sum() / len(jets)
-
-
-def _join(views: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    counts = torch.cat([offsets.diff() for _, offsets in views])
-    return torch.cat([rows for rows, _ in views]), offsets_from_counts(counts)

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,8 +62,10 @@ class OptimSettings:
         for name in ("lr", "clip", "batch_size", "steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not math.isfinite(self.lr):
+            raise ValueError(f"lr must be a finite number, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and from 0, got {self.weight_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.warmup_steps <= self.steps:
@@ -174,8 +177,8 @@ class FinetuneSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lr_factor <= 0:
-            raise ValueError(f"lr_factor must be above 0, got {self.lr_factor}")
+        if not 0 < self.lr_factor < math.inf:
+            raise ValueError(f"lr_factor must be a finite number above 0, got {self.lr_factor}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
 

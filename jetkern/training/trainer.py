@@ -14,31 +14,28 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jetkern.data import Shards, Stream
 from jetkern.io import explain, write_atomically
-from jetkern.jets import Jets
 from jetkern.model.layers import set_precision
 from jetkern.model.pet import PET
-from jetkern.objectives import Objective, masked_per_jet
-from jetkern.objectives.masking import masked_counts
-from jetkern.training.checkpoints import RunError
+from jetkern.objectives import Objective
+from jetkern.training.checkpoints import RunError, checkpoint_folders
 from jetkern.training.config import TrainSettings, as_dict
+from jetkern.training.data import describe
 from jetkern.training.distributed import World
 from jetkern.training.log import TrainingLog
-from jetkern.training.optim import build_optimizer, parameter_groups, set_lr
+from jetkern.training.optim import build_optimizer, parameter_groups
 from jetkern.training.runs import Run
 from jetkern.training.schedule import lr_at
 from jetkern.training.signals import StopSignal
+from jetkern.training.step import Step
 from jetkern.training.weights import restore_optimizer
 
 MAX_SKIPPED = 10
@@ -99,19 +96,17 @@ class Trainer:
         self.average = None
         if self.optim.ema_decay is not None:
             self.average = copy.deepcopy(objective).requires_grad_(False)
-            self._update_average = get_ema_multi_avg_fn(self.optim.ema_decay)
-        self._forward: nn.Module = objective
-        if world.size > 1:
-            self._forward = DistributedDataParallel(
-                objective,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
-        config = self.model.config
-        self.fields = tuple(
-            name for name, used in (("pid", config.use_pid), ("tracks", config.use_tracks)) if used
+        self.update = Step(
+            self.objective,
+            self.optimizer,
+            world,
+            lr=self._lr,
+            clip=self.optim.clip,
+            per_pass=self._per_pass(),
+            average=self.average,
+            decay=self.optim.ema_decay or 0.0,
         )
+        config = self.model.config
         self.stream = Stream(
             train,
             batch_size=self.optim.batch_size,
@@ -120,15 +115,15 @@ class Trainer:
             world_size=world.size,
             num_jets=settings.num_jets,
             subset_seed=settings.seed,
-            fields=self.fields,
+            fields=config.fields,
             prefetch=settings.run.prefetch,
             pin_memory=world.device.type == "cuda",
         )
         self.val = val
+        self.data = describe(train)
         self.step = 0
         self.best: dict[str, float] | None = None
         self.misses = 0
-        self.skipped = 0
         self.owed = False  # a validation that a signal broke off
         self.stop = StopSignal()
         self.identity = {
@@ -151,7 +146,8 @@ class Trainer:
 
         Raises:
             RunError: if the run folder holds another training.
-            TrainingError: after ``MAX_SKIPPED`` updates in a row without a finite gradient.
+            TrainingError: after ``MAX_SKIPPED`` updates in a row without a finite gradient, for a
+                validation that is not finite, and at the end if the last update was left out.
         """
         with ExitStack() as stack:
             run, done, state = self._open(stack)
@@ -197,36 +193,29 @@ class Trainer:
             shuffle=False,
             epochs=1,
             num_jets=_at_most(self.settings.validation.val_jets, self.val.num_jets),
-            fields=self.fields,
+            fields=self.model.config.fields,
             prefetch=self.run_settings.prefetch,
         )
-        sums: dict[str, Tensor] = {}
-        counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        per_jet = torch.ones((), device=self.world.device)
+        # For each loss the sum and what it is a sum over.
+        totals = torch.zeros(
+            2, len(objective.losses), dtype=torch.float64, device=self.world.device
+        )
         objective.eval()
         with torch.no_grad():
-            for host_jets in stream:
+            for jets in stream:
                 if self.stop.requested:
                     break
-                if not len(host_jets):
-                    continue
-                jets = host_jets.to(self.world.device)
-                counts += torch.stack(
-                    [jets.counts.new_tensor(len(jets)), masked_counts(jets.counts).sum()]
-                )
-                for name, loss in objective(jets, per_jet).items():
-                    sums[name] = sums.get(name, 0) + loss.double() * len(jets)
+                if len(jets):
+                    sums, weights = objective.sums(jets.to(self.world.device))
+                    totals[0] += torch.stack([value.double() for value in sums.values()])
+                    totals[1] += weights
         objective.train()
         if self.world.any(self.stop.requested):
             return None
-        names = [name for name in self.world.share(list(sums)) if name != "loss"]
-        absent = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        totals = self.world.sum(torch.stack([*counts, *(sums.get(n, absent) for n in names)]))
-        seen, masked, *terms = totals.tolist()
-        # The masked term is a mean over masked particles, the others are means over jets.
+        sums_, weights_ = self.world.sum(totals)
+        means = (sums_ / weights_.clamp(min=1)).tolist()
         losses = {
-            name: term / (max(masked, 1.0) if name == "mpm" else seen)
-            for name, term in zip(names, terms, strict=True)
+            loss.name: loss.scale * mean for loss, mean in zip(objective.losses, means, strict=True)
         }
         return {**losses, "loss": sum(losses.values())}
 
@@ -263,26 +252,21 @@ class Trainer:
     def _loop(self, run: Run | None, log: TrainingLog) -> str:
         batches = iter(self.stream)
         saved_at = time.monotonic()
-        sums: dict[str, Tensor] = {}
-        updates, waited = 0, 0.0
+        waited = 0.0
         self.objective.train()
         while self.owed or not self._finished():
             if not self.owed:
                 begin = time.perf_counter()
                 jets = next(batches)
                 waited += time.perf_counter() - begin
-                losses, norm = self._update(jets.to(self.world.device, non_blocking=True))
-                for name, loss in losses.items():
-                    sums[name] = sums.get(name, 0) + loss
-                updates += 1
+                self.update(jets.to(self.world.device, non_blocking=True), self.step)
                 self.step += 1
                 at_end = self.step == self.optim.steps
                 if at_end or self.step % self.run_settings.log_every == 0:
-                    means = self._means(sums, updates)
-                    lr = self._lr(self.step - 1)
-                    log.train(self.step, means, lr=lr, grad_norm=norm, waited=waited)
-                    sums, updates, waited = {}, 0, 0.0
-                if self.skipped >= MAX_SKIPPED:
+                    norm, lr = float(self.update.norm), self._lr(self.step - 1)
+                    log.train(self.step, self.update.means(), lr=lr, grad_norm=norm, waited=waited)
+                    waited = 0.0
+                if self.update.skipped >= MAX_SKIPPED:
                     self._save(run)
                     raise self._not_finite(run)
                 self.owed = self.val is not None and (
@@ -302,7 +286,11 @@ class Trainer:
                 saved_at = time.monotonic()
             if stopping and (self.owed or not self._finished()):
                 return SIGNAL
-        return "out of patience" if self._out_of_patience() else "all steps done"
+        if self._out_of_patience():
+            return "out of patience"
+        if self.update.skipped or not self.update.sound():
+            raise self._not_finite(run)
+        return "all steps done"
 
     def _finished(self) -> bool:
         return self.step >= self.optim.steps or self._out_of_patience()
@@ -311,47 +299,9 @@ class Trainer:
         patience = self.settings.validation.patience
         return patience is not None and self.misses >= patience
 
-    def _update(self, jets: Jets) -> tuple[dict[str, Tensor], float]:
-        """One update from this process's share of the global batch: its losses and the norm."""
-        mean = masked_per_jet(jets) if self.model.mpm is not None else None
-        self.optimizer.zero_grad()
-        losses: dict[str, Tensor] = {}
-        passes = list(self._passes(jets))
-        for number, part in enumerate(passes, 1):
-            share = len(part) / len(jets)
-            with self._no_sync() if number < len(passes) else nullcontext():
-                terms = self._forward(part, mean)
-                (terms["loss"] * share).backward()
-            for name, value in terms.items():
-                losses[name] = losses.get(name, 0) + value.detach() * share
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip).item()
-        if math.isfinite(norm):
-            self.skipped = 0
-            set_lr(self.optimizer, self._lr(self.step))
-            self.optimizer.step()
-            if self.average is not None:
-                pairs = zip(self.average.parameters(), self.objective.parameters(), strict=True)
-                averaged, current = map(list, zip(*pairs, strict=True))
-                self._update_average(averaged, [p.detach() for p in current], 0)
-        else:
-            self.skipped += 1
-        return losses, norm
-
-    def _passes(self, jets: Jets) -> Iterator[Jets]:
-        size = self._per_pass()
-        if size >= len(jets):
-            yield jets
-            return
-        for start in range(0, len(jets), size):
-            yield jets.select(slice(start, start + size))
-
     def _per_pass(self) -> int:
         share = self.optim.batch_size // self.world.size
         return min(self.run_settings.micro_batch or share, share)
-
-    def _no_sync(self) -> Any:
-        ddp = isinstance(self._forward, DistributedDataParallel)
-        return self._forward.no_sync() if ddp else nullcontext()  # type: ignore[operator]
 
     def _lr(self, step: int) -> float:
         return lr_at(
@@ -361,18 +311,18 @@ class Trainer:
             total_steps=self.optim.steps,
         )
 
-    def _means(self, sums: Mapping[str, Tensor], updates: int) -> dict[str, float]:
-        values = self.world.sum(torch.stack([s.double() for s in sums.values()]))
-        return dict(zip(sums, (values / (updates * self.world.size)).tolist(), strict=True))
-
     def _validation(self, run: Run | None, log: TrainingLog) -> bool:
         losses = self.validate()
         if losses is None:
             return False
         self.owed = False
-        improved = math.isfinite(losses["loss"]) and (
-            self.best is None or losses["loss"] < self.best["loss"]
-        )
+        improved = self.best is None or losses["loss"] < self.best["loss"]
+        if not math.isfinite(losses["loss"]):
+            log.validation(self.step, losses, best=False)
+            named = ", ".join(f"{k} {v}" for k, v in losses.items() if not math.isfinite(v))
+            raise TrainingError(
+                f"the validation after step {self.step} gave {named}; {self._kept(run)}"
+            )
         if improved:
             self.best = {"step": self.step, **losses}
             self.misses = 0
@@ -390,6 +340,7 @@ class Trainer:
             "model_config": _plain(dataclasses.asdict(self.model.config)),
             "model": dict(self.model.state_dict()),
             "average": None if average is None else dict(average),
+            "data": self.data,
         }
 
     def _facts(self) -> dict[str, Any]:
@@ -397,7 +348,8 @@ class Trainer:
         return {"model_config": config, "best": self.best, "identity": self.identity}
 
     def _save(self, run: Run | None) -> None:
-        if run is None:
+        """Writes a checkpoint, unless its weights are known to be of no use."""
+        if not self.update.sound() or run is None:
             return
         state = {
             **self._weights(),
@@ -405,7 +357,7 @@ class Trainer:
             "stream": self.stream.state(),
             "best": self.best,
             "misses": self.misses,
-            "skipped": self.skipped,
+            "skipped": self.update.skipped,
             "owed": self.owed,
         }
         run.save(self.step, state, self._facts())
@@ -421,7 +373,8 @@ class Trainer:
                 self.average.model.load_state_dict(state["average"])
             restore_optimizer(self.optimizer, state["optimizer"])
             self.step = state["step"]
-            self.best, self.misses, self.skipped = state["best"], state["misses"], state["skipped"]
+            self.best, self.misses = state["best"], state["misses"]
+            self.update.skipped = state["skipped"]
             self.owed = state.get("owed", False)  # absent before there was a choice
             if self.run_settings.allow_mismatch:
                 self.stream.seek(state["stream"]["position"])
@@ -447,16 +400,24 @@ class Trainer:
         )
 
     def _not_finite(self, run: Run | None) -> TrainingError:
-        last = self.step * self.optim.batch_size
-        first = last - MAX_SKIPPED * self.optim.batch_size
-        message = (
-            f"no finite gradient in {MAX_SKIPPED} updates in a row, up to step {self.step}: jets "
-            f"{first} to {last - 1} of the training order"
-        )
+        count, size = self.update.skipped, self.optim.batch_size
+        if not count:
+            return TrainingError(
+                f"the weights after step {self.step} do not give finite losses; {self._kept(run)}"
+            )
+        last = self.step * size - 1
+        first = last + 1 - count * size
         if run is not None:
-            content = {"step": self.step, "first_jet": first, "last_jet": last - 1}
+            content = {"step": self.step, "first_jet": first, "last_jet": last}
             write_atomically(run.path / "not_finite.json", json.dumps(content).encode())
-        return TrainingError(f"{message}. The weights before them are in {self.settings.out}")
+        return TrainingError(
+            f"no finite gradient in {count} updates in a row, up to step {self.step}: jets "
+            f"{first} to {last} of the training order; {self._kept(run)}"
+        )
+
+    def _kept(self, run: Run | None) -> str:
+        found = [] if run is None else checkpoint_folders(run.path, "step")
+        return f"the last good weights are {found[-1]}" if found else "no weights were good"
 
 
 def open_splits(data: Path) -> tuple[Shards, Shards | None]:
@@ -469,10 +430,13 @@ def open_splits(data: Path) -> tuple[Shards, Shards | None]:
     if not (data / "val").is_dir():
         return train, None
     val = Shards(data / "val")
-    for what in ("classes", "condition"):
-        ours, theirs = getattr(train, what), getattr(val, what)
-        if ours != theirs:
-            raise ValueError(f"{data}: train and val differ in {what}: {ours}, {theirs}")
+    ours, theirs = describe(train), describe(val)
+    theirs["fields"] = {k: v for k, v in theirs["fields"].items() if k in ours["fields"]}
+    for what in ("classes", "condition", "fields"):
+        if ours[what] != theirs[what]:
+            raise ValueError(
+                f"{data}: train and val differ in {what}: {ours[what]}, {theirs[what]}"
+            )
     return train, val
 
 

@@ -9,9 +9,9 @@ from jetkern.jets import Jets
 from jetkern.model.config import PARTS
 from jetkern.model.pet import PET
 from jetkern.model.presets import SIZES, model_preset
-from jetkern.objectives import Objective, flow, masked_per_jet, parse_objective
+from jetkern.objectives import Objective, flow, parse_objective
 from jetkern.objectives.masking import masked_counts, random_keep
-from jetkern.objectives.objective import TIME
+from jetkern.objectives.views import TIME
 from jetkern.random import uniform
 
 # The reference code: 10 classes, tracks, MPM by regression, unconditional.
@@ -95,7 +95,7 @@ def test_losses_of_a_split_batch_average_to_those_of_the_whole(text):
     """What makes training the same for any number of processes, feature dropout included."""
     learner, jets = objective(text).train(), batch([*COUNTS, 9])
     whole = learner(jets)
-    mean = masked_per_jet(jets)
+    mean = learner.per_jet(jets)
     halves = [learner(jets.select(slice(a, a + 4)), mean) for a in (0, 4)]
     for name, value in whole.items():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value, msg=name)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from toy_shards import write_toy_shards
 
 from jetkern.data import Shards, Stream
 from jetkern.model.config import PETConfig
@@ -210,7 +211,7 @@ def test_average_is_the_exponential_one(jetclass, tmp_path):
     expected = weights(trained)
     jets = next(iter(trained.stream))
     for _ in range(3):
-        trained._update(jets)
+        trained.update(jets, 0)
         expected = decay * expected + (1 - decay) * weights(trained)
     average = torch.cat([p.flatten() for p in trained.average.parameters()])
     torch.testing.assert_close(average, expected)
@@ -225,8 +226,8 @@ def test_rate_follows_the_schedule(jetclass, tmp_path):
 
 def test_gradients_are_clipped(jetclass, tmp_path):
     trained = trainer(jetclass, tmp_path / "run", clip=1e-3)
-    _, norm = trained._update(next(iter(trained.stream)))
-    assert norm > 1e-3
+    trained.update(next(iter(trained.stream)), 0)
+    assert trained.update.norm > 1e-3
     total = torch.cat([p.grad.flatten() for p in trained.model.parameters()]).norm()
     assert total.item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -247,13 +248,13 @@ def test_an_update_without_a_finite_gradient_is_skipped(jetclass, tmp_path, monk
     poison(monkeypatch, lambda call: call == 1)
     trained = trainer(jetclass, tmp_path / "run", val=False)
     batches = iter(trained.stream)
-    trained._update(next(batches))
+    trained.update(next(batches), 0)
     before = weights(trained)
-    trained._update(next(batches))
-    assert trained.skipped == 1
+    trained.update(next(batches), 0)
+    assert trained.update.skipped == 1
     assert torch.equal(weights(trained), before)
-    trained._update(next(batches))
-    assert trained.skipped == 0
+    trained.update(next(batches), 0)
+    assert trained.update.skipped == 0
     assert not torch.equal(weights(trained), before)
 
 
@@ -308,3 +309,46 @@ def test_a_subset_is_all_that_is_seen(jetclass, tmp_path):
 def test_a_device_that_is_not_there(name):
     with pytest.raises(ValueError, match="device"), join_world(name):
         pass
+
+
+def test_weights_that_are_of_no_use_are_not_kept(jetclass, tmp_path):
+    """A rate of 1e30 makes weights of 1e30 by a finite gradient; what follows is NaN."""
+    out = tmp_path / "run"
+    trainer(jetclass, out, val=False, steps=2, save_every=1).fit()
+    (out / "DONE").unlink()
+    changes = {"val": False, "save_every": 1, "lr": 1e30, "allow_mismatch": True}
+    for steps, message in ((3, "do not give finite losses"), (7, "no finite gradient in 4")):
+        with pytest.raises(TrainingError, match=f"{message}.* last good weights are .*00000002"):
+            trainer(jetclass, out, steps=steps, **changes).fit()
+        assert not (out / "DONE").exists()
+        assert load_weights(out).step == 2
+    again = trainer(jetclass, out, val=False, steps=4, allow_mismatch=True)
+    assert again.fit()["reason"] == "all steps done"
+
+
+def test_last_updates_without_a_finite_gradient_are_no_end(jetclass, tmp_path, monkeypatch):
+    poison(monkeypatch, lambda call: call >= 4)
+    for _ in range(2):  # the same command again says the same
+        with pytest.raises(TrainingError, match="no finite gradient in 2 updates in a row"):
+            trainer(jetclass, tmp_path / "run", val=False).fit()
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+def test_a_validation_that_is_not_finite_is_an_error(jetclass, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"mpm": 1.0, "loss": math.nan})
+    with pytest.raises(TrainingError, match="validation after step 3 gave loss nan"):
+        trainer(jetclass, tmp_path / "run").fit()
+
+
+def test_val_without_a_field_of_train(jetclass, tmp_path):
+    (tmp_path / "train").symlink_to(jetclass / "train")
+    write_toy_shards(tmp_path / "val", ["QCD", "Hbb", "Zqq"], extras=False)
+    with pytest.raises(ValueError, match=r"train and val differ in fields: .*tracks"):
+        open_splits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "clip"])
+def test_a_rate_that_is_no_number(name):
+    for value in (math.nan, *([math.inf] if name != "clip" else [])):
+        with pytest.raises(ValueError, match=name):
+            OptimSettings(**{name: value})

@@ -1,0 +1,170 @@
+"""The losses that an objective is a sum of, and how others are added.
+
+A loss looks at one view of the jets and says a sum and what it is a sum over:
+
+    loss of a batch = scale x (sum of the jets' or particles' errors) / (sum of their weights)
+
+The sums run over passes, micro-batches and processes alike; the weights are known before the model
+has run, so each part of a batch can be divided by those of the whole. ``register`` makes a loss
+known under a name of ``--objective``; a module of yours that does so is named by ``--plugin``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from jetkern.jets import Jets, offsets_from_counts
+from jetkern.model.pet import PET
+from jetkern.objectives import views
+from jetkern.objectives.masking import MASK_FRACTION, masked_counts
+from jetkern.objectives.views import MakeView, View
+
+
+class Loss:
+    """One term of an objective.
+
+    Attributes:
+        part: the part of the model that it trains, and its name in ``--objective``.
+        view: the pass that it looks at.
+        name: in logs; by default that of the part.
+        scale: its factor in the sum of all losses.
+    """
+
+    part: ClassVar[str]
+    view: MakeView = staticmethod(views.clean)
+    scale = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.part
+
+    def on(self, view: MakeView) -> Loss | None:
+        """The same loss on a view that another loss brings along, or None."""
+        return None
+
+    def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
+        """What the part says to each view. Here all views go through it as one packed batch."""
+        head = getattr(model, self.part)
+        rows, offsets = zip(*(view.read() for view in seen), strict=True)
+        counts = torch.cat([o.diff() for o in offsets])
+        out = head(torch.cat(rows), offsets_from_counts(counts))
+        return list(out.split([len(view.jets) for view in seen]))
+
+    def weight(self, jets: Jets) -> Tensor:
+        """() what the loss is a mean over: here the number of jets."""
+        return torch.full((), len(jets), device=jets.offsets.device)
+
+    def sum(self, output: Tensor, view: View) -> Tensor:
+        """() sum of the errors of ``output``.
+
+        Raises:
+            ValueError: for jets that lack what it needs.
+        """
+        raise NotImplementedError
+
+
+LOSSES: dict[str, type[Loss]] = {}
+
+
+def register(loss: type[Loss]) -> type[Loss]:
+    """Makes a loss known under the name of its part; used as a decorator.
+
+    The part is a head of the model, registered with ``jetkern.model.heads.register``.
+
+    Raises:
+        ValueError: if another loss has the name.
+    """
+    if LOSSES.get(loss.part, loss) is not loss:
+        raise ValueError(f"there is a loss {loss.part!r} already")
+    LOSSES[loss.part] = loss
+    return loss
+
+
+def parse_objective(text: str) -> tuple[str, ...]:
+    """ "classifier+mpm" to its parts in the model's order; "pretrain" means the study's three.
+
+    Raises:
+        ValueError: for an unknown part.
+    """
+    parts = {"classifier", "generator", "mpm"} if text == "pretrain" else set(text.split("+"))
+    if unknown := sorted(parts - set(LOSSES)):
+        near = difflib.get_close_matches(unknown[0], LOSSES, n=1)
+        raise ValueError(
+            f"unknown objective {text!r} ({', '.join(unknown)})"
+            + (f"; did you mean {near[0]}?" if near else "")
+            + f": join any of {', '.join(LOSSES)} with +, or say pretrain for "
+            "classifier+generator+mpm; --plugin names a module with further ones"
+        )
+    return tuple(p for p in LOSSES if p in parts)
+
+
+@register
+class Classification(Loss):
+    """Cross-entropy; of perturbed jets by how much of them is left (Eq. 4 of arXiv 2606.14870)."""
+
+    part = "classifier"
+
+    def __init__(self, view: MakeView = views.clean) -> None:
+        self.view = view
+        self.scale = 1 - MASK_FRACTION if view is views.masked else 1.0
+
+    @property
+    def name(self) -> str:
+        return self.part if self.view is views.clean else f"{self.part}_{self.view.__name__}"
+
+    def on(self, view: MakeView) -> Loss | None:
+        return Classification(view) if view in (views.noised, views.masked) else None
+
+    def sum(self, output: Tensor, view: View) -> Tensor:
+        label = view.whole.label
+        if label is None:
+            raise ValueError("the classifier's loss needs the label of each jet")
+        if view.time is None:
+            return cross_entropy(output, label, reduction="sum")
+        each = cross_entropy(output, label, reduction="none")
+        return ((1 - view.time).square() * each).sum()
+
+
+@register
+class FlowMatching(Loss):
+    """Squared error of the velocity, summed over features, mean over a jet's particles."""
+
+    part = "generator"
+    view = staticmethod(views.noised)
+
+    def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
+        assert model.generator is not None
+        return [model.generator(*view.read(), view.whole) for view in seen]
+
+    def sum(self, output: Tensor, view: View) -> Tensor:
+        jets = view.whole
+        assert view.target is not None
+        error = (output - view.target).square().sum(1)
+        share = 1 / jets.counts.clamp(min=1).to(error.dtype)
+        return (error * share[jets.jet_of_particle]).sum()
+
+
+@register
+class MaskedParticles(Loss):
+    """Absolute error, mean over all masked particles and features of the batch."""
+
+    part = "mpm"
+    view = staticmethod(views.masked)
+
+    def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
+        assert model.mpm is not None
+        return [model.mpm(*view.read(), view.whole, view.keep) for view in seen]
+
+    def weight(self, jets: Jets) -> Tensor:
+        return masked_counts(jets.counts).sum()
+
+    def sum(self, output: Tensor, view: View) -> Tensor:
+        assert view.keep is not None
+        error = output - view.whole.particles
+        return (error.abs().mean(1) * ~view.keep).sum()
