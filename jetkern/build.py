@@ -87,7 +87,8 @@ def pytorch() -> Path:
     """
     spec = importlib.util.find_spec("torch")
     places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
-    places += [Path(folder) / "torch" for folder in site.getsitepackages()]
+    folders = [*site.getsitepackages(), site.getusersitepackages()]
+    places += [Path(folder) / "torch" for folder in folders]
     for place in places:
         if (place / "include").is_dir() and (place / "lib").is_dir():
             return place

@@ -94,7 +94,14 @@ class Jets:
         return self._map(lambda t: t.pin_memory())
 
     def replace(self, **changes: Tensor | None) -> Jets:
-        """A copy with some fields replaced."""
+        """A copy with some fields replaced.
+
+        Args:
+            changes: (T, ...) or (B, ...) tensors by the name of a field, as in ``Jets``.
+
+        Raises:
+            ValueError: if they do not fit the others.
+        """
         jets = replace(self, **changes)  # type: ignore[arg-type]
         if "num_pairs" in self.__dict__ and "offsets" not in changes:
             jets.__dict__["num_pairs"] = self.num_pairs
@@ -116,7 +123,11 @@ class Jets:
         return self._take(rows, chosen, offsets)
 
     def keep_particles(self, keep: Tensor) -> Jets:
-        """The same jets without the particles where ``keep`` (T,) bool is false."""
+        """The same jets without the particles where keep is false.
+
+        Args:
+            keep: (T,) bool.
+        """
         kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
         return self._take(keep.nonzero().squeeze(1), slice(None), kept_before[self.offsets])
 
@@ -129,7 +140,11 @@ class Jets:
 
     @classmethod
     def concat(cls, batches: Sequence[Jets]) -> Jets:
-        """One batch of all jets, in order. Optional fields must be present in all or in none."""
+        """One batch of all jets, in order. Optional fields must be present in all or in none.
+
+        Raises:
+            ValueError: if they are not, or without any batch.
+        """
         if not batches:
             raise ValueError("concat needs at least one batch")
         merged: dict[str, Tensor | None] = {}
@@ -159,9 +174,12 @@ class Jets:
         """Packs padded arrays.
 
         Args:
-            particles: (B, N, 4).
+            particles: (B, N, 4) as in ``Jets``: ln pT and ln E with pT and E in GeV.
             mask: (B, N) bool, true where a particle is real. Real particles need not come first.
             pid: (B, N); tracks: (B, N, 4); label: (B,); condition: (B, C); all optional.
+
+        Raises:
+            ValueError: if the mask is not bool or the shapes do not agree.
         """
         if mask.dtype != torch.bool or mask.shape != particles.shape[:2]:
             raise ValueError(
@@ -183,18 +201,29 @@ class Jets:
 
 
 def offsets_from_counts(counts: Tensor) -> Tensor:
-    """(B + 1,) int64 offsets of segments with the given (B,) lengths."""
+    """(B + 1,) int64 offsets of segments of the given lengths.
+
+    Args:
+        counts: (B,) integers.
+    """
     return torch.nn.functional.pad(counts.to(torch.int64).cumsum(0), (1, 0))
 
 
 def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
-    """(T,) index of the segment that owns each row; giving T avoids a host synchronisation."""
+    """(T,) index of the segment that owns each row.
+
+    Args:
+        offsets: (B + 1,) int64; total: T, which saves a host synchronisation.
+    """
     segments = torch.arange(len(offsets) - 1, device=offsets.device)
     return segments.repeat_interleave(offsets.diff(), output_size=total)
 
 
 def pad(rows: Tensor, offsets: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Padded (B, N, ...) copy of packed (T, ...) rows, zeros elsewhere, and the (B, N) mask.
+    """Padded (B, N, ...) copy of packed rows, zeros elsewhere, and the (B, N) mask.
+
+    Args:
+        rows: (T, ...); offsets: (B + 1,) int64; length: N, by default the longest segment.
 
     Raises:
         ValueError: if a segment is longer than ``length``.
@@ -214,7 +243,7 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     """Packed rows in which each segment is the concatenation of the sources' segments.
 
     Args:
-        sources: pairs of rows (T_s, ...) and offsets (B + 1,), all with the same B.
+        sources: (rows (T_s, ...), offsets (B + 1,)) of each, all with the same B.
 
     Returns:
         rows (sum T_s, ...) and offsets (B + 1,).
@@ -230,6 +259,11 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 
 def last_rows(offsets: Tensor, own: Tensor, total: int) -> Tensor:
-    """(total,) rows of the last ``own.diff()`` entries of each segment of ``offsets``."""
+    """(total,) rows of the last ``own.diff()`` entries of each segment.
+
+    Args:
+        offsets: (B + 1,) int64 of the segments; own: (B + 1,) of those entries;
+            total: their number.
+    """
     shift = (offsets - own)[1:][segment_index(own, total)]
     return torch.arange(total, device=offsets.device) + shift

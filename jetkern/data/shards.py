@@ -317,7 +317,11 @@ class Shards:
         return np.asarray(array)  # still mapped, but indexed faster than a memmap
 
     def multiplicity(self) -> NDArray[np.uint8]:
-        """(num_jets,) particles of each jet in file order, mapped from the disk."""
+        """(num_jets,) particles of each jet in file order, mapped from the disk.
+
+        Raises:
+            ShardError: if the file is not that of these shards.
+        """
         array = self._array(MULTIPLICITY, np.dtype("|u1"))
         if len(array) != self.num_jets:
             raise ShardError(f"{self.folder / MULTIPLICITY} has {len(array)} jets")

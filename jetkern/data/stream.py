@@ -158,7 +158,11 @@ class Stream:
         self.seek(state["position"])
 
     def seek(self, position: int) -> None:
-        """Continues at a position of the training order (in jets) without reading up to it."""
+        """Continues at a position of the training order (in jets) without reading up to it.
+
+        Raises:
+            ValueError: if it is no integer from 0.
+        """
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
             raise ValueError(f"position is {position!r}, but must be an integer from 0")
         self._position = position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from jetkern.jets import Jets, join_segments, last_rows
 from jetkern.model.config import PETConfig, register_head
@@ -116,7 +117,8 @@ class MaskedModel(nn.Module):
         visible = x[last_rows(offsets, visible_offsets, len(x) - before.numel())]
         masked_before = torch.nn.functional.pad((~keep).cumsum(0), (1, 0))
         rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
-        particles = self.mask_embeddings[rank.clamp(max=MAX_MASKED - 1)]
+        # Not indexing: its backward adds the rows of one rank in the order of the threads.
+        particles = embedding(rank.clamp(max=MAX_MASKED - 1), self.mask_embeddings)
         particles = particles.index_put((keep.nonzero().squeeze(1),), visible)
         sources = [(x[before[:, : self.tokens].flatten()], jet * self.tokens)]
         if self.timed:

@@ -167,7 +167,11 @@ class PET(nn.Module):
         return self.classify(jets) if keep is None else self.fill_masked(jets, keep)
 
     def classify(self, jets: Jets) -> Tensor:
-        """(B, num_classes) logits."""
+        """(B, num_classes) logits.
+
+        Raises:
+            ValueError: if the model has no classifier.
+        """
         if self.classifier is None:
             raise ValueError("this model has no classifier")
         return self.classifier(*self.body(jets))
@@ -178,6 +182,9 @@ class PET(nn.Module):
         Args:
             jets: particles at ``time`` on the path, with ``label`` if there are several types.
             time: (B,), 1 for noise, 0 for data.
+
+        Raises:
+            ValueError: if the model has no generator.
         """
         if self.generator is None:
             raise ValueError("this model has no generator")
@@ -185,7 +192,14 @@ class PET(nn.Module):
         return self.generator(x, offsets, jets)
 
     def fill_masked(self, jets: Jets, keep: Tensor) -> Tensor:
-        """(T, 4) prediction of all particles from those where ``keep`` (T,) bool is true."""
+        """(T, 4) prediction of all particles from some of them.
+
+        Args:
+            jets: all particles; keep: (T,) bool, true for those that the model sees.
+
+        Raises:
+            ValueError: if the model has no masked-particle head.
+        """
         if self.mpm is None:
             raise ValueError("this model has no masked-particle head")
         x, offsets = self.body(jets.keep_particles(keep))

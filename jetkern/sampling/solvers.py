@@ -130,7 +130,11 @@ def check_grid(grid: Sequence[float] | Floats) -> Floats:
 
 
 def uniform_grid(steps: int, start: float = 1.0, stop: float = 0.0) -> Floats:
-    """(steps + 1,) equally spaced times from noise (t = 1) to data (t = 0)."""
+    """(steps + 1,) equally spaced times from noise (t = 1) to data (t = 0).
+
+    Raises:
+        ValueError: without a step.
+    """
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, got {steps}")
     return np.linspace(start, stop, steps + 1)

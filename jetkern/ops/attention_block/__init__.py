@@ -25,7 +25,8 @@ def attention_block(
     Args:
         x: (T, D); offsets: (B + 1,) int64 rows of each jet.
         parameters: weights, see ``BlockParameters``; heads: number of heads, divides D.
-        bias, particle_offsets, precision: as for ``attention``.
+        bias: (heads, P) and particle_offsets: (B + 1,) int64, or None; these and precision: as for
+            ``attention``.
 
     Returns:
         (T, D).

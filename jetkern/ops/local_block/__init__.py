@@ -30,7 +30,7 @@ def local_block(
     divides by (number of neighbours + 1e-9 K) as the reference code does.
 
     Args:
-        particles: (T, 4) delta eta, delta phi, ln pT, ln E.
+        particles: (T, 4) delta eta, delta phi, ln pT (GeV), ln E.
         neighbours: (T, K) int64 rows as ``knn`` returns them, -1 for none.
         embed: perceptron 7 -> C -> D with norm.
         blocks: transformer blocks of width D; heads: number of heads.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from jetkern.jets import offsets_from_counts
 from jetkern.ops.attention_block.reference import attention_block
@@ -22,7 +23,8 @@ def local_block(
     exists = neighbours >= 0  # (T, K)
     counts = exists.sum(1)
     centre = torch.arange(len(particles), device=particles.device).repeat_interleave(counts)
-    first, second = particles[centre], particles[neighbours[exists]]  # (E, 4) edges
+    # (E, 4) edges. Not indexing: its backward adds a particle's rows in the order of the threads.
+    first, second = embedding(centre, particles), embedding(neighbours[exists], particles)
     features = torch.cat([first - second, pair_features(first, second)], dim=-1)
     x = mlp(features, embed)
     sets = offsets_from_counts(counts)

@@ -26,7 +26,7 @@ def pair_bias(
     (arXiv 2606.14870, Eq. 6). The bias is symmetric; the diagonal is the perceptron of (0, 0, 0).
 
     Args:
-        particles: (T, 4) delta eta, delta phi, ln pT, ln E.
+        particles: (T, 4) delta eta, delta phi, ln pT (GeV), ln E.
         offsets: (B + 1,) int64.
         parameters: fc1 (C, 3) with bias, fc2 (H, C) with bias, no norm.
         num_pairs: P, if the caller knows it. Without it a GPU is waited for once, as P depends on
@@ -65,7 +65,8 @@ def shared_pair_bias(
     layers, so that autograd has not to add them one by one, each sum written and read again.
 
     Args:
-        layers: number of layers; the other arguments are those of ``pair_bias``.
+        particles: (T, 4); offsets: (B + 1,); layers: number of layers; the other arguments are
+            those of ``pair_bias``.
 
     Returns:
         ``layers`` tensors (H, P) that share their memory: not to be changed in place.

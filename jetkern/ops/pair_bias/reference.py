@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from jetkern.ops.mlp.reference import mlp
 from jetkern.ops.pair_features import pair_index
@@ -18,5 +19,7 @@ def pair_bias(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     i, j = pair_index(offsets, num_pairs)
-    bias = mlp(pair_features(particles[i], particles[j]), parameters).t()
+    # Not indexing: its backward adds a particle's rows in the order of the threads.
+    first, second = embedding(i, particles), embedding(j, particles)
+    bias = mlp(pair_features(first, second), parameters).t()
     return bias if dtype is None else bias.to(dtype)

@@ -10,7 +10,11 @@ from jetkern.ops.dispatch import implementation
 
 
 def pair_offsets(offsets: Tensor) -> Tensor:
-    """(B + 1,) int64 offsets of the n x n pairs of each jet; pair (i, j) is entry i n + j."""
+    """(B + 1,) int64 offsets of the n x n pairs of each jet; pair (i, j) is entry i n + j.
+
+    Args:
+        offsets: (B + 1,) int64 of the particles.
+    """
     return torch.nn.functional.pad(offsets.diff().square().cumsum(0), (1, 0))
 
 
@@ -18,6 +22,9 @@ def pair_index(offsets: Tensor, num_pairs: int | None = None) -> tuple[Tensor, T
     """Rows i and j, each (P,) int64, of all P = sum n^2 ordered pairs, jet by jet.
 
     Giving P avoids a host synchronisation.
+
+    Args:
+        offsets: (B + 1,) int64 of the particles; num_pairs: P, or None.
     """
     counts = offsets.diff()
     starts = pair_offsets(offsets)
