@@ -109,7 +109,8 @@ class AtomicFile:
 
     Args:
         path: of the file.
-        durable: false does without the syncs, for files that are checked when they are read.
+        durable: false does without the syncs and the SHA-256, for files that have checksums of
+            their own.
 
     Raises:
         OSError: naming ``path``; what was there before is untouched.
@@ -130,7 +131,8 @@ class AtomicFile:
         """Appends bytes."""
         with naming(self.path):
             self._size += self._file.write(data)
-            self._digest.update(data)
+            if self.durable:
+                self._digest.update(data)
             size = self._size - self._begun
             if self.durable and size >= _WRITE_BACK:
                 # Linux begins to write these pages to the disk, so that the sync finds little left.
@@ -231,28 +233,33 @@ def prepare_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Keeps other processes out of ``folder``; the lock goes with the process that holds it.
+
+    Args:
+        shared: keep only those out that want it for themselves.
 
     Raises:
         FolderInUse: if another process holds it.
         OSError: if nothing can be written in the folder.
     """
-    descriptor = _lock(folder / LOCK)
+    descriptor = _lock(folder / LOCK, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         yield
     finally:
-        # Removed while it is held: who waits for it sees that its file is no longer there.
+        # Removed while nobody else holds it: who waits for it sees that its file is gone.
         with suppress(OSError):
+            if shared:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / LOCK).unlink()
         os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, kind: int) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
             os.close(descriptor)  # its holder removed the file just now

@@ -6,11 +6,16 @@ Examples:
 
 A source folder with train, val and test in it gives OUT/train, OUT/val and OUT/test. The same
 command again continues an interrupted conversion; the bytes do not depend on the number of jobs.
+
+On several machines that share a file system, each does a part, and one command joins them:
+  jetkern convert data/jetclass --out shards/jetclass --part 1/4   # ... to --part 4/4
+  jetkern convert data/jetclass --out shards/jetclass --join
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 
 from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive, seed, threads
@@ -23,12 +28,27 @@ from jetkern.tables import show
 def fractions(value: str) -> dict[str, float]:
     """``train=0.8,test=0.2`` as a dictionary."""
     try:
-        parts = {k.strip(): float(v) for k, v in (p.split("=") for p in value.split(","))}
+        pairs = [(k.strip(), float(v)) for k, v in (p.split("=") for p in value.split(","))]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} is not like train=0.8,test=0.2") from None
+    parts = dict(pairs)
+    for name, _ in pairs:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
+            raise argparse.ArgumentTypeError(f"{name!r} is not a plain word")
+    if len(parts) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{value}: a name is there twice")
     if any(not 0 <= f <= 1 for f in parts.values()) or abs(sum(parts.values()) - 1) > 1e-9:
         raise argparse.ArgumentTypeError(f"{value}: the fractions must add up to 1")
     return parts
+
+
+def part(value: str) -> tuple[int, int]:
+    """``2/4`` as (2, 4)."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value, re.ASCII)
+    k, n = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= k <= n:
+        raise argparse.ArgumentTypeError(f"{value!r} is not like 1/4, 2/4, 3/4 or 4/4")
+    return k, n
 
 
 def parser() -> Parser:
@@ -49,6 +69,10 @@ def parser() -> Parser:
     p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the shuffle (default 0)")
     p.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    g = p.add_argument_group("several machines")
+    g.add_argument("--part", type=part, metavar="K/N", help="do the K-th of N parts")
+    g.add_argument("--join", action="store_true", help="finish what all parts have read")
 
     g = p.add_argument_group("splits")
     g.add_argument(
@@ -149,6 +173,8 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     if args.max_particles > 150:
         parser().error("--max-particles must be at most 150")
+    if args.part and (args.join or args.overwrite):
+        parser().error("--part goes with neither --join nor --overwrite")
     if args.jobs > 1:
         start_server()
     # Imported now, so that --help is there at once and the server imports at the same time.
@@ -179,6 +205,7 @@ def main(arguments: list[str]) -> int:
         jets_per_shard=args.jets_per_shard,
         jets_per_read=args.jets_per_read,
         dtype=args.dtype,
+        progress=not args.quiet,
     )
     result = convert(
         plan,
@@ -187,6 +214,9 @@ def main(arguments: list[str]) -> int:
         max_dropped=args.max_dropped,
         overwrite=args.overwrite,
         progress=not args.quiet,
+        part=args.part,
+        join=args.join,
     )
+    result.notes += plan.passed_over
     show(text(result))
     return 0

@@ -16,8 +16,9 @@ import torch
 from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive
 from jetkern.convert.readers.pid import CODES
+from jetkern.convert.report import folders_of
 from jetkern.data import Shards, Stream
-from jetkern.io import user_path
+from jetkern.io import printable, user_path
 from jetkern.jets import Jets
 from jetkern.plots import STYLE, bin_edges, prepare, ridges, save, sheet
 from jetkern.tables import show, table
@@ -27,7 +28,7 @@ def summary(shards: Shards, jets: Jets) -> str:
     """Tables of the classes and, from a sample of jets, of the columns."""
     size = sum(shards.bytes)
     lines = [
-        f"{shards.folder}: {shards.num_jets:,} jets, {shards.num_particles:,} particles, "
+        f"{printable(shards.folder)}: {shards.num_jets:,} jets, {shards.num_particles:,} particles, "
         f"{len(shards.paths)} shards of {len(shards.index)} blocks, {size / 1e6:,.1f} MB, "
         f"fingerprint {shards.fingerprint[:12]}",
         "",
@@ -53,7 +54,7 @@ def summary(shards: Shards, jets: Jets) -> str:
     report = {k: v for k, v in shards.manifest.get("report", {}).items() if k != "ranges"}
     lines += [
         "",
-        *titles,
+        *map(printable, titles),
         f"source: {len(files)} files, {json.dumps(source)}",
         f"report: {json.dumps(report)}",
     ]
@@ -117,8 +118,13 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("show", __doc__, renamed={"--jets": "--num-jets"})
     add = parser.add_argument
-    add("folder", type=user_path, metavar="DIR", help="folder with a manifest.json")
-    add("--figure", type=user_path, metavar="FILE", help="also write a sheet of histograms")
+    add("folder", type=user_path, metavar="DIR", help="what convert wrote, or one split of it")
+    add(
+        "--figure",
+        type=user_path,
+        metavar="FILE",
+        help="also write a sheet of histograms, one for each split",
+    )
     add("--num-jets", type=positive, metavar="N", default=50_000, help="look at so many jets")
     return parser
 
@@ -129,11 +135,16 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.figure:
         prepare(options.figure)
-    shards = Shards(options.folder)
-    n = max(1, min(options.num_jets, shards.num_jets))
-    jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))
-    show(summary(shards, jets))
-    if options.figure:
-        draw(shards, jets, options.figure)
-        show(f"wrote {options.figure}")
+    folders = folders_of(options.folder)
+    for folder in folders:
+        shards = Shards(folder)
+        n = max(1, min(options.num_jets, shards.num_jets))
+        jets = next(iter(Stream(shards, batch_size=n, num_jets=n, prefetch=0)))
+        show(summary(shards, jets) + ("\n" if folder != folders[-1] else ""))
+        if options.figure:
+            figure = options.figure
+            if len(folders) > 1:
+                figure = figure.with_stem(f"{figure.stem}-{folder.name}")
+            draw(shards, jets, figure)
+            show(f"wrote {printable(figure)}")
     return 0

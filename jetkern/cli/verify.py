@@ -1,6 +1,6 @@
 """Check shards byte by byte: manifest, index, tars, checksums, counts and values.
 
-  jetkern verify shards/jetclass/train [more folders]
+  jetkern verify shards/jetclass [more folders]
 
 Prints a table of the classes and every damage found, naming shard, block and field. Exit code 0 if
 all is well, 1 if anything is damaged.
@@ -15,6 +15,8 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from tqdm import tqdm
 from jetkern.cli import command
 from jetkern.cli.parser import Parser
 from jetkern.convert.clean import NUM_PID
+from jetkern.convert.report import folders_of
 from jetkern.data.shards import MANIFEST, MAX_PARTICLES, ShardError, Shards
-from jetkern.io import user_path
+from jetkern.io import printable, user_path
 from jetkern.tables import show, table
 
 
@@ -54,6 +57,22 @@ def check_folder(shards: Shards, progress: bool = False) -> tuple[list[str], Tot
             f"hold {tuple(int(c) for c in totals.classes)}"
         )
     return problems, totals
+
+
+def strangers(folder: Path) -> Iterator[str]:
+    """Yields the splits that another conversion made than the first one."""
+    made: dict[str, Any] = {}
+    for inner in folders_of(folder):
+        with suppress(ShardError, OSError):  # said already
+            manifest = Shards(inner).manifest
+            made[inner.name] = manifest.get("source"), manifest.get("split")
+    first = next(iter(made.values()), None)
+    for name, (source, split) in made.items():
+        if len(made) > 1 and first and (source != first[0] or split not in (None, name)):
+            yield (
+                f"{folder / name}: not of the same conversion as the splits beside it: their jets "
+                "may be in it, too"
+            )
 
 
 def check_shard(
@@ -166,7 +185,13 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("verify", __doc__)
     add = parser.add_argument
-    add("folders", nargs="+", type=user_path, metavar="DIR", help="folders with a manifest.json")
+    add(
+        "folders",
+        nargs="+",
+        type=user_path,
+        metavar="DIR",
+        help="what convert wrote, or one split of it",
+    )
     add("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -176,16 +201,16 @@ def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     args = parser().parse_args(arguments)
     damaged = False
-    for folder in args.folders:
+    for folder in (inner for outer in args.folders for inner in folders_of(outer)):
         try:
             shards = Shards(folder)
             problems, totals = check_folder(shards, progress=not args.quiet)
         except (ShardError, OSError) as error:
-            print(f"jetkern verify: error: {error}", file=sys.stderr)
+            print(f"jetkern verify: error: {printable(error)}", file=sys.stderr)
             damaged = True
             continue
         for problem in problems:
-            print(f"jetkern verify: error: {problem}", file=sys.stderr)
+            print(f"jetkern verify: error: {printable(problem)}", file=sys.stderr)
         damaged |= bool(problems)
         rows = [["class", "jets", "particles", "mean"]]
         for i, name in enumerate(shards.classes or ("jets",)):
@@ -193,6 +218,12 @@ def main(arguments: list[str]) -> int:
             mean = particles / jets if jets else math.nan
             rows.append([name, f"{jets:,}", f"{particles:,}", f"{mean:.1f}"])
         state = f"{len(problems)} damages" if problems else "no damage"
-        show(f"{folder}: {len(shards.paths)} shards, {len(shards.index)} blocks: {state}")
+        show(
+            f"{printable(folder)}: {len(shards.paths)} shards, {len(shards.index)} blocks: {state}"
+        )
         show(table(rows))
+    for outer in args.folders:
+        for problem in strangers(outer):
+            print(f"jetkern verify: error: {printable(problem)}", file=sys.stderr)
+            damaged = True
     return int(damaged)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jetkern.convert.plan import Plan
-from jetkern.convert.scatter import read_bucket, work_file
+from jetkern.convert.scatter import read_bucket, sealed, unsealed, work_file
 from jetkern.data.order import hashes
-from jetkern.data.shards import Block, Field, index_dtype, write_shard
+from jetkern.data.shards import Block, write_shard
 from jetkern.io import AtomicFile
 
 Array = NDArray[Any]
@@ -22,14 +23,14 @@ _SHUFFLE = 103
 
 
 def record_file(folder: Path, bucket: int) -> Path:
-    """Where what the manifest says of a shard waits for it; its presence marks the shard."""
-    return folder / f"bucket-{bucket:06d}.npz"
+    """Where what the manifest says of a shard waits for it."""
+    return folder / f"bucket-{bucket:06d}.record"
 
 
 def gather(
     plan: Plan, bucket: int, shard: int, first_block: int, path: Path, folder: Path
 ) -> dict[str, Any]:
-    """Writes one bucket as the shard ``path``.
+    """Writes one bucket as the shard ``path``, unless an earlier run has, bit for bit.
 
     Args:
         bucket: its number over all splits; shard, first_block: numbers in its split.
@@ -37,7 +38,10 @@ def gather(
     Returns:
         the shard's entry of the manifest, with the counts of its classes.
     """
-    paths = [work_file(folder, u.number) for u in plan.units]
+    entry = finished(plan, bucket, path, folder)
+    if entry is not None:
+        return entry
+    paths = [work_file(folder, u) for u in plan.units]
     jets = read_bucket(paths, bucket, sum(plan.splits.values()), plan.fields)
     counts = jets.pop("counts").astype(np.int64)
     order = balanced_order(jets["label"], plan.seed, bucket)
@@ -51,17 +55,37 @@ def gather(
         "sha256": digest,
         "blocks": len(rows),
         "jets": len(counts),
+        "counts": per_class.tolist(),
     }
     record = io.BytesIO()
     np.savez(
         record,
-        entry=np.frombuffer(json.dumps({**entry, "counts": per_class.tolist()}).encode(), "u1"),
+        entry=np.frombuffer(json.dumps({**entry, "plan": plan.digest}).encode(), "u1"),
         index=rows,
         multiplicity=counts[order].astype(np.uint8),
     )
     with AtomicFile(record_file(folder, bucket)) as file:
-        file.write(record.getbuffer())
+        file.write(sealed(record.getvalue()))
     return entry
+
+
+def finished(plan: Plan, bucket: int, path: Path, folder: Path) -> dict[str, Any] | None:
+    """The entry of a shard that is there and is what this plan makes, by its SHA-256."""
+    try:
+        entry, *_ = read_record(plan, bucket, folder)
+        with open(path, "rb") as file:
+            digest = sha256_of(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    return entry if digest == entry["sha256"] else None
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Of the rest of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def balanced_order(label: Array, seed: int, bucket: int) -> NDArray[np.int64]:
@@ -99,13 +123,15 @@ def _blocks(plan: Plan, jets: dict[str, Array], counts: Array, order: Array) -> 
         yield block
 
 
-def read_record(
-    folder: Path, bucket: int, fields: tuple[Field, ...]
-) -> tuple[dict[str, Any], Array, Array]:
-    """The entry, the index rows and the multiplicities of a finished shard."""
+def read_record(plan: Plan, bucket: int, folder: Path) -> tuple[dict[str, Any], Array, Array]:
+    """The entry, the index rows and the multiplicities of a finished shard.
+
+    Raises:
+        ValueError: if the record is damaged, or of another plan.
+    """
     path = record_file(folder, bucket)
-    with np.load(path, allow_pickle=False) as record:
-        rows = record["index"]
-        if rows.dtype != index_dtype(fields):
-            raise ValueError(f"{path}: unexpected type {rows.dtype}")
-        return json.loads(record["entry"].tobytes()), rows, record["multiplicity"]
+    with np.load(io.BytesIO(unsealed(path.read_bytes())), allow_pickle=False) as record:
+        entry = json.loads(record["entry"].tobytes())
+        if entry.pop("plan") != plan.digest:
+            raise ValueError(f"{path}: of another plan")
+        return entry, record["index"], record["multiplicity"]

@@ -3,41 +3,116 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from jetkern.convert import readers
 from jetkern.convert.clean import Policy
+from jetkern.convert.inputs import SPLITS, Found, find
 from jetkern.convert.readers import InputError, Layout, Options
 from jetkern.data.shards import Field, make_fields
 
-SPLITS = ("train", "val", "test")
-VERSION = 1
+VERSION = 2
+FEW_FILES = 200  # that are looked at without a bar
 
 
 @dataclass(frozen=True)
 class Input:
-    """One file: its name in the manifest, its jets, and its split (None if its rows have one)."""
+    """One file: its name in the manifest, its jets, and its split (None if its rows have one).
+
+    Attributes:
+        named: the name that readers judge, see ``inputs.Found``.
+        twin: number of the inputs of the same name before it.
+        state: of the file's bytes, see ``state_of``.
+    """
 
     path: Path
     name: str
+    named: str
+    twin: int
     num_jets: int
     size: int
-    modified: int
+    state: tuple[int, int, int]
     split: str | None
     notes: dict[str, Any]
+
+    @property
+    def key(self) -> int:
+        """64 bits that stand for the name."""
+        return _hash(self.name, self.twin)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What must not change while a conversion goes on."""
+        return [self.name, self.twin, self.num_jets, self.size, *self.state, self.split]
+
+    def open(self, reader: str, options: Options) -> readers.Source:
+        """The opened file.
+
+        Raises:
+            InputError: if it is damaged, or not the file that was planned with.
+        """
+        source = open_named(self.path, self.named, reader, options)
+        if source.num_jets != self.num_jets:
+            source.close()
+            raise self.changed()
+        return source
+
+    def check(self) -> None:
+        """Raises an ``InputError`` if the file was written to or replaced since it was planned
+        with."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}") from None
+        if status.st_size != self.size or state_of(status) != self.state:
+            raise self.changed()
+
+    def changed(self) -> InputError:
+        """The error for a file that is no longer the same."""
+        return InputError(f"{self.path}: the file changed while it was being converted")
+
+
+def state_of(status: os.stat_result) -> tuple[int, int, int]:
+    """Changes whenever a file is written to or replaced, also by one of the same size and time:
+    the second of its times is the system's own."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def open_named(path: Path, named: str, reader: str, options: Options) -> readers.Source:
+    """The file opened by a reader, which may judge the name ``named``."""
+    return readers.module(reader).open_source(path, replace(options, name=named))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Jets ``start`` to ``stop - 1`` of an input."""
+
+    input: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Jets ``start`` to ``stop - 1`` of an input: what a process reads at a time."""
+    """What a process reads at a time: a range of one input, or some small inputs.
 
-    number: int
-    input: int
-    start: int
-    stop: int
+    Attributes:
+        key: 64 bits that stand for the inputs' names and the ranges, for the shuffle.
+        name: of the work file: stands for all that determines its bytes.
+    """
+
+    pieces: tuple[Piece, ...]
+    key: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -48,11 +123,11 @@ class Plan:
         splits: output folder (relative, "" for the output itself) and number of buckets of each.
         fractions: of a random split, empty if the inputs decide.
         own_splits: whether rows carry the split of the source.
+        passed_over: lines that say what was not read.
     """
 
     reader: str
     inputs: tuple[Input, ...]
-    units: tuple[Unit, ...]
     layout: Layout
     options: Options
     policy: Policy
@@ -61,7 +136,11 @@ class Plan:
     own_splits: tuple[str, ...]
     seed: int
     jets_per_block: int
+    jets_per_shard: int
+    jets_per_read: int
     dtype: str
+    units: tuple[Unit, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -84,9 +163,77 @@ class Plan:
         names = list(self.splits)
         return sum(self.splits[s] for s in names[: names.index(split)])
 
-    def to_json(self) -> str:
-        """Text that is equal for equal plans only."""
-        return json.dumps(asdict(self), default=str, sort_keys=True, indent=1)
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that determines the output but the inputs and the numbers of buckets, as JSON."""
+        chosen = {
+            "version": VERSION,
+            "reader": self.reader,
+            "layout": asdict(self.layout),
+            "options": asdict(self.options),
+            "policy": {k: v for k, v in asdict(self.policy).items() if k != "max_cut"},
+            "splits": list(self.splits),
+            "fractions": self.fractions,
+            "own_splits": self.own_splits,
+            "seed": self.seed,
+            "jets_per_block": self.jets_per_block,
+            "jets_per_shard": self.jets_per_shard,
+            "jets_per_read": self.jets_per_read,
+            "dtype": self.dtype,
+        }
+        return json.loads(json.dumps(chosen, default=str))
+
+    @cached_property
+    def digest(self) -> str:
+        """Stands for all that determines the shards."""
+        return f"{_hash(self.settings, self.splits, [i.identity for i in self.inputs]):016x}"
+
+    def with_buckets(self, splits: dict[str, int]) -> Plan:
+        """The plan with these numbers of buckets, and its units, which depend on them."""
+        plan = replace(self, splits=splits)
+        return replace(plan, units=tuple(_units(plan)))
+
+
+def _hash(*values: Any) -> int:
+    text = json.dumps(values, sort_keys=True, default=str)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _units(plan: Plan) -> Iterable[Unit]:
+    """Ranges of ``jets_per_read`` jets; small inputs together.
+
+    Which ones go together depends on their own names and sizes and hardly on the others', so that
+    most units stay as they are when an input is taken out.
+    """
+    settings = _hash(plan.settings, plan.splits)
+
+    def unit(pieces: list[Piece]) -> Unit:
+        of = [(plan.inputs[p.input], p.start, p.stop) for p in pieces]
+        return Unit(
+            tuple(pieces),
+            _hash([(i.key, start, stop) for i, start, stop in of]),
+            f"unit-{_hash(settings, [(i.identity, start, stop) for i, start, stop in of]):016x}",
+        )
+
+    step = plan.jets_per_read
+    together: list[Piece] = []
+    jets = 0
+    for number, entry in enumerate(plan.inputs):
+        for start in range(0, entry.num_jets, step):
+            piece = Piece(number, start, min(start + step, entry.num_jets))
+            if piece.stop - start == step:
+                yield unit([piece])
+                continue
+            size = piece.stop - piece.start
+            # Of the places between small inputs about one per jets_per_read jets ends a unit.
+            begins = zlib.crc32(entry.name.encode()) * step < size << 32
+            if together and (begins or jets + size > 2 * step):
+                yield unit(together)
+                together, jets = [], 0
+            together.append(piece)
+            jets += size
+    if together:
+        yield unit(together)
 
 
 def make_plan(
@@ -102,6 +249,7 @@ def make_plan(
     jets_per_shard: int = 65536,
     jets_per_read: int = 16384,
     dtype: str = "float32",
+    progress: bool = False,
 ) -> Plan:
     """Looks at the inputs and decides.
 
@@ -109,6 +257,7 @@ def make_plan(
         sources: files, and folders that are searched for files that the reader reads.
         fractions: split every source at random into these parts.
         use_splits: false puts everything into one set of shards.
+        progress: shows a bar where there are many inputs.
 
     Raises:
         InputError: if an input is missing, not readable, or does not fit the others.
@@ -116,50 +265,27 @@ def make_plan(
     options, policy, fractions = options or Options(), policy or Policy(), fractions or {}
     if sum(fractions.values()) and abs(sum(fractions.values()) - 1) > 1e-9:
         raise InputError(f"the fractions of the splits add up to {sum(fractions.values())}, not 1")
-    found = _find(sources, reader)
+    endings = readers.suffixes() if reader == "auto" else set(readers.module(reader).SUFFIXES)
+    by_name = use_splits and not fractions
+    search = find(sources, endings, use_splits=by_name)
     detected = reader == "auto"
     if detected:
-        reader = readers.detect(found[0][0])
-    module = readers.module(reader)
-    inputs, layouts, own = [], [], []
-    for path, name, split in found:
-        try:
-            source = module.open_source(path, options)
-        except InputError:
-            if detected and (other := readers.detect(path)) != reader:
-                names = ", ".join(sorted((reader, other)))
-                raise InputError(f"the inputs have several formats: {names} ({path})") from None
-            raise
-        try:
-            stat = path.stat()
-            inputs.append(
-                Input(
-                    path,
-                    name,
-                    source.num_jets,
-                    stat.st_size,
-                    stat.st_mtime_ns,
-                    None if fractions or not use_splits else split,
-                    source.notes,
-                )
-            )
-            layouts.append(source.layout)
-            own.append(source.splits)
-        finally:
-            source.close()
-    for entry, layout in zip(inputs, layouts, strict=True):
+        reader = readers.detect(search.found[0].path)
+    inputs: list[Input] = []
+    layouts, own = [], []
+    names: dict[str, int] = {}
+    few = len(search.found) < FEW_FILES
+    for found in tqdm(search.found, desc="look ", unit=" files", disable=few or not progress):
+        entry, layout, splits = _look(found, reader, options, detected, names)
+        inputs.append(entry)
+        layouts.append(layout)
+        own.append(splits)
         if layout != layouts[0]:
-            raise InputError(
-                f"{entry.path} does not fit {inputs[0].path}: "
-                + "; ".join(
-                    f"{key} {value or 'none'} against {asdict(layouts[0])[key] or 'none'}"
-                    for key, value in asdict(layout).items()
-                    if value != asdict(layouts[0])[key]
-                )
-            )
+            raise InputError(_misfit(entry, layout, inputs[0], layouts[0]))
     total = sum(i.num_jets for i in inputs)
     if not total:
-        raise InputError(f"{inputs[0].path}: there are no jets in the input")
+        what = inputs[0].path if len(inputs) == 1 else f"{len(inputs)} files"
+        raise InputError(f"{what}: there are no jets in the input")
     own_splits: tuple[str, ...] = ()
     expected: dict[str, float] = {}
     if fractions:
@@ -177,59 +303,62 @@ def make_plan(
         unclear = next(i for i in inputs if i.split is None)
         raise InputError(
             f"{unclear.path} belongs to no split, others do; give the files of a split only, "
-            "or use --splits"
+            "or use --splits or --one-set"
         )
     order = sorted(expected, key=lambda s: (SPLITS.index(s) if s in SPLITS else 9, s))
-    units: list[Unit] = []
-    for number, entry in enumerate(inputs):
-        for start in range(0, entry.num_jets, jets_per_read):
-            stop = min(start + jets_per_read, entry.num_jets)
-            units.append(Unit(len(units), number, start, stop))
-    return Plan(
+    plan = Plan(
         reader=reader,
         inputs=tuple(inputs),
-        units=tuple(units),
         layout=replace(layouts[0]),
         options=options,
         policy=policy,
-        splits={s: max(1, round(expected[s] / jets_per_shard)) for s in order},
+        splits={},
         fractions=fractions,
         own_splits=own_splits,
         seed=seed,
         jets_per_block=jets_per_block,
+        jets_per_shard=jets_per_shard,
+        jets_per_read=jets_per_read,
         dtype=dtype,
+        passed_over=tuple(search.notes()),
     )
+    return plan.with_buckets({s: max(1, round(expected[s] / jets_per_shard)) for s in order})
 
 
-def _find(sources: Sequence[Path], reader: str) -> list[tuple[Path, str, str | None]]:
-    """(path, name, split) of each input, sorted by name, so that their order does not matter."""
-    endings = readers.suffixes() if reader == "auto" else set(readers.module(reader).SUFFIXES)
-    found: dict[Path, tuple[Path, str, str | None]] = {}
-    files = [s for s in sources if not s.is_dir()]
-    for source in sources:
-        if source.is_dir():
-            inside = [p for p in sorted(source.rglob("*")) if p.suffix.lower() in endings]
-            if not inside:
-                raise InputError(
-                    f"{source}: the folder has no file ending in {', '.join(sorted(endings))}"
-                )
-            for path in inside:
-                name = path.relative_to(source)
-                found[path.resolve()] = (path, name.as_posix(), _split_of(name))
-        elif source.exists():
-            found[source.resolve()] = (source, source.name, _split_of(Path(source.name)))
-        else:
-            raise InputError(f"{source}: no such file or folder")
-    if files and len({split for _, _, split in found.values()}) == 1:
-        # Files of one split, given by name, go straight to the output folder.
-        found = {k: (path, name, None) for k, (path, name, _) in found.items()}
-    return sorted(found.values(), key=lambda entry: (entry[1], str(entry[0])))
+def _look(
+    found: Found, reader: str, options: Options, detected: bool, names: dict[str, int]
+) -> tuple[Input, Layout, dict[str, float]]:
+    """A file as an input, its layout, and the splits that its rows tell of."""
+    before = found.path.stat()
+    try:
+        source = open_named(found.path, found.named, reader, options)
+    except InputError:
+        if detected and (other := readers.detect(found.path)) != reader:
+            several = ", ".join(sorted((reader, other)))
+            raise InputError(f"the inputs have several formats: {several} ({found.path})") from None
+        raise
+    twin = names.get(found.name, 0)
+    names[found.name] = twin + 1
+    try:
+        entry = Input(
+            path=found.path,
+            name=found.name,
+            named=found.named,
+            twin=twin,
+            num_jets=source.num_jets,
+            size=before.st_size,
+            state=state_of(before),
+            split=found.split,
+            notes=source.notes,
+        )
+        return entry, source.layout, source.splits
+    finally:
+        source.close()
 
 
-def _split_of(name: Path) -> str | None:
-    """The split that a relative path names: ``val_5M/x.root`` and ``val.h5`` are of val."""
-    for part in (*name.parts[:-1], name.stem):
-        for split in SPLITS:
-            if part == split or part.startswith((f"{split}_", f"{split}-")):
-                return split
-    return None
+def _misfit(entry: Input, layout: Layout, first: Input, expected: Layout) -> str:
+    own, others = asdict(layout), asdict(expected)
+    differ = [
+        f"{k} {v or 'none'} against {others[k] or 'none'}" for k, v in own.items() if v != others[k]
+    ]
+    return f"{entry.path} does not fit {first.path}: " + "; ".join(differ)

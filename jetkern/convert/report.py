@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from jetkern.convert.inputs import SPLITS
 from jetkern.convert.run import Result
 from jetkern.data import Shards
+from jetkern.data.shards import MANIFEST
 from jetkern.io import printable
 from jetkern.tables import table
 
@@ -12,17 +16,21 @@ def text(result: Result) -> str:
     """What was read, kept, repaired and left out, and the classes of every split."""
     report = result.report
     lines = ["The shards were there already; nothing was done."] if result.already_done else []
-    lines.append(f"{report['read']:,} jets read, {report['kept']:,} kept")
+    lines.append(f"{report.get('read', 0):,} jets read, {report['kept']:,} kept")
     lines += [
         f"  {key}: {value:,}"
         for key, value in report.items()
         if isinstance(value, int) and key not in ("read", "kept")
     ]
+    lines += [f"  {printable(note)}" for note in result.notes]
     if "warning" in report:
         lines.append(f"WARNING: {report['warning']}")
+    if not result.folders:
+        return "\n".join(lines)
     opened = {split or "all": Shards(folder) for split, folder in result.folders.items()}
-    rows = [["class", *opened]]
     classes = next(iter(opened.values())).classes
+    lines += _gaps(opened, classes)
+    rows = [["class", *opened]]
     for i, name in enumerate(classes):
         rows.append([name, *(f"{s.counts[i]:,}" for s in opened.values())])
     rows.append(["all", *(f"{s.num_jets:,}" for s in opened.values())])
@@ -42,3 +50,30 @@ def text(result: Result) -> str:
         lines.append(table(limits))
     lines += ["", *(printable(folder) for folder in result.folders.values())]
     return "\n".join(lines)
+
+
+def _gaps(opened: dict[str, Shards], classes: tuple[str, ...]) -> list[str]:
+    """Warnings of splits that got no jets, or none of a class that others have."""
+    source = next(iter(opened.values())).manifest.get("source", {})
+    empty = [split for split in source.get("buckets", {}) if (split or "all") not in opened]
+    lines = [f"WARNING: no jet fell to {split}" for split in empty]
+    present = [any(s.counts[i] for s in opened.values()) for i in range(len(classes))]
+    for split, shards in opened.items():
+        counts = zip(classes, shards.counts, present, strict=True)
+        lacking = [name for name, count, there in counts if there and not count]
+        if lacking:
+            lines.append(f"WARNING: {split} has no jets of {printable(', '.join(lacking))}")
+    absent = [name for name, there in zip(classes, present, strict=True) if not there]
+    if absent:
+        lines.append(f"WARNING: there are no jets of {printable(', '.join(absent))}")
+    return lines
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """The folders of shards in what ``jetkern convert`` wrote: itself, or those of its splits."""
+    if not (folder / MANIFEST).exists():
+        inside = [p.parent for p in folder.glob(f"*/{MANIFEST}")]
+        known = [folder / s for s in SPLITS if folder / s in inside]
+        if inside:
+            return known + sorted(set(inside) - set(known))
+    return [folder]

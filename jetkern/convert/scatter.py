@@ -9,6 +9,7 @@ the fields of the shards. The ``.json`` beside it holds its size and counts, and
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -20,31 +21,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.convert import readers
-from jetkern.convert.clean import Tally, clean, take_jets
-from jetkern.convert.plan import Input, Plan, Unit
+from jetkern.convert.clean import Tally, clean, merge, take_jets
+from jetkern.convert.inputs import fingerprints
+from jetkern.convert.plan import Input, Piece, Plan, Unit
 from jetkern.convert.readers import InputError, Options, Raw, Source
 from jetkern.data.order import hashes
 from jetkern.data.shards import Field, npy_bytes
 from jetkern.io import AtomicFile
 
 _SPLIT, _DEAL = 101, 102
+_ARRAYS = ("particles", "pid", "tracks", "condition")
 TABLE = np.dtype(
     [("offset", "<i8"), ("bytes", "<i8"), ("jets", "<i8"), ("particles", "<i8"), ("crc", "<u4")]
 )
 
 
-def work_file(folder: Path, unit: int) -> Path:
+def work_file(folder: Path, unit: Unit) -> Path:
     """Where a unit's jets wait for the second pass."""
-    return folder / f"unit-{unit:06d}.jets"
+    return folder / f"{unit.name}.jets"
 
 
 def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
     """Reads, checks and deals one unit. Returns its counts, which are also on the disk."""
-    entry = plan.inputs[unit.input]
-    raw = _source(plan, entry).read(unit.start, unit.stop)
-    raw, rows, tally = clean(raw, plan.policy, plan.layout.classes, entry.path, unit.start)
-    split = _splits(plan, unit, raw, rows - unit.start)
+    raws, splits, tallies, prints = [], [], [], []
+    for piece in unit.pieces:
+        entry = plan.inputs[piece.input]
+        # Before the jets are read, so that the file's bytes come from the disk in long stretches.
+        prints.append(fingerprints(entry.path, entry.size, piece.start, piece.stop, entry.num_jets))
+        raw = _source(plan, entry).read(piece.start, piece.stop)
+        entry.check()
+        raw, rows, tally = clean(raw, plan.policy, plan.layout.classes, entry.path, piece.start)
+        raws.append(raw)
+        splits.append(_splits(plan, piece, raw, rows - piece.start))
+        tallies.append(tally)
+    raw, split = _join(raws), np.concatenate(splits)
+    tally = merge(tallies)
     bucket = _deal(plan, unit, raw, split)
     order = np.argsort(bucket, kind="stable")
     raw, bucket = take_jets(raw, order), bucket[order]
@@ -57,29 +68,54 @@ def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
     offset = len(npy_bytes(table))
     for b in np.flatnonzero(np.diff(edges)):
         jets, particles = slice(edges[b], edges[b + 1]), slice(ends[edges[b]], ends[edges[b + 1]])
-        piece = [array[particles if per_particle else jets] for array, per_particle in arrays]
+        own = [array[particles if per_particle else jets] for array, per_particle in arrays]
         crc = 0
-        for part in piece:
+        for part in own:
             crc = zlib.crc32(part.data, crc)
-        size = sum(part.nbytes for part in piece)
+        size = sum(part.nbytes for part in own)
         table[b] = offset, size, jets.stop - jets.start, particles.stop - particles.start, crc
         offset += size
-        parts += piece
-    path = work_file(folder, unit.number)
+        parts += own
+    path = work_file(folder, unit)
     tally["jets in buckets"] = table["jets"].tolist()
-    _write(path, [npy_bytes(table), *(part.data for part in parts)])
-    _write(path.with_suffix(".json"), [json.dumps({"bytes": offset, "tally": tally}).encode()])
+    tally["fingerprints"] = prints
+    header = npy_bytes(table)
+    _write(path, [header, *(part.data for part in parts)])
+    record = {"bytes": offset, "table": zlib.crc32(header), "tally": tally}
+    _write(path.with_suffix(".json"), [sealed(json.dumps(record).encode())])
     return tally
 
 
-def finished(folder: Path, unit: int) -> Tally | None:
-    """The counts of a unit whose work file is complete. Its contents are judged when it is read."""
+def finished(plan: Plan, unit: Unit, folder: Path) -> Tally | None:
+    """The counts of a unit whose work file is complete: its size and its table of buckets are
+    checked here, the buckets when they are read."""
     path = work_file(folder, unit)
     try:
-        record = json.loads(path.with_suffix(".json").read_text())
-        return record["tally"] if path.stat().st_size == record["bytes"] else None
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
+        record = json.loads(unsealed(path.with_suffix(".json").read_bytes()))
+        with open(path, "rb") as file:
+            header = file.read(_table_bytes(sum(plan.splits.values())))
+        if path.stat().st_size == record["bytes"] and zlib.crc32(header) == record["table"]:
+            return record["tally"]
+    except (FileNotFoundError, ValueError):
+        pass
+    return None
+
+
+def sealed(content: bytes) -> bytes:
+    """The content below a line with its SHA-256."""
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def unsealed(data: bytes) -> bytes:
+    """What ``sealed`` was given.
+
+    Raises:
+        ValueError: if a bit of it is no longer the same.
+    """
+    digest, _, content = data.partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise ValueError("the SHA-256 is not that of the content")
+    return content
 
 
 _opened: list[tuple[tuple[str, Input, Options], Source]] = []
@@ -90,11 +126,8 @@ def _source(plan: Plan, entry: Input) -> Source:
     key = (plan.reader, entry, plan.options)
     if not _opened or _opened[0][0] != key:
         close_source()
-        source = readers.module(plan.reader).open_source(entry.path, plan.options)
-        if source.num_jets != entry.num_jets:
-            source.close()
-            raise InputError(f"{entry.path}: the file changed while it was being converted")
-        _opened.append((key, source))
+        entry.check()
+        _opened.append((key, entry.open(plan.reader, plan.options)))
     return _opened[0][1]
 
 
@@ -104,12 +137,12 @@ def close_source() -> None:
         _opened.pop()[1].close()
 
 
-def _splits(plan: Plan, unit: Unit, raw: Raw, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _splits(plan: Plan, piece: Piece, raw: Raw, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """(B,) number of each jet's split in ``plan.splits``."""
     names = list(plan.splits)
-    entry = plan.inputs[unit.input]
+    entry = plan.inputs[piece.input]
     if plan.fractions:
-        uniform = hashes(unit.stop - unit.start, _SPLIT, plan.seed, unit.input, unit.start)[rows]
+        uniform = hashes(piece.stop - piece.start, _SPLIT, plan.seed, entry.key, piece.start)[rows]
         edges = np.cumsum([plan.fractions[s] for s in names])[:-1]
         return np.searchsorted(edges, uniform / 2.0**64, side="right")
     if raw.split is not None and plan.own_splits and entry.split is None:
@@ -121,18 +154,30 @@ def _deal(plan: Plan, unit: Unit, raw: Raw, split: NDArray[np.int64]) -> NDArray
     """(B,) bucket of each jet."""
     classes = len(plan.layout.classes)
     group = split * classes + raw.label
-    keys = hashes(len(group), _DEAL, plan.seed, unit.number)
+    keys = hashes(len(group), _DEAL, plan.seed, unit.key)
     order = np.lexsort((keys, group))
     sizes = np.bincount(group, minlength=len(plan.splits) * classes)
     turn = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     # Each group starts at another bucket, so that the first ones do not get more.
-    start = (hashes(len(sizes), _DEAL, plan.seed, unit.number, 1) >> np.uint64(1)).astype(np.int64)
+    start = (hashes(len(sizes), _DEAL, plan.seed, unit.key, 1) >> np.uint64(1)).astype(np.int64)
     buckets = np.array(list(plan.splits.values()))
     first = np.cumsum(buckets) - buckets
     of = split[order]
     bucket = np.empty(len(group), np.int64)
     bucket[order] = first[of] + (start[group[order]] + turn) % buckets[of]
     return bucket
+
+
+def _join(raws: list[Raw]) -> Raw:
+    """The jets of some inputs, back to back."""
+    if len(raws) == 1:
+        return raws[0]
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(raw, name) for raw in raws]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Raw(**{name: joined(name) for name in ("counts", "label", *_ARRAYS)})
 
 
 def _work_arrays(fields: tuple[Field, ...], raw: Raw) -> list[tuple[NDArray[Any], bool]]:
@@ -153,7 +198,7 @@ def read_bucket(
     paths: list[Path], bucket: int, buckets: int, fields: tuple[Field, ...]
 ) -> dict[str, NDArray[Any]]:
     """The jets of one bucket in all work files: ``counts`` and the shards' fields."""
-    header = len(npy_bytes(np.zeros(buckets, TABLE))) - buckets * TABLE.itemsize
+    header = _table_bytes(buckets) - buckets * TABLE.itemsize
     rows = np.zeros(len(paths), TABLE)
     for i, path in enumerate(paths):
         with open(path, "rb", buffering=0) as file:
@@ -179,6 +224,11 @@ def read_bucket(
     return arrays
 
 
+def _table_bytes(buckets: int) -> int:
+    """Size of the table at the beginning of a work file."""
+    return len(npy_bytes(np.zeros(buckets, TABLE)))
+
+
 def _fill(file: io.FileIO, array: NDArray[Any], offset: int) -> None:
     """Reads a contiguous array from an offset."""
     view = array.reshape(-1).view(np.uint8).data
@@ -190,7 +240,8 @@ def _fill(file: io.FileIO, array: NDArray[Any], offset: int) -> None:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged work file; remove it and run the same command again")
+    path.with_suffix(".json").unlink(missing_ok=True)
+    return InputError(f"{path}: damaged work file; the same command again makes it anew")
 
 
 def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:

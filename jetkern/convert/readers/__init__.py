@@ -41,12 +41,15 @@ asinh and the values themselves can be inverted anywhere."""
 @dataclass(frozen=True)
 class Options:
     """What the user says about the input, over what the files say themselves; ``schema`` is a
-    description that ``readers.schema.load`` has checked; ``tracks`` one of ``TRACK_SCALES``."""
+    description that ``readers.schema.load`` has checked; ``tracks`` one of ``TRACK_SCALES``;
+    ``name`` a file's path from the last folder on that the user wrote: those around that decide
+    nothing."""
 
     label_shift: int | None = None
     classes: tuple[str, ...] = ()
     schema: dict[str, Any] | None = None
     tracks: str = "tanh"
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ zero in every column are padding, so a particle of exactly 1 GeV (ln pT = 0) is 
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,8 @@ class OmniLearned(BaseSource):
             raise InputError(
                 f"{path}: data holds tanh of d0 and dz, which --tracks {options.tracks} cannot undo"
             )
-        known = next((DATASETS[p.name] for p in path.parents if p.name in DATASETS), (0, ()))
+        folders = PurePosixPath(options.name).parts[:-1]
+        known = next((DATASETS[f] for f in reversed(folders) if f in DATASETS), (0, ()))
         attributes = self.file.attrs
         self.shift = int(attributes.get("label_shift", known[0]))
         if options.label_shift is not None:

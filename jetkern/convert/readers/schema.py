@@ -73,7 +73,7 @@ that comes with jetkern (``jetkern/convert/readers/schemas``), which --from uses
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,9 @@ class Described(BaseSource):
         self.select = Expression(jets["select"]) if "select" in jets else None
         label = jets.get("label", [])
         self.label_columns = [Value(v) for v in (label if isinstance(label, list) else [label])]
-        self.file_label = _file_label(path, jets["files"]) if "files" in jets else None
+        self.file_label = (
+            _file_label(path, options.name, jets["files"]) if "files" in jets else None
+        )
         counters = [n for c in self.collections if c.count is not None for n in c.count.names]
         self.jet_columns = tuple(dict.fromkeys([*self.jet_columns, *counters]))
         names = [n for c in self.collections for n in c.names]
@@ -605,10 +607,11 @@ class Described(BaseSource):
         self.table.close()
 
 
-def _file_label(path: Path, patterns: list[str]) -> int:
-    """The class of a file by its name or, if that fits no pattern, by that of its folder."""
-    for name in (path.name, path.absolute().parent.name):
-        fits = [i for i, pattern in enumerate(patterns) if fnmatch(name, pattern)]
+def _file_label(path: Path, name: str, patterns: list[str]) -> int:
+    """The class of a file by its name or, if that fits no pattern, by the folders that it is in, of
+    those that the user named, the innermost first."""
+    for part in reversed(PurePosixPath(name).parts):
+        fits = [i for i, pattern in enumerate(patterns) if fnmatch(part, pattern)]
         if len(fits) == 1:
             return fits[0]
         if fits:
