@@ -28,7 +28,8 @@ def summary(shards: Shards, jets: Jets) -> str:
     """Tables of the classes and, from a sample of jets, of the columns."""
     size = sum(shards.bytes)
     lines = [
-        f"{printable(shards.folder)}: {shards.num_jets:,} jets, {shards.num_particles:,} particles, "
+        f"{printable(shards.folder)}: {shards.num_jets:,} jets, "
+        f"{shards.num_particles:,} particles, "
         f"{len(shards.paths)} shards of {len(shards.index)} blocks, {size / 1e6:,.1f} MB, "
         f"fingerprint {shards.fingerprint[:12]}",
         "",

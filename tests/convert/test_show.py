@@ -42,7 +42,7 @@ def test_verify_and_show_take_the_folder_that_convert_wrote(tmp_path, capsys):
     assert verify.main([out, "--quiet"]) == 0
     said = capsys.readouterr().out
     assert said.count("no damage") == 3
-    assert said.index("train") < said.index("val") < said.index("test")
+    assert said.index("/train:") < said.index("/val:") < said.index("/test:")
     assert show.main([out, "--figure", str(tmp_path / "a.png")]) == 0
     assert {p.name for p in tmp_path.glob("*.png")} == {"a-train.png", "a-val.png", "a-test.png"}
 
