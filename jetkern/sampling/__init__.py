@@ -13,6 +13,7 @@ A velocity is any function of packed jets and times; a model is one. To sample f
     particles, mask = jets.to_padded()
 """
 
+from jetkern.sampling.fitting import Trajectory, fit, trajectory
 from jetkern.sampling.pet import PETVelocity
 from jetkern.sampling.sampler import (
     SamplingError,
@@ -35,12 +36,15 @@ __all__ = [
     "PETVelocity",
     "SamplingError",
     "Scheme",
+    "Trajectory",
     "Velocity",
+    "fit",
     "guided",
     "integrate",
     "noise_jets",
     "sample",
     "scheme",
+    "trajectory",
     "uniform_grid",
     "with_evaluations",
 ]

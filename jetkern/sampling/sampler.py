@@ -117,11 +117,9 @@ def sample(
 
 
 def _integrate(velocity: Velocity, jets: Jets, scheme: Scheme) -> Jets:
-    times = torch.tensor(scheme.times, dtype=jets.particles.dtype, device=jets.offsets.device)
-    prepare = getattr(velocity, "prepare", None)
-    steps: Steps = prepare(jets, times) if prepare else _plain(velocity, jets, times)
+    steps = steps_of(velocity, jets, scheme)
     # One look at the end, so that a GPU is not waited for at every evaluation.
-    failed = torch.full((len(jets.particles),), scheme.evaluations, device=times.device)
+    failed = torch.full((len(jets.particles),), scheme.evaluations, device=jets.offsets.device)
 
     def checked(particles: Tensor, k: int) -> Tensor:
         v = steps(particles, k)
@@ -141,6 +139,12 @@ def _integrate(velocity: Velocity, jets: Jets, scheme: Scheme) -> Jets:
             f"(t = {scheme.times[first]:.4g}): {_named(names)}"
         )
     return jets.replace(particles=particles)
+
+
+def steps_of(velocity: Velocity, jets: Jets, scheme: Scheme) -> Steps:
+    """The velocity of the jets' particles at evaluation k of the scheme."""
+    times = torch.tensor(scheme.times, dtype=jets.particles.dtype, device=jets.offsets.device)
+    return _prepared(velocity, jets, times)
 
 
 def guided(
@@ -169,8 +173,7 @@ class _Guided:
     def prepare(self, jets: Jets, times: Tensor) -> Steps:
         """As ``Velocity`` says."""
         both = Jets.concat([jets, self.without(jets)])
-        prepare = getattr(self.velocity, "prepare", None)
-        steps = prepare(both, times) if prepare else _plain(self.velocity, both, times)
+        steps = _prepared(self.velocity, both, times)
         return lambda x, k: self._combine(steps(torch.cat([x, x]), k))
 
     def _combine(self, both: Tensor) -> Tensor:
@@ -184,7 +187,10 @@ def _unlabelled(jets: Jets) -> Jets:
     return jets.replace(label=torch.full_like(jets.label, -1))
 
 
-def _plain(velocity: Velocity, jets: Jets, times: Tensor) -> Steps:
+def _prepared(velocity: Velocity, jets: Jets, times: Tensor) -> Steps:
+    prepare = getattr(velocity, "prepare", None)
+    if prepare is not None:
+        return prepare(jets, times)
     return lambda x, k: velocity(jets.replace(particles=x), times[k].expand(len(jets)))
 
 

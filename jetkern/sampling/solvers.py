@@ -2,13 +2,12 @@
 
 Every explicit scheme on a fixed grid evaluates the velocity S times, each time at the start plus a
 combination of the velocities before. So it is S times and a lower triangular (S, S) table: the
-solvers below only fill it in, one loop runs them all, and ``jetkern.sampling.fit`` learns tables of
-its own. (Non-stationary solvers, Shaul et al., arXiv 2403.01329, see them so too.)
+solvers below only fill it in, one loop runs them all, and ``jetkern.sampling.fitting`` learns
+tables of its own. (Non-stationary solvers, Shaul et al., arXiv 2403.01329, see them so too.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
-Moments = Callable[[float, float], tuple[float, float]]
 
 # Butcher tables: the stages' weights row by row, then those of the step. RK4 is the 3/8 rule, which
 # is also what torchdiffeq calls rk4.
@@ -28,8 +26,7 @@ TABLEAUS: dict[str, tuple[tuple[float, ...], ...]] = {
     "heun": ((1.0,), (1 / 2, 1 / 2)),
     "rk4": ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
 }
-MULTISTEP = ("ab2", "exponential")
-SOLVERS = (*TABLEAUS, *MULTISTEP)
+SOLVERS = (*TABLEAUS, "ab2")
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,7 @@ def scheme(solver: str, grid: Sequence[float] | Floats) -> Scheme:
 
     Args:
         solver: "euler", "midpoint", "heun" and "rk4" (the 3/8 rule) take 1, 2, 2 and 4 evaluations
-            a step. "ab2" (two-step Adams-Bashforth) and "exponential" take one; their first step is
-            Euler's. "exponential" integrates the linear path z = (1 - t) x + t noise exactly and
-            extrapolates the data x = z - t v linearly in t: a two-step exponential
-            Adams-Bashforth method in the data prediction, as DPM-Solver++ (arXiv 2211.01095) is
-            with the log of the signal-to-noise ratio as its time. Its grid ends at t >= 0.
+            a step, "ab2" (two-step Adams-Bashforth, whose first step is Euler's) one.
         grid: (n + 1,) times, strictly in- or decreasing, the start first.
 
     Raises:
@@ -106,11 +99,7 @@ def scheme(solver: str, grid: Sequence[float] | Floats) -> Scheme:
     if solver in TABLEAUS:
         return _runge_kutta(solver, nodes)
     if solver == "ab2":
-        return _multistep(solver, nodes, _plain_moments, False)
-    if solver == "exponential":
-        if (nodes < 0).any() or (nodes[:-1] == 0).any():
-            raise ValueError("the exponential solver needs times above 0, the last may be 0")
-        return _multistep(solver, nodes, _exponential_moments, True)
+        return _adams_bashforth(nodes)
     raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
 
 
@@ -196,34 +185,11 @@ def _runge_kutta(name: str, nodes: Floats) -> Scheme:
     return Scheme(np.array(times), weights, name)
 
 
-def _multistep(name: str, nodes: Floats, moments: Moments, exponential: bool) -> Scheme:
-    """Two-step schemes: velocity, or data x = z - t v, extrapolated through the last two."""
-    steps = len(nodes) - 1
-    # Row n: the position at node n, less the start, as a combination of the velocities.
-    positions = np.zeros((steps + 1, steps))
-    sources = np.zeros((steps, steps))
-    for n in range(steps):
-        now, then = nodes[n], nodes[n + 1]
-        sources[n, n] = 1.0
-        if exponential:
-            sources[n] = positions[n] - now * sources[n]
-        constant, linear = moments(now, then)
-        positions[n + 1] = positions[n] * (then / now if exponential else 1.0)
-        positions[n + 1] += constant * sources[n]
-        if n:
-            slope = (sources[n] - sources[n - 1]) / (now - nodes[n - 1])
-            positions[n + 1] += linear * slope
-    return Scheme(nodes[:-1], positions[1:], name)
-
-
-def _plain_moments(now: float, then: float) -> tuple[float, float]:
-    """Integrals of 1 and of t - now, from now to then."""
-    step = then - now
-    return step, step**2 / 2
-
-
-def _exponential_moments(now: float, then: float) -> tuple[float, float]:
-    """``then`` times the integrals of 1 / t^2 and (t - now) / t^2, from then to now."""
-    constant = 1 - then / now
-    log = then * math.log(now / then) if then else 0.0
-    return constant, log - now * constant
+def _adams_bashforth(nodes: Floats) -> Scheme:
+    """Velocities are extrapolated linearly from the last two; the first step is Euler's."""
+    h = np.diff(nodes)
+    increments = np.diag(h)
+    for n in range(1, len(h)):
+        ratio = h[n] / (2 * h[n - 1])
+        increments[n, n - 1 : n + 1] = [-h[n] * ratio, h[n] * (1 + ratio)]
+    return Scheme(nodes[:-1], np.cumsum(increments, axis=0), "ab2")

@@ -9,7 +9,7 @@ import torchdiffeq
 
 from jetkern.sampling import SOLVERS, Scheme, integrate, scheme, uniform_grid, with_evaluations
 
-ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2, "exponential": 2}
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
 RAGGED = np.array([1.0, 0.93, 0.7, 0.66, 0.2, 0.05, 0.0])
 
 
@@ -76,18 +76,6 @@ def test_two_step_adams_bashforth_on_equal_steps_has_its_textbook_weights():
     np.testing.assert_allclose(increments[2], [0, -h / 2, 3 * h / 2, 0], atol=1e-15)
 
 
-def test_exponential_solver_is_exact_where_the_data_prediction_is_linear_in_time():
-    """x0(t) = a + b t along the path: dz/dt = (z - a - b t) / t, z = a - b t ln t + c t."""
-    a, b, c = 0.4, -1.3, 0.2
-    start = torch.tensor([[a + c]], dtype=torch.float64)
-    grid = np.array([1.0, 1 - 1e-9, 0.8, 0.3, 0.1])
-    result = run(lambda t, z: (z - a - b * t) / t, start, scheme("exponential", grid))
-    exact = a - b * 0.1 * np.log(0.1) + c * 0.1
-    assert float(result) == pytest.approx(exact, abs=1e-8)
-    data = run(lambda t, z: (z - a - b * t) / t, start, scheme("exponential", np.append(grid, 0.0)))
-    assert float(data) == pytest.approx(a, abs=1e-8)
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_evaluations_are_counted(solver):
     table = with_evaluations(solver, 12)
@@ -121,7 +109,6 @@ def test_a_scheme_survives_json_to_the_last_bit():
         (lambda: scheme("euler", [1.0]), "two or more"),
         (lambda: scheme("euler", [1.0, np.nan]), "two or more finite"),
         (lambda: scheme("euler", [1.0, 0.5, 0.5]), "strictly"),
-        (lambda: scheme("exponential", [0.0, 1.0]), "times above 0"),
         (lambda: uniform_grid(0), "at least one step"),
         (lambda: with_evaluations("rk4", 6), "no multiple"),
         (lambda: Scheme(np.ones(2), np.ones((2, 2))), "before they are known"),
