@@ -114,7 +114,7 @@ def energy_flow_polynomials(
 def _polynomial(edges: Edges, energy: Tensor, distance: Tensor) -> Tensor:
     """(B,) the polynomial of a connected graph, one vertex after the other summed out."""
     vertices = set(range(_vertices(edges)))
-    unary = {v: energy for v in vertices}
+    unary = dict.fromkeys(vertices, energy)
     binary: dict[frozenset[int], Tensor] = {
         frozenset(pair): distance.pow(power) if power > 1 else distance
         for pair, power in Counter(edges).items()

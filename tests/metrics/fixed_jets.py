@@ -22,3 +22,9 @@ def padded(jets, particles, seed, width=0.3):
     mask = np.arange(particles) < counts[:, None]
     pt = pt / (pt * mask).sum(1, keepdims=True)
     return np.stack([eta, phi, pt], axis=2) * mask[..., None], counts
+
+
+def pack(jets):
+    """eta, phi and pT (T,) of the particles, and the jets' offsets."""
+    mask = jets[..., 2] > 0
+    return jets[mask].T, np.concatenate([[0], np.cumsum(mask.sum(1))])
