@@ -89,7 +89,7 @@ def state_of(status: os.stat_result) -> tuple[int, int, int]:
 
 def open_named(path: Path, named: str, reader: str, options: Options) -> readers.Source:
     """The file opened by a reader, which may judge the name ``named``."""
-    return readers.module(reader).open_source(path, replace(options, name=named))
+    return readers.open_source(reader, path, replace(options, name=named))
 
 
 @dataclass(frozen=True)

@@ -464,6 +464,11 @@ def test_the_descriptions_that_come_with_it(tmp_path, name):
     assert "label" not in own["jets"]
 
 
+def test_a_description_that_fits_is_proposed(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", X=np.ones((2, 3, 4)), y=np.zeros(2))
+    refuse(capsys, tmp_path / "out", tmp_path / "a.npz", says=["--from energyflow"])
+
+
 def test_a_claim_of_more_jets_than_fit(tmp_path, capsys):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", (10**12, 150, 4), "f4", chunks=(64, 150, 4))

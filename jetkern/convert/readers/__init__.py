@@ -9,7 +9,8 @@ reads any range of them as ``Raw``: real particles only, back to back. It judges
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -199,6 +200,28 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"jetkern.convert.readers.{name}")
 
 
+@contextmanager
+def judging(path: Path) -> Iterator[None]:
+    """What a library raises on a damaged file as an ``InputError``: they have errors of many kinds,
+    which the readers expect where they read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, LookupError, MemoryError, OverflowError) as error:
+        raise InputError(f"{path}: damaged, cannot be opened ({first_line(error)})") from None
+
+
+def open_source(reader: str, path: Path, options: Options) -> Source:
+    """The file, opened by the reader of that name.
+
+    Raises:
+        InputError: if it is damaged, or not what the reader reads.
+    """
+    with judging(path):
+        return module(reader).open_source(path, options)
+
+
 def detect(path: Path) -> str:
     """The name of the reader for a file, judged by its content.
 
@@ -207,10 +230,27 @@ def detect(path: Path) -> str:
     """
     candidates = [m for m in map(module, MODULES) if path.suffix.lower() in m.SUFFIXES]
     for reader in candidates:
-        if reader.recognises(path):
-            return reader.NAME
+        with judging(path):
+            if reader.recognises(path):
+                return reader.NAME
     looks_for = "; ".join(f"{m.NAME}: {m.LOOKS_FOR}" for m in candidates or map(module, MODULES))
-    raise InputError(f"{path}: not a format that is known here ({looks_for})")
+    fits = [f"--from {name}" for name in SHIPPED if _described(path, name)]
+    hint = f"; it can be read by {', '.join(fits)}" if fits else ""
+    raise InputError(f"{path}: not a format that is known here ({looks_for}){hint}")
+
+
+def _described(path: Path, name: str) -> bool:
+    """Whether the description of that name fits a file."""
+    description = importlib.import_module("jetkern.convert.readers.description")
+    schema = description.load(None, name)
+    ending = path.suffix.lower()[1:]
+    if schema["format"] != {"h5": "hdf5"}.get(ending, ending):
+        return False
+    try:
+        open_source("schema", path, Options(schema=schema)).close()
+    except InputError:
+        return False
+    return True
 
 
 def suffixes() -> set[str]:

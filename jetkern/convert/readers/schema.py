@@ -607,11 +607,11 @@ class Described(BaseSource):
         self.table.close()
 
 
-def _file_label(path: Path, name: str, patterns: list[str]) -> int:
-    """The class of a file by its name or, if that fits no pattern, by the folders that it is in, of
-    those that the user named, the innermost first."""
-    for part in reversed(PurePosixPath(name).parts):
-        fits = [i for i, pattern in enumerate(patterns) if fnmatch(part, pattern)]
+def _file_label(path: Path, named: str, patterns: list[str]) -> int:
+    """The class of a file by its name or, if that fits no pattern, by the nearest folder that does,
+    of those that ``Options.name`` has."""
+    for name in (path.name, *reversed(PurePosixPath(named).parts[:-1])):
+        fits = [i for i, pattern in enumerate(patterns) if fnmatch(name, pattern)]
         if len(fits) == 1:
             return fits[0]
         if fits:
