@@ -181,7 +181,8 @@ class Described(BaseSource):
         name = self.collections[0].names[0]
         depth = len(self.table.read([name], 0, 1)[name].counts)
         if depth not in (1, 2):
-            raise InputError(f"{self.path}: {name} holds single values, expected lists")
+            found = "lists of lists of lists" if depth else "single values"
+            raise InputError(f"{self.path}: {name} holds {found}, expected lists of particles")
         return depth
 
     def _count_jets(self) -> NDArray[np.int64]:
@@ -649,7 +650,8 @@ class _Jets:
                 continue
             if len(column.counts) > 1 or (not events and (column.counts[0] != 1).any()):
                 raise InputError(
-                    f"{path}: {name} holds lists, expected the opposite: single values"
+                    f"{path}: {name} holds lists, expected the opposite, a value for each jet (are "
+                    "the rows events? see [constituents])"
                 )
             if (column.counts[0] != counts).any():
                 row = int(np.argmax(column.counts[0] != counts))
