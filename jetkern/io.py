@@ -380,7 +380,7 @@ class Document:
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raises the error of this document for one of its values."""
-        raise self.error(f"{self._name(key)} {problem}")
+        raise self.error(f"{self._name(key)} {printable(problem)}")
 
     def integer(self, key: str, low: int = 0, high: int = 2**63 - 1) -> int:
         """An integer from ``low`` to ``high``."""

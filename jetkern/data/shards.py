@@ -21,7 +21,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.io import AtomicFile
+from jetkern.io import AtomicFile, Document, explain, printable, read_json, regular_file
 
 FORMAT = "jetkern-shards"
 VERSION = 1
@@ -243,77 +243,104 @@ class Shards:
             raise ShardError(f"{folder} is not a folder: shards are opened from local paths only")
         self.folder = Path(folder)
         path = self.folder / MANIFEST
-        try:
-            self.manifest: dict[str, Any] = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ShardError(f"{printable(folder)} is not a folder of shards")
+        if not path.exists():
             splits = sorted(p.parent.name for p in self.folder.glob(f"*/{MANIFEST}"))
             hint = f"; did you mean one of its folders: {', '.join(splits)}?" if splits else ""
-            raise ShardError(f"{self.folder} has no {MANIFEST}{hint}") from None
-        except NotADirectoryError:
-            raise ShardError(f"{self.folder} is not a folder of shards") from None
-        except ValueError as error:
-            raise ShardError(f"{path} is damaged: {error}") from None
-        try:
-            self._read(path)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{path} is damaged: {error!r}") from None
+            raise ShardError(printable(f"{self.folder} has no {MANIFEST}{hint}"))
+        document = read_json(path, error=ShardError)
+        self.manifest: dict[str, Any] = document.content
+        self._read(path, document)
 
-    def _read(self, path: Path) -> None:
-        manifest = self.manifest
-        self.fingerprint: str = manifest["sha256"]
-        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-            raise ShardError(
-                f"{path} is {manifest['format']} version {manifest['version']}, "
-                f"this reads {FORMAT} version {VERSION}"
-            )
-        if self.fingerprint != manifest_digest(manifest):
+    def _read(self, path: Path, manifest: Document) -> None:
+        required = ("format", "version", "sha256", "jets", "particles", "blocks", "classes")
+        for key in (*required, "counts", "fields", "files", "shards"):
+            if key not in manifest:
+                raise ShardError(f"{path} is damaged: it has no {key!r}")
+        if (found := (manifest.text("format"), manifest.integer("version"))) != (FORMAT, VERSION):
+            this = f"this reads {FORMAT} version {VERSION}"
+            raise ShardError(f"{path} is {printable(found[0])} version {found[1]}, {this}")
+        self.fingerprint: str = manifest.text("sha256")
+        if self.fingerprint != manifest_digest(self.manifest):
             raise ShardError(f"{path} is damaged: its SHA-256 is not the one it states")
-        self.num_jets: int = manifest["jets"]
-        self.num_particles: int = manifest["particles"]
-        self.classes: tuple[str, ...] = tuple(manifest["classes"])
-        self.counts: tuple[int, ...] = tuple(manifest["counts"])
-        self.fields = tuple(
-            Field(f["name"], f["dtype"], tuple(f["columns"])) for f in manifest["fields"]
-        )
-        for field in self.fields:
-            if field.dtype not in DTYPES.get(field.name, ()):
-                raise ShardError(f"{path}: unknown field {field.name} of type {field.dtype}")
+        self.num_jets: int = manifest.integer("jets")
+        self.num_particles: int = manifest.integer("particles")
+        self.classes: tuple[str, ...] = tuple(manifest.texts("classes"))
+        self.counts: tuple[int, ...] = tuple(manifest.integers("counts"))
+        if len(self.counts) != len(self.classes):
+            manifest.fail("counts", f"has {len(self.counts)} values, classes {len(self.classes)}")
+        self.fields = tuple(_fields(manifest))
         names = {f.name: f for f in self.fields}
+        if bool(self.classes) != ("label" in names):
+            manifest.fail("classes", "and the field label are there only together")
         self.condition = names["condition"].columns if "condition" in names else ()
-        self.paths = [self.folder / shard_name(s["name"], path) for s in manifest["shards"]]
-        self.bytes: list[int] = [s["bytes"] for s in manifest["shards"]]
+        entries = manifest.records("shards")
+        self.paths = [self.folder / shard_name(e.text("name"), path) for e in entries]
+        self.bytes: list[int] = [e.integer("bytes") for e in entries]
+        for entry in entries:
+            entry.text("sha256"), entry.integer("blocks"), entry.integer("jets")
+        for name in ("source", "report"):
+            if name in manifest:
+                manifest.record(name)
         present = set(os.listdir(self.folder))
         missing = [p.name for p in self.paths if p.name not in present]
         if missing:
             raise ShardError(
                 f"{self.folder} lacks {len(missing)} of its {len(self.paths)} shards: "
-                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+                + printable(f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}")
             )
         self.index = self._array(INDEX, index_dtype(self.fields))
+        self._check_index(self.folder / INDEX)
         if (
-            len(self.index) != manifest["blocks"]
+            len(self.index) != manifest.integer("blocks")
             or int(self.index["jets"].sum()) != self.num_jets
             or int(self.index["particles"].sum()) != self.num_particles
             or sum(self.counts) != (self.num_jets if self.classes else 0)
         ):
             raise ShardError(f"{path} and {INDEX} do not belong together: their counts differ")
 
+    def _check_index(self, path: Path) -> None:
+        """Makes sure that the files can hold what the blocks claim, before memory is taken."""
+        index = self.index
+        jets, particles = index["jets"].astype(np.int64), index["particles"]
+        wrong = (index["shard"] < 0) | (index["shard"] >= len(self.paths)) | (jets < 0)
+        wrong |= (particles < 0) | (particles > MAX_PARTICLES * jets)
+        if not wrong.any():
+            ends = np.array(self.bytes, np.int64)[index["shard"]] if len(index) else jets
+            for i, field in enumerate(self.fields):
+                rows = particles if field.per_particle else jets + (field.name == "offsets")
+                size = rows * max(1, len(field.columns)) * np.dtype(field.dtype).itemsize
+                offset = index["offset"][:, i]
+                wrong |= (offset < 0) | (offset > ends - size)
+        if wrong.any():
+            raise ShardError(f"{path}: block {int(wrong.argmax())} cannot be in its shard")
+        for column in (jets, particles) if len(index) else ():
+            number = int(index["shard"][int(column.argmax())])
+            nbytes = regular_file(self.paths[number], error=ShardError).st_size
+            if nbytes != self.bytes[number]:
+                raise ShardError(
+                    f"{self.paths[number]} has {nbytes} bytes, expected {self.bytes[number]}"
+                )
+
     def _array(self, name: str, dtype: np.dtype) -> NDArray[Any]:
         path = self.folder / name
-        digest = hashlib.sha256()
+        expected = Document(self.folder / MANIFEST, self.manifest, ShardError).record("files")
+        regular_file(path, error=ShardError)
         try:
+            digest = hashlib.sha256()
             with open(path, "rb") as file:
                 while chunk := file.read(1 << 22):
                     digest.update(chunk)
-            if digest.hexdigest() != self.manifest["files"][name]:
+            if digest.hexdigest() != expected.text(name):
                 raise ShardError(f"{path} is damaged: its SHA-256 is not the manifest's")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            if isinstance(error, ShardError):
-                raise
-            raise ShardError(f"{path} cannot be read: {error}") from None
-        if array.dtype != dtype or array.ndim != 1:
-            raise ShardError(f"{path} holds {array.dtype}, expected {dtype}")
+        except ShardError:
+            raise
+        except Exception as error:  # numpy evaluates the header as Python: nearly any kind
+            raise ShardError(f"{path} cannot be read: {explain(error)}") from None
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+            raise ShardError(f"{path} does not hold one array of {dtype}")
         return np.asarray(array)  # still mapped, but indexed faster than a memmap
 
     def multiplicity(self) -> NDArray[np.uint8]:
@@ -333,6 +360,26 @@ class Shards:
     def field(self, name: str) -> Field | None:
         """The field of that name, or None."""
         return next((f for f in self.fields if f.name == name), None)
+
+
+def _fields(manifest: Document) -> Iterator[Field]:
+    """The fields of a manifest; each must be one that ``Jets`` has, with as many columns."""
+    seen: set[str] = set()
+    for entry in manifest.records("fields"):
+        field = Field(entry.text("name"), entry.text("dtype"), tuple(entry.texts("columns")))
+        if field.dtype not in DTYPES.get(field.name, ()) or field.name in seen:
+            unknown = printable(f"unknown field {field.name} of type {field.dtype}")
+            raise ShardError(f"{manifest.path}: {unknown}")
+        columns = {"particles": len(KINEMATICS), "tracks": len(TRACKS), "condition": None}
+        number = columns.get(field.name, 0)
+        if len(field.columns) != number and (number is not None or not field.columns):
+            entry.fail("columns", f"are {len(field.columns)} for {field.name}")
+        if bool(seen) == (field.name == "offsets"):
+            entry.fail("name", f"is {field.name!r}; the first field is offsets")
+        seen.add(field.name)
+        yield field
+    if "particles" not in seen:
+        manifest.fail("fields", "are without particles")
 
 
 def shard_name(name: str, manifest: Path) -> str:
