@@ -407,7 +407,7 @@ FORWARD: Defaults = {
 }
 BACKWARD: Defaults = {
     16: (_tiles(16, 64, 2), _tiles(16, 32, 2), _tiles(16, 64, 2), _tiles(16, 32, 2)),
-    32: (_tiles(16, 32, 2), _tiles(16, 32, 2), _tiles(16, 32, 2), _tiles(16, 32, 2)),
+    32: (_tiles(16, 32, 2), _tiles(16, 32, 4), _tiles(16, 32, 2), _tiles(16, 32, 4)),
     64: (_tiles(16, 32, 4), _tiles(16, 32, 4), _tiles(16, 32, 4), _tiles(16, 32, 4)),
     128: (_tiles(16, 32, 4), _tiles(16, 32, 8), _tiles(16, 32, 4), _tiles(16, 16, 8)),
 }

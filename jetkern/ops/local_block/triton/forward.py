@@ -153,7 +153,11 @@ def _default(shape: Shape, precision: str) -> Settings:
         "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
         "GROUP": max(16, shape.width // shape.heads),
         "num_warps": 8 if wide else 4,
-        "num_stages": 1 if wide or precision == "ieee" else 3,
+        "num_stages": 2
+        if wide and precision == "tf32"
+        else 1
+        if wide or precision == "ieee"
+        else 3,
     }
 
 
