@@ -43,7 +43,7 @@ test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefine
 	$(PY) -m pytest -q -p no:xdist tests/ops/test_cuda_knn.py tests/ops/test_cuda_attention.py \
 	-k "not registration"
 
-resources: setup  ## the GPU kernels at float32 precisions, compiled without a GPU: its launches compiled
+resources: setup  ## what the presets launch on GPUs at float32 precisions, compiled without one
 	$(PY) -m bench.resources --precisions ieee tf32
 
 lint: setup  ## ruff and mypy

@@ -36,12 +36,12 @@ PRECISIONS = ("ieee", "tf32", "bf16")  # those of the ops, whose package would i
 SHARED_KB = {80: 164, 90: 228}  # of a multiprocessor (CUDA C++ Programming Guide, table 21)
 # Of a block, on the smallest GPU that is launched like this one: sm_86, sm_89 and sm_120; sm_90.
 BLOCK_KB = {80: 99, 90: 227}
-# Registers of a thread from which on a spill is for want of them. With fewer the assembler has spilled
-# a few bytes for one more resident block, its own choice.
+# Registers of a thread from which on a spill is for want of them. With fewer the assembler has
+# spilled a few bytes for one more resident block, its own choice.
 LIMIT = 254
 WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectures
-# Of (kernel, case) that spill, how many bytes may: no setting tried spills less, and factors rounded
-# to TF32 one by one cost the registers.
+# Bytes that (kernel, case) may spill: rounding factors to TF32 costs the registers, and no setting
+# that was tried does without.
 NAMED = {
     ("local_block_bwd_narrow", "micro; tf32; local block"): 80,
     ("local_block_bwd_stream", "small; tf32; local block"): 40,
