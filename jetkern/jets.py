@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from jetkern.packed import Packed, check_rising, int64_offsets, offsets_from_counts
 
 PER_PARTICLE = ("particles", "pid", "tracks")
 PER_JET = ("label", "condition", "index")
@@ -22,12 +23,18 @@ class Jets:
         particles: (T, 4) float, columns delta eta, delta phi (relative to the jet axis),
             ln pT and ln E with pT and E in GeV. Each jet's particles in descending pT.
         offsets: (B + 1,) int64; jet b owns rows ``offsets[b]:offsets[b + 1]``. A jet may be empty.
+            May be given as int32, or as the ``Packed`` of these jets, which is not checked again.
         pid: (T,) int64 particle identity, 0 (unknown) to 8, or None.
         tracks: (T, 4) float tanh d0, d0 error, tanh dz, dz error (mm before the tanh), or None.
         label: (B,) int64 class of the jet, or None.
         condition: (B, C) float quantities that condition generation, or None.
         index: (B,) int64 position of the jet in the training order, or None. It keys the random
             numbers of a training step, so that they do not depend on how a batch is split.
+        packed: the layout, which the ops take in place of ``offsets``.
+
+    Raises:
+        ValueError: for wrong shapes or dtypes, and on the CPU for offsets that do not rise from 0
+            to T (those on a GPU are not looked at: that would wait for it).
     """
 
     particles: Tensor
@@ -37,15 +44,23 @@ class Jets:
     label: Tensor | None = None
     condition: Tensor | None = None
     index: Tensor | None = None
+    packed: Packed = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.particles.ndim != 2 or self.particles.shape[1] != 4:
             raise ValueError(f"particles must be (T, 4), got {tuple(self.particles.shape)}")
-        if self.offsets.ndim != 1 or self.offsets.dtype != torch.int64 or not len(self.offsets):
+        offsets = self.offsets
+        if isinstance(offsets, Packed):
+            packed: Packed = offsets
+        else:
+            packed = Packed.trusted(int64_offsets("offsets", offsets))
+            check_rising("offsets", packed.offsets, len(self.particles))
+        if packed.offsets.device != self.particles.device:
             raise ValueError(
-                f"offsets must be (B + 1,) int64, got {tuple(self.offsets.shape)} "
-                f"{self.offsets.dtype}"
+                f"offsets is on {packed.offsets.device}, the particles on {self.particles.device}"
             )
+        object.__setattr__(self, "offsets", packed.offsets)
+        object.__setattr__(self, "packed", packed)
         for name, rows in [(n, len(self.particles)) for n in PER_PARTICLE] + [
             (n, len(self)) for n in PER_JET
         ]:
@@ -72,18 +87,18 @@ class Jets:
         rows = torch.arange(len(self.particles), device=self.particles.device)
         return rows - self.offsets[self.jet_of_particle]
 
-    @cached_property
+    @property
     def num_pairs(self) -> int:
         """Sum of n^2. ``to`` and ``concat`` carry it along, so that a GPU need not be asked."""
-        return int(self.counts.square().sum())
+        return self.packed.num_pairs
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v if v is None else function(v) for k, v in values.items()}
-        jets = Jets(**moved)
-        if not self.offsets.is_cuda or "num_pairs" in self.__dict__:
-            jets.__dict__["num_pairs"] = self.num_pairs
-        return jets
+        packed = self.packed.map(function)
+        moved: dict[str, Any] = {"offsets": packed}
+        for name in PER_PARTICLE + PER_JET:
+            value = getattr(self, name)
+            moved[name] = value if value is None else function(value)
+        return Jets(**moved)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Jets:
         """The same jets on ``device``."""
@@ -102,10 +117,8 @@ class Jets:
         Raises:
             ValueError: if they do not fit the others.
         """
-        jets = replace(self, **changes)  # type: ignore[arg-type]
-        if "num_pairs" in self.__dict__ and "offsets" not in changes:
-            jets.__dict__["num_pairs"] = self.num_pairs
-        return jets
+        kept: dict[str, Any] = {"offsets": self.packed, **changes}
+        return replace(self, **kept)
 
     def select(self, jets: Tensor | slice) -> Jets:
         """The chosen jets, in the given order.
@@ -132,7 +145,7 @@ class Jets:
         return self._take(keep.nonzero().squeeze(1), slice(None), kept_before[self.offsets])
 
     def _take(self, rows: Tensor, jets: Tensor | slice, offsets: Tensor) -> Jets:
-        taken: dict[str, Any] = {"offsets": offsets}
+        taken: dict[str, Any] = {"offsets": Packed.trusted(offsets)}
         for name in PER_PARTICLE + PER_JET:
             value = getattr(self, name)
             taken[name] = value if value is None else value[rows if name in PER_PARTICLE else jets]
@@ -147,18 +160,14 @@ class Jets:
         """
         if not batches:
             raise ValueError("concat needs at least one batch")
-        merged: dict[str, Tensor | None] = {}
+        merged: dict[str, Any] = {"offsets": Packed.concat([b.packed for b in batches])}
         for name in PER_PARTICLE + PER_JET:
             values = [getattr(b, name) for b in batches]
             present = [v for v in values if v is not None]
             if present and len(present) < len(values):
                 raise ValueError(f"{name} is present in some of the batches only")
             merged[name] = torch.cat(present) if present else None
-        counts = torch.cat([b.counts for b in batches])
-        jets = cls(offsets=offsets_from_counts(counts), **merged)  # type: ignore[arg-type]
-        if all("num_pairs" in b.__dict__ for b in batches):
-            jets.__dict__["num_pairs"] = sum(b.num_pairs for b in batches)
-        return jets
+        return cls(**merged)
 
     @classmethod
     def from_padded(
@@ -181,11 +190,21 @@ class Jets:
         Raises:
             ValueError: if the mask is not bool or the shapes do not agree.
         """
-        if mask.dtype != torch.bool or mask.shape != particles.shape[:2]:
+        if particles.ndim != 3 or particles.shape[2] != 4:
+            raise ValueError(f"particles must be (B, N, 4), got {tuple(particles.shape)}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, got {mask.dtype}")
+        if mask.shape != particles.shape[:2]:
             raise ValueError(
-                f"mask must be bool {tuple(particles.shape[:2])}, got {mask.dtype} "
+                f"mask must have the (B, N) of particles, {tuple(particles.shape[:2])}, got "
                 f"{tuple(mask.shape)}"
             )
+        for name, value in (("pid", pid), ("tracks", tracks)):
+            if value is not None and value.shape[:2] != mask.shape:
+                raise ValueError(
+                    f"{name} must have the (B, N) of particles, {tuple(mask.shape)}, got "
+                    f"{tuple(value.shape)}"
+                )
         return cls(
             particles=particles[mask],
             offsets=offsets_from_counts(mask.sum(1)),
@@ -198,15 +217,6 @@ class Jets:
     def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
         """(particles (B, N, 4) padded with zeros, mask (B, N)), N the longest jet or ``length``."""
         return pad(self.particles, self.offsets, length)
-
-
-def offsets_from_counts(counts: Tensor) -> Tensor:
-    """(B + 1,) int64 offsets of segments of the given lengths.
-
-    Args:
-        counts: (B,) integers.
-    """
-    return torch.nn.functional.pad(counts.to(torch.int64).cumsum(0), (1, 0))
 
 
 def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:

@@ -79,7 +79,7 @@ def test_number_of_pairs_goes_along_without_being_counted_again():
         (counted.replace(particles=jets.particles + 1), 13),
         (Jets.concat([counted, counted]), 26),
     ):
-        assert other.__dict__["num_pairs"] == want
+        assert other.packed.known_pairs == want
     changed = counted.replace(offsets=torch.tensor([0, 1, 1, 5]))
     assert changed.num_pairs == 17
     assert counted.select(slice(0, 1)).num_pairs == 4

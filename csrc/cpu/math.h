@@ -85,7 +85,8 @@ JETKERN_INLINE vfloat gelu(vfloat x, vfloat& slope) {
   return x * phi;
 }
 
-// ln(x) for x > 0, subnormals included; 0 for x <= 0 (the rule for pair features).
+// ln(x) for x > 0, subnormals and infinity included; 0 for x <= 0 and NaN (the rule for pair
+// features).
 JETKERN_INLINE vfloat log_or_zero(vfloat x) {
   vint tiny = x < 1.17549435e-38f;
   vfloat scaled = select(tiny, x * 8388608.0f, x);
@@ -104,6 +105,7 @@ JETKERN_INLINE vfloat log_or_zero(vfloat x) {
   vfloat s = f * f;
   vfloat ln = n * 1.42860677e-6f + p * s * f;
   ln = ln - 0.5f * s + f + n * 0.693145752f;
+  ln = select(x > 3.40282347e38f, x, ln);
   return select(x > 0.0f, ln, vfloat{});
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jetkern import ops
 from jetkern.ops import BlockParameters, MLPParameters
 from jetkern.ops.dispatch import PRECISIONS
+from jetkern.packed import Packed
 
 
 class Layer(nn.Module):
@@ -103,7 +104,7 @@ class AttentionBlock(Layer):
         x: Tensor,
         offsets: Tensor,
         bias: Tensor | None = None,
-        particle_offsets: Tensor | None = None,
+        particle_offsets: Tensor | Packed | None = None,
     ) -> Tensor:
         return ops.attention_block(
             x,

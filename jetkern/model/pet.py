@@ -49,7 +49,7 @@ class Body(Layer):
         self, jets: Jets, keep_pid: Tensor | None, keep_tracks: Tensor | None
     ) -> Tensor:
         """(T, D): kinematics, neighbourhood, identity and tracks of each particle."""
-        neighbours = ops.knn(jets.particles, jets.offsets, self.config.neighbours)
+        neighbours = ops.knn(jets.particles, jets.packed, self.config.neighbours)
         x = self.embed(self.embed_norm(jets.particles)) + self.local(jets.particles, neighbours)
         for name, embed, keep in (
             ("pid", self.pid_embed, keep_pid),
@@ -85,7 +85,7 @@ class Body(Layer):
         x = self.embed_particles(jets, keep_pid, keep_tracks)
         embedded = None if time is None else self.embed_time(time)
         x, offsets = join_segments([*self.token_rows(jets, embedded), (x, jets.offsets)])
-        return self.mix(x, offsets, jets, jets.num_pairs), offsets
+        return self.mix(x, offsets, jets), offsets
 
     def embed_time(self, time: Tensor) -> Tensor:
         """(M,) times to their (M, D) tokens."""
@@ -111,20 +111,19 @@ class Body(Layer):
             sources.append((self.condition_embed(jets.condition), jet))
         return sources
 
-    def mix(self, x: Tensor, offsets: Tensor, jets: Jets, num_pairs: int) -> Tensor:
+    def mix(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
         """The transformer on rows (T + tokens, D) of ``jets``, biased by their particle pairs."""
         precision = self.pair_bias.precision
         biases = ops.shared_pair_bias(
             jets.particles,
-            jets.offsets,
+            jets.packed,
             self.pair_bias.weights,
             len(self.blocks),
-            num_pairs=num_pairs,
             dtype=torch.bfloat16 if precision == "bf16" and x.is_cuda else None,
             precision=precision,
         )
         for block, bias in zip(self.blocks, biases, strict=True):
-            x = block(x, offsets, bias, jets.offsets)
+            x = block(x, offsets, bias, jets.packed)
         return self.norm(x)
 
 

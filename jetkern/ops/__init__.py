@@ -2,6 +2,7 @@
 
 from jetkern.ops.attention import attention
 from jetkern.ops.attention_block import attention_block
+from jetkern.ops.dispatch import register_compiled
 from jetkern.ops.dynamic_tanh import dynamic_tanh
 from jetkern.ops.knn import knn
 from jetkern.ops.linear import linear
@@ -10,6 +11,8 @@ from jetkern.ops.mlp import mlp
 from jetkern.ops.pair_bias import pair_bias, shared_pair_bias
 from jetkern.ops.pair_features import pair_features, pair_index, pair_offsets
 from jetkern.ops.parameters import BlockParameters, MLPParameters
+
+register_compiled()
 
 __all__ = [
     "BlockParameters",

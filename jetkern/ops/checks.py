@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from jetkern.ops.parameters import BlockParameters, MLPParameters
+from jetkern.packed import Packed, check_rising, int64_offsets, readable
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | None) -> None:
@@ -24,14 +24,59 @@ def check_float(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
 
 
-def check_offsets(name: str, offsets: Tensor, device: torch.device) -> None:
-    """Raises ValueError unless ``offsets`` is (B + 1,) int64 on ``device``."""
-    if offsets.ndim != 1 or offsets.dtype != torch.int64 or not len(offsets):
+def check_offsets(
+    name: str, offsets: Tensor | Packed, like: Tensor, jets: int | None = None
+) -> Tensor:
+    """The offsets as int64.
+
+    Raises:
+        ValueError: unless they are (B + 1,) int64 or int32 on the device of ``like``, with B
+            ``jets`` if that is given.
+    """
+    offsets = offsets.offsets if isinstance(offsets, Packed) else int64_offsets(name, offsets)
+    if offsets.device != like.device:
+        raise ValueError(f"{name} is on {offsets.device}, the data on {like.device}")
+    if jets is not None and offsets.shape[0] != jets + 1:
+        raise ValueError(f"{name} has {offsets.shape[0] - 1} jets, the others have {jets}")
+    return offsets
+
+
+def check_bias(
+    bias: Tensor, particle_offsets: Tensor | Packed | None, heads: int, rows: Tensor, jets: int
+) -> Packed:
+    """The particles' layout.
+
+    Raises:
+        ValueError: unless the bias is (heads, P) floating point with offsets of as many jets.
+    """
+    check_float("bias", bias)
+    check_shape("bias", bias, heads, None)
+    if particle_offsets is None:
+        raise ValueError("a bias needs particle_offsets")
+    offsets = check_offsets("particle_offsets", particle_offsets, rows, jets)
+    if bias.device != rows.device:
+        raise ValueError(f"bias is on {bias.device}, the data on {rows.device}")
+    if isinstance(particle_offsets, Packed):
+        return particle_offsets
+    return Packed.trusted(offsets)
+
+
+def check_bias_values(
+    bias: Tensor | None, particles: Packed | None, *segments: tuple[str, Tensor]
+) -> None:
+    """Raises ValueError unless the bias has a column for each pair of particles and no jet has more
+    particles than rows in each of ``segments``."""
+    if bias is None or particles is None or not readable(particles.offsets):
+        return
+    check_rising("particle_offsets", particles.offsets)
+    if particles.num_pairs != bias.shape[1]:
         raise ValueError(
-            f"{name} must be (B + 1,) int64, got {tuple(offsets.shape)} {offsets.dtype}"
+            f"bias must have one column for each of the {particles.num_pairs} pairs of particles, "
+            f"got {bias.shape[1]}"
         )
-    if offsets.device != device:
-        raise ValueError(f"{name} is on {offsets.device}, the data on {device}")
+    for name, offsets in segments:
+        if readable(offsets) and (particles.counts > offsets.diff()).any():
+            raise ValueError(f"a jet has more particles than {name} gives it rows")
 
 
 def check_mlp(name: str, p: MLPParameters, inputs: int, outputs: int | None = None) -> None:

@@ -1,9 +1,10 @@
 """Which implementation of an op runs: by device, dtype, availability and the caller's wish.
 
-Every op has ``reference.py``. Faster implementations are modules beside it, whose function
-``<op>`` has the signature of the reference and, where the op has products, the keyword
-``precision``: ``cpu.py`` the compiled C++ ("cpu"), ``triton.py`` Triton kernels ("triton"),
-``cuda.py`` compiled CUDA ("cuda").
+Every op has ``reference.py``. Faster implementations are modules beside it with the name of their
+backend: ``cpu.py`` the compiled C++, ``triton.py`` Triton kernels, ``cuda.py`` compiled CUDA. Their
+function ``<op>`` has the signature of the reference and, where the op has products, the keyword
+``precision``; their function ``covers``, if there is one, takes the op's inputs and returns "" or
+why they are not for it. So "auto" finds another backend, and one asked for by name runs or raises.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch.autograd import forward_ad
 
 from jetkern import build
 
-BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-MODULES = {"cpu": "cpu", "triton": "triton", "cuda": "cuda"}
 PRECISIONS = ("ieee", "tf32", "bf16")
 LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or build.library(build.LIBRARY))
 CUDA_LIBRARY = Path(os.environ.get("JETKERN_CUDA_LIBRARY") or LIBRARY.with_name("_cuda.so"))
@@ -75,6 +75,40 @@ def triton_package() -> str:
     return ""
 
 
+class Backend(NamedTuple):
+    """A way to compute ops: the module of its name in the folder of each op that it computes.
+
+    Attributes:
+        devices, dtypes: what it is made for.
+        missing: "" or why it cannot be used on this machine.
+        by_name_only: the devices on which "auto" passes it over.
+    """
+
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    missing: Callable[[], str]
+    by_name_only: tuple[str, ...] = ()
+
+
+GPU_DTYPES = (torch.float32, torch.bfloat16)
+# Best first; the interpreter and, until it has won, CUDA run by name only.
+TABLE = {
+    "cpu": Backend(("cpu",), (torch.float32,), lambda: cpu_library()),
+    "triton": Backend(("cuda",), GPU_DTYPES, lambda: triton_package(), ("cpu",)),
+    "cuda": Backend(("cuda",), GPU_DTYPES, lambda: cuda_library(), ("cuda",)),
+}
+BACKENDS = ("auto", "reference", *TABLE)
+
+
+def register_compiled() -> None:
+    """Makes the C++ and CUDA ops known to ``torch.ops``, and loads the C++ library if it is there,
+    so that compiled and exported graphs find them before an op was called."""
+    for path in sorted(Path(__file__).parent.glob("*/c*.py")):
+        if path.stem in TABLE:
+            importlib.import_module(f"jetkern.ops.{path.parent.name}.{path.stem}")
+    _load(LIBRARY)
+
+
 @functools.cache
 def _say_once(reason: str) -> None:
     warnings.warn(f"jetkern runs its reference ops here: {reason}", stacklevel=2)
@@ -85,57 +119,33 @@ def backends_of(op: str) -> tuple[str, ...]:
     """The backends that an op has an implementation for, best first, the reference last."""
     folder = Path(__file__).parent / op
     found = {path.stem for path in folder.iterdir()}  # modules and packages
-    made = [b for b in MODULES if MODULES[b] in found]
-    return (*made, "reference")
+    return (*(b for b in TABLE if b in found), "reference")
 
 
-def _runs_on(backend: str, device: str) -> bool:
-    if backend == "cpu":
-        return device == "cpu"
-    return device == "cuda" or (backend == "triton" and device == "cpu" and interpreted())
-
-
-def covers(op: str, backend: str, device: str, dtype: torch.dtype) -> bool:
-    """Whether ``backend`` is made for ``op`` on such tensors, be it available here or not."""
-    if backend not in backends_of(op):
-        return False
-    if backend == "reference":
-        return True
-    made_for = (torch.float32,) if backend == "cpu" else (torch.float32, torch.bfloat16)
-    return _runs_on(backend, device) and dtype in made_for
-
-
-def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
-    """Why ``backend`` cannot run ``op`` on tensors of this kind, "" if it can."""
+def _made_for(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    """Why ``backend`` is not made for ``op`` on such tensors, "" if it is."""
     if backend == "reference":
         return ""
     if backend not in backends_of(op):
         return f"{op} has no {backend} implementation"
-    if not _runs_on(backend, device):
+    row = TABLE[backend]
+    emulated = backend == "triton" and device == "cpu" and interpreted()
+    if device not in row.devices and not emulated:
         return f"the data is on {device}"
-    if not covers(op, backend, device, dtype):
-        made = "torch.float32" if backend == "cpu" else "torch.float32 or torch.bfloat16"
-        return f"it computes in {made}, the data is {dtype}"
-    if backend == "cpu":
-        return cpu_library()
-    return triton_package() if backend == "triton" else cuda_library()
+    if dtype not in row.dtypes:
+        return f"it computes in {' or '.join(map(str, row.dtypes))}, the data is {dtype}"
+    return ""
+
+
+def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    """Why ``backend`` cannot run ``op`` on tensors of this kind, "" if it can."""
+    reason = _made_for(op, backend, device, dtype)
+    return reason if reason or backend == "reference" else TABLE[backend].missing()
 
 
 def by_name_only(backend: str, device: str) -> bool:
-    """Whether "auto" passes it over: the interpreter and, until it has won, CUDA."""
-    return backend == "cuda" or (backend == "triton" and device == "cpu")
-
-
-def _best(op: str, device: str, dtype: torch.dtype) -> str:
-    """What "auto" stands for."""
-    for backend in backends_of(op):
-        if not by_name_only(backend, device) and not unavailable(op, backend, device, dtype):
-            break
-    if backend == "reference" and dtype == torch.float32 and len(backends_of(op)) > 1:
-        reason = cpu_library() if device == "cpu" else triton_package()
-        if reason:
-            _say_once(reason)
-    return backend
+    """Whether "auto" passes it over."""
+    return device in TABLE[backend].by_name_only
 
 
 def asked(backend: str) -> str:
@@ -143,46 +153,108 @@ def asked(backend: str) -> str:
     return backend if backend != "auto" else os.environ.get("JETKERN_BACKEND") or "auto"
 
 
-_loaded: dict[str, Callable[..., Any]] = {}
-
-
-@torch.compiler.assume_constant_result
-def choose(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
-    """The backend that runs ``op``: ``backend`` itself, or what "auto" stands for.
+def candidates(op: str, backend: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """The backends to ask for ``op``, in order: ``backend`` itself, or what "auto" stands for.
 
     Raises:
         ValueError: for an unknown backend, or one asked for by name that cannot run.
     """
-    by_name = backend != "auto"
-    backend = asked(backend)
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if not by_name and backend != "auto" and not covers(op, backend, device, dtype):
-        backend = "auto"
-    if backend == "auto":
-        backend = _best(op, device, dtype)
-    elif reason := unavailable(op, backend, device, dtype):
-        raise ValueError(f"the {backend} backend cannot run {op} here: {reason}")
-    module = MODULES.get(backend, "reference")
-    _loaded[f"{op} {backend}"] = getattr(importlib.import_module(f"jetkern.ops.{op}.{module}"), op)
-    return backend
+    wish = asked(backend)
+    if wish not in BACKENDS:
+        raise ValueError(f"unknown backend {wish!r}: choose one of {', '.join(BACKENDS)}")
+    found = []
+    # That in the environment is for a whole program: others run what it is not made for.
+    if wish != "auto" and (wish == backend or not _made_for(op, wish, device, dtype)):
+        if reason := unavailable(op, wish, device, dtype):
+            raise ValueError(f"the {wish} backend cannot run {op} here: {reason}")
+        found.append(wish)
+    if backend == "auto" and wish != "reference":
+        for b in backends_of(op)[:-1]:
+            if b in found or by_name_only(b, device) or _made_for(op, b, device, dtype):
+                continue
+            if reason := TABLE[b].missing():
+                _say_once(reason)
+            else:
+                found.append(b)
+        found.append("reference")
+    for b in found:
+        if f"jetkern.ops.{op}.{b}" not in sys.modules:
+            importlib.import_module(f"jetkern.ops.{op}.{b}")
+    return tuple(found)
 
 
-def implementation(
-    op: str, backend: str, tensor: Tensor, precision: str | None = None
-) -> Callable[..., Any]:
-    """The function that computes ``op`` for inputs like ``tensor``.
+# What depends on the machine and the environment only is a constant of a compiled graph: the mark
+# of torch.compiler.assume_constant_result, which would import all of the compiler (1.2 s).
+candidates._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def choose(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    """The first of ``candidates``: what runs ``op`` unless its inputs are of a special kind."""
+    return candidates(op, backend, device, dtype)[0]
+
+
+def _transformed() -> bool:
+    """Whether forward-mode derivatives or a transform of torch.func may be under way."""
+    return not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    )
+
+
+def select(op: str, backend: str, *inputs: Any, values: Callable[..., None] | None = None) -> str:
+    """The backend that computes ``op`` of these inputs.
+
+    The first of ``candidates`` whose module's ``covers(*inputs)``, if it has one, gives no reason
+    against it. Forward-mode derivatives and the transforms of torch.func see the reference only.
+
+    Args:
+        inputs: of the op; the first is a tensor of the data's device and dtype.
+        values: checks values of inputs that the C++ ops check by themselves; called where that
+            does not wait for a GPU.
+
+    Raises:
+        ValueError: for an unknown backend, or one asked for by name that cannot run.
+    """
+    device = inputs[0].device.type
+    names = candidates(op, backend, device, inputs[0].dtype)
+    only_reference = _transformed()
+    for name in names:
+        if name == "reference":
+            break
+        covers = getattr(sys.modules[f"jetkern.ops.{op}.{name}"], "covers", None)
+        if only_reference:
+            reason = "forward-mode derivatives and torch.func need the reference"
+        else:
+            reason = "" if covers is None else covers(*inputs)
+        if not reason:
+            break
+        if backend != "auto":
+            raise ValueError(f"the {backend} backend cannot run {op} here: {reason}")
+    if values is not None and name != "cpu" and device == "cpu":
+        values(*inputs)
+    return name
+
+
+def run(
+    op: str,
+    backend: str,
+    *inputs: Any,
+    precision: str | None = None,
+    values: Callable[..., None] | None = None,
+    **options: Any,
+) -> Any:
+    """Computes ``op`` of the inputs with the backend that ``select`` names.
 
     Args:
         op: name of a folder below ``jetkern/ops``.
-        backend: one of ``BACKENDS``; "auto" follows the environment variable
-            ``JETKERN_BACKEND`` and, without it, takes the fastest one that runs. The variable is
-            for a whole program: where its backend is not made for an op, dtype or device (float64
-            on "cpu", all ops but two on "cuda") the fastest other one runs, but a backend that is
-            not available here is an error.
+        backend: one of ``BACKENDS``; "auto" follows the environment variable ``JETKERN_BACKEND``
+            and, without it, takes the fastest one that runs. The variable is for a whole program:
+            where its backend is not made for an op, dtype or device (float64 on "cpu", all ops but
+            two on "cuda") the fastest other one runs, but a backend that is not available here is
+            an error.
         precision: one of ``PRECISIONS``, what the factors of products may be rounded to (sums are
             float32 or better); None for an op without products. It is a permission: the
             reference never rounds, the C++ ops take "tf32" as "ieee".
+        values: see ``select``. options: keywords of the op.
 
     Raises:
         ValueError: for an unknown backend or precision, or a backend asked for by name that
@@ -190,8 +262,7 @@ def implementation(
     """
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    chosen = choose(op, backend, tensor.device.type, tensor.dtype)
-    run = _loaded[f"{op} {chosen}"]
-    if precision is None or chosen == "reference":
-        return run
-    return functools.partial(run, precision=precision)
+    name = select(op, backend, *inputs, values=values)
+    if precision is not None and name != "reference":
+        options["precision"] = precision
+    return getattr(sys.modules[f"jetkern.ops.{op}.{name}"], op)(*inputs, **options)

@@ -57,6 +57,20 @@ def tensors(*groups: MLPParameters | BlockParameters) -> list[Tensor]:
     return found
 
 
+def not_float32(*groups: MLPParameters | BlockParameters) -> str:
+    """Why the C++ ops do not take these weights: one that is not float32 on the CPU; else ""."""
+    for group in groups:
+        for name, weight in group._asdict().items():
+            if isinstance(weight, MLPParameters):
+                if reason := not_float32(weight):
+                    return reason
+            elif weight is None or (weight.dtype == torch.float32 and weight.device.type == "cpu"):
+                continue
+            else:
+                return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
+    return ""
+
+
 def take_mlp(weights: Iterator[Tensor], parts: int) -> MLPParameters:
     """The next perceptron of weights in the order of ``tensors``, given its ``optional_parts``."""
     taken = [

@@ -51,13 +51,12 @@ class PETVelocity:
         places = torch.arange(len(rows), device=rows.device)
         places += len(types) * (1 + segment_index(offsets, len(rows)))
         result_rows = places[particle_rows]
-        num_pairs = jets.num_pairs
 
         def velocity(particles: Tensor, k: int) -> Tensor:
             now = jets.replace(particles=particles)
             x = rows.index_copy(0, particle_rows, body.embed_particles(now, None, None))
             x = x.index_copy(0, time_rows, table[k].expand(len(time_rows), -1))
-            x = body.mix(x, offsets, now, num_pairs)
+            x = body.mix(x, offsets, now)
             x = all_rows.index_copy(0, places, x)
             return generator.mix(x, all_offsets, result_rows)
 

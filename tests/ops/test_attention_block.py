@@ -128,8 +128,11 @@ def test_weights_of_wrong_shapes_and_heads_are_named() -> None:
 
 def test_offsets_of_particles_have_the_type_of_offsets() -> None:
     x, offsets, particles = rows([4, 5], 8, False)
+    bias = torch.zeros(2, 41)
+    small = run(x, offsets.int(), random_block(8, 8), 2, bias, particles.int(), "cpu")
+    assert small.equal(run(x, offsets, random_block(8, 8), 2, bias, particles, "cpu"))
     with pytest.raises(ValueError, match="particle_offsets must be"):
-        run(x, offsets, random_block(8, 8), 2, torch.zeros(2, 41), particles.int(), "cpu")
+        run(x, offsets, random_block(8, 8), 2, bias, particles.double(), "cpu")
 
 
 @pytest.mark.parametrize("broken", ["offsets", "particles", "bias"])

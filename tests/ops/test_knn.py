@@ -82,3 +82,31 @@ def test_bad_input_is_refused() -> None:
         knn(particles[:, :1], offsets, 1)
     with pytest.raises(RuntimeError, match="offsets must rise"):
         knn(particles, torch.tensor([0, 5]), 1, backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("width", [1, 3, 64])
+def test_points_in_any_space(backend: str, width: int) -> None:
+    _, offsets = random_particles([9, 0, 1, 30])
+    points = torch.randn(40, width, generator=torch.Generator().manual_seed(1))
+    found = knn(points, offsets, 5, columns=width, backend=backend)
+    distance = torch.cdist(points.double(), points.double()).fill_diagonal_(torch.inf)
+    for first, last in ((0, 9), (10, 40)):
+        nearest = distance[first:last, first:last].topk(5, largest=False).indices + first
+        assert torch.equal(found[first:last], nearest)
+    assert (found[9] == -1).all()
+    leading = torch.cat([points, torch.randn(40, 2)], 1)
+    assert torch.equal(knn(leading, offsets, 5, columns=width, backend=backend), found)
+
+
+def test_which_columns_are_coordinates_is_said_or_clear() -> None:
+    particles, offsets = random_particles([4, 7])
+    plane = knn(particles[:, :2], offsets, 3)
+    assert torch.equal(knn(particles, offsets, 3), plane)
+    assert torch.equal(knn(particles, offsets, 3, columns=2), plane)
+    for width in (3, 64):
+        with pytest.raises(ValueError, match=f"{width} columns: say how many .*columns={width}"):
+            knn(torch.zeros(11, width), offsets, 3)
+    for columns in (0, 5, -1):
+        with pytest.raises(ValueError, match="columns must be 1 to"):
+            knn(particles, offsets, 3, columns=columns)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from jetkern.jets import offsets_from_counts
 from jetkern.ops import attention
+from jetkern.packed import Packed
 from tests.ops.helpers import (
     HURTING,
     ROUNDED,
@@ -21,7 +22,7 @@ from tests.ops.test_attention import batch, class_batch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from jetkern.ops.attention.triton import Offsets, Rows, launch_backward, pair_ends
+from jetkern.ops.attention.triton import Offsets, Rows, launch_backward
 from jetkern.ops.gpu.launch import forced_settings
 
 
@@ -171,7 +172,7 @@ def test_gradients_are_written_into_parts_of_a_joint_gradient() -> None:
     inputs = batch([3, 40], 1, 8, 1)
     want = result_and_gradients(attention, inputs, torch.float32, "triton")
     q, k, v, offsets, _, bias, particles = moved(inputs, triton_device())
-    ends = pair_ends(particles)
+    ends = Packed(particles).pair_ends
     settings = (offsets, offsets, bias, particles, ends, "ieee")
     out, lse = torch.ops.jetkern_triton.attention(q, k, v, *settings)
     upstream = torch.randn(out.shape, generator=generator(7)).to(out.device)
@@ -194,8 +195,11 @@ def test_no_gradient_of_the_bias_when_none_is_asked_for() -> None:
     assert dq.any()
 
 
-def test_what_the_kernels_do_not_cover_goes_to_the_reference() -> None:
-    check_accuracy(attention, *batch([3, 5], 1, 136, 1), backend="triton")
+def test_what_the_kernels_do_not_cover_goes_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JETKERN_BACKEND", "triton")
+    check_accuracy(attention, *batch([3, 5], 1, 136, 1), backend="auto")
     q, k, v, offsets, _, bias, particles = moved(batch([3, 5], 1, 8), triton_device())
     have = attention(q, k, v, offsets, offsets, bias.double(), particles, backend="triton")
     want = attention(q, k, v, offsets, offsets, bias, particles, backend="reference")
@@ -205,7 +209,7 @@ def test_what_the_kernels_do_not_cover_goes_to_the_reference() -> None:
 def test_registration() -> None:
     q, k, v, offsets, _, bias, particles = moved(batch([3, 0, 5], 1, 4, 1), triton_device())
     leaves = [t.requires_grad_() for t in (q, k, v, bias)]
-    ends = pair_ends(particles)
+    ends = Packed(particles).pair_ends
     op = torch.ops.jetkern_triton.attention.default
     torch.library.opcheck(op, (*leaves[:3], offsets, offsets, leaves[3], particles, ends, "ieee"))
     torch.library.opcheck(op, (*leaves[:3], offsets, offsets, None, None, None, "bf16"))

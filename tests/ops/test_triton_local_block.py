@@ -181,12 +181,15 @@ def test_half_precision_and_strided_inputs(width: int) -> None:
     assert run(spread, columns, embed, blocks, 2, "triton").equal(want)
 
 
-def test_gradient_of_the_particles_comes_from_the_reference() -> None:
+def test_gradient_of_the_particles_comes_from_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JETKERN_BACKEND", "triton")  # which leaves it; by name it is refused
     particles, neighbours, embed, blocks = inputs([9], 16, 32, 4, 1)
     particles.requires_grad_()
     ours, reference = (
         torch.autograd.grad(run(particles, neighbours, embed, blocks, 2, b).sum(), particles)[0]
-        for b in ("triton", "reference")
+        for b in ("auto", "reference")
     )
     torch.testing.assert_close(ours, reference)
 

@@ -3,22 +3,27 @@
 namespace jetkern::JETKERN_ISA {
 
 // Neighbours of the particles of one jet: rows `first` to `first + n`, x their coordinates (row
-// `stride` apart), out (n, k). `scratch` holds 4 round_up(n, W) floats.
-void knn(const float* x, int64_t stride, int64_t first, int64_t n, int64_t k, int64_t* out,
-         float* scratch) {
+// `stride` apart), out (n, k). `scratch` holds (columns + 2) round_up(n, W) floats.
+void knn(const float* x, int64_t stride, int64_t columns, int64_t first, int64_t n, int64_t k,
+         int64_t* out, float* scratch) {
   int64_t width = round_up(n, W);
-  float *eta = scratch, *phi = scratch + width, *square = scratch + 2 * width;
-  float* rows = scratch + 3 * width;  // 0, 1, 2, ...: floats hold them exactly
+  float *square = scratch, *points = scratch + 2 * width;  // (columns, width)
+  float* rows = scratch + width;  // 0, 1, 2, ...: floats hold them exactly
   x += first * stride;
   for (int64_t i = 0; i < width; i++) {
-    eta[i] = i < n ? x[i * stride] : 0.0f;
-    phi[i] = i < n ? x[i * stride + 1] : 0.0f;
+    for (int64_t c = 0; c < columns; c++)
+      points[c * width + i] = i < n ? x[i * stride + c] : 0.0f;
     rows[i] = static_cast<float>(i);
   }
   for (int64_t i = 0; i < n; i++, out += k) {
     for (int64_t j = 0; j < width; j += W) {
-      vfloat d_eta = load(eta + j) - eta[i], d_phi = load(phi + j) - phi[i];
-      store(square + j, rounded(d_eta * d_eta) + rounded(d_phi * d_phi));
+      vfloat total{};
+      for (int64_t c = 0; c < columns; c++) {
+        const float* axis = points + c * width;
+        const vfloat d = load(axis + j) - axis[i];
+        total += rounded(d * d);
+      }
+      store(square + j, total);
     }
     for (int64_t j = n; j < width; j++) square[j] = __builtin_inff();
     square[i] = __builtin_inff();

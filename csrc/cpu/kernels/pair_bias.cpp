@@ -51,7 +51,7 @@ void each_tile(const PairRun& run, const Flush& flush, const Diagonal& diagonal)
         tile.d_phi[q] = a[1] - c[1];
         tile.d_ln_pt[q] = a[2] - c[2];
         tile.sum_ln_pt[q] = a[2] + c[2];
-        tile.min_ln_pt[q] = a[2] < c[2] ? a[2] : c[2];
+        tile.min_ln_pt[q] = a[2] < c[2] || a[2] != a[2] ? a[2] : c[2];  // NaN stays
         tile.upper[q] = start + i * n + j;
         tile.lower[q] = start + j * n + i;
         tile.first[q] = run.offsets[b] + i;

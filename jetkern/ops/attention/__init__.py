@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jetkern.ops.checks import check_float, check_offsets, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.checks import (
+    check_bias,
+    check_bias_values,
+    check_float,
+    check_offsets,
+    check_shape,
+)
+from jetkern.ops.dispatch import run
+from jetkern.packed import Packed, check_rising
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
+    query_offsets: Tensor | Packed,
+    key_offsets: Tensor | Packed,
     bias: Tensor | None = None,
-    particle_offsets: Tensor | None = None,
+    particle_offsets: Tensor | Packed | None = None,
     *,
     precision: str = "ieee",
     backend: str = "auto",
@@ -27,28 +34,49 @@ def attention(
 
     Args:
         q: (Tq, H, d); k, v: (Tk, H, d).
-        query_offsets, key_offsets: (B + 1,) int64 rows of each jet in q and in k and v.
+        query_offsets, key_offsets: (B + 1,) int64 or int32 rows of each jet in q and in k and v, or
+            a ``Packed``.
         bias: (H, P) as ``pair_bias`` returns it, or None.
-        particle_offsets: (B + 1,) int64, needed with a bias: jet b has
-            ``particle_offsets[b + 1] - particle_offsets[b]`` particles.
+        particle_offsets: (B + 1,), needed with a bias: jet b has
+            ``particle_offsets[b + 1] - particle_offsets[b]`` particles. As a ``Packed`` what the
+            backends derive from it is computed once, not in each layer.
         precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
         (Tq, H, d); zero for the queries of a jet without keys.
 
     Raises:
-        ValueError: for wrong shapes or dtypes, or a bias without ``particle_offsets``.
+        ValueError: for wrong shapes or dtypes, or a bias without ``particle_offsets``; on a CPU
+            also (RuntimeError from the C++ op) for offsets that do not rise from 0 to the number
+            of rows or do not fit the bias.
     """
     check_float("q", q)
     check_shape("q", q, None, None, None)
     check_shape("k", k, None, *q.shape[1:])
     check_shape("v", v, *k.shape)
-    check_offsets("query_offsets", query_offsets, q.device)
-    check_offsets("key_offsets", key_offsets, q.device)
+    queries = check_offsets("query_offsets", query_offsets, q)
+    jets = queries.shape[0] - 1
+    keys = check_offsets("key_offsets", key_offsets, q, jets)
+    particles = None
     if bias is not None:
-        check_shape("bias", bias, q.shape[1], None)
-        if particle_offsets is None:
-            raise ValueError("a bias needs particle_offsets")
-        check_offsets("particle_offsets", particle_offsets, q.device)
-    run = implementation("attention", backend, q, precision)
-    return run(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
+        particles = check_bias(bias, particle_offsets, q.shape[1], q, jets)
+    return run(
+        "attention", backend, q, k, v, queries, keys, bias, particles,
+        precision=precision, values=_check_values,
+    )  # fmt: skip
+
+
+def _check_values(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    bias: Tensor | None,
+    particles: Packed | None,
+) -> None:
+    check_rising("query_offsets", query_offsets, q.shape[0])
+    check_rising("key_offsets", key_offsets, k.shape[0])
+    check_bias_values(
+        bias, particles, ("query_offsets", query_offsets), ("key_offsets", key_offsets)
+    )

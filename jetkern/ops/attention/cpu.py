@@ -8,10 +8,24 @@ from torch import Tensor
 
 from jetkern.ops.attention import reference
 from jetkern.ops.register import operator
+from jetkern.packed import Packed
 
 
 def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(*q.shape[:2], 2)
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    bias: Tensor | None,
+    particle_offsets: Tensor | None,
+) -> Tensor:
+    particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
+    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particles)
 
 
 _attention = operator(
@@ -21,7 +35,7 @@ _attention = operator(
     gradients="q k v bias?",
     kept="softmax",
     fake=_fake,
-    reference=reference.attention,
+    reference=_reference,
 )
 
 
@@ -38,16 +52,16 @@ def attention(
     query_offsets: Tensor,
     key_offsets: Tensor,
     bias: Tensor | None,
-    particle_offsets: Tensor | None,
+    particles: Packed | None,
     precision: str = "ieee",
 ) -> Tensor:
     out, _ = _attention(
         dense_rows(q),
-        dense_rows(k),
-        dense_rows(v),
+        dense_rows(k.to(q.dtype)),
+        dense_rows(v.to(q.dtype)),
         query_offsets.contiguous(),
         key_offsets.contiguous(),
-        None if bias is None else bias.contiguous(),
-        None if bias is None or particle_offsets is None else particle_offsets.contiguous(),
+        None if bias is None else bias.to(q.dtype).contiguous(),
+        None if particles is None else particles.offsets.contiguous(),
     )
     return out

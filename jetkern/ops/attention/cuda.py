@@ -9,8 +9,8 @@ from torch import Tensor
 
 from jetkern.ops.attention.reference import attention as reference
 from jetkern.ops.dispatch import PRECISIONS
-from jetkern.ops.pair_features import pair_offsets
 from jetkern.ops.register import operator
+from jetkern.packed import Packed
 
 WIDTHS = (8, 16, 32)
 
@@ -32,7 +32,8 @@ def _plain(
     precision: int,
 ) -> Tensor:
     q = q * (scale * q.shape[2] ** 0.5)  # as q may be padded to a width of the kernels
-    return reference(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
+    particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
+    return reference(q, k, v, query_offsets, key_offsets, bias, particles)
 
 
 _attention = operator(
@@ -47,6 +48,12 @@ _attention = operator(
 )
 
 
+def covers(q: Tensor, *others: Any) -> str:
+    """Heads of a width up to 32."""
+    widest = WIDTHS[-1]
+    return f"heads are {q.shape[2]} wide, more than {widest}" if q.shape[2] > widest else ""
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -54,22 +61,16 @@ def attention(
     query_offsets: Tensor,
     key_offsets: Tensor,
     bias: Tensor | None,
-    particle_offsets: Tensor | None,
+    particles: Packed | None,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.attention``. Heads wider than 32 go to the reference."""
+    """See ``jetkern.ops.attention``."""
     width = q.shape[2]
-    if width > WIDTHS[-1]:
-        return reference(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
     if width not in WIDTHS:  # zeros change neither the scores nor what is kept of the result
         wide = next(w for w in WIDTHS if w > width)
         q, k, v = (torch.nn.functional.pad(x, (0, wide - width)) for x in (q, k, v))
-    if bias is None or particle_offsets is None:
-        bias = particle_offsets = pairs = None
-    else:
+    if bias is not None:
         bias = (bias if bias.dtype == torch.bfloat16 else bias.float()).contiguous()
-        particle_offsets = particle_offsets.contiguous()
-        pairs = pair_offsets(particle_offsets)
     out, _ = _attention(
         q,
         k.to(q.dtype),
@@ -77,8 +78,8 @@ def attention(
         query_offsets.contiguous(),
         key_offsets.contiguous(),
         bias,
-        particle_offsets,
-        pairs,
+        None if particles is None else particles.offsets.contiguous(),
+        None if particles is None else particles.pair_offsets,
         width**-0.5,
         PRECISIONS.index(precision),
     )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from jetkern.jets import pad, segment_index
 from jetkern.ops.pair_features import pair_index
+from jetkern.packed import Packed
 
 
 def attention(
@@ -14,19 +15,20 @@ def attention(
     query_offsets: Tensor,
     key_offsets: Tensor,
     bias: Tensor | None,
-    particle_offsets: Tensor | None,
+    particles: Packed | None,
 ) -> Tensor:
     acc = torch.promote_types(q.dtype, torch.float32)
     queries, is_query = pad(q.to(acc), query_offsets)  # (B, N, H, d), (B, N)
     keys, is_key = pad(k.to(acc), key_offsets)
     values, _ = pad(v.to(acc), key_offsets)
     scores = torch.einsum("bihd,bjhd->bijh", queries, keys) * q.shape[-1] ** -0.5
-    if bias is not None and particle_offsets is not None:
-        i, j = pair_index(particle_offsets)
-        jet = segment_index(particle_offsets)[i]
-        row = (query_offsets - particle_offsets)[jet + 1] + i - query_offsets[jet]
-        column = (key_offsets - particle_offsets)[jet + 1] + j - key_offsets[jet]
-        scores = scores.index_put((jet, row, column), bias.t().to(acc), accumulate=True)
+    if bias is not None and particles is not None:
+        own = particles.offsets
+        i, j = pair_index(own, bias.shape[1])
+        jet = segment_index(own)[i]
+        row = (query_offsets - own)[jet + 1] + i - query_offsets[jet]
+        column = (key_offsets - own)[jet + 1] + j - key_offsets[jet]
+        scores = scores.index_put((jet, row, column), bias.t().to(scores.dtype), accumulate=True)
     scores = scores.masked_fill(~is_key[:, None, :, None], -torch.inf)
     weights = scores.softmax(2).masked_fill(~is_key.any(1)[:, None, None, None], 0.0)
     return torch.einsum("bijh,bjhd->bihd", weights, values)[is_query].to(q.dtype)

@@ -28,6 +28,7 @@ from jetkern.ops.gpu.functions import dot, exp2
 from jetkern.ops.gpu.launch import Settings, launch, launch_settings
 from jetkern.ops.gpu.pointwise import padded
 from jetkern.ops.gpu.register import gpu_operator
+from jetkern.packed import Packed
 
 WIDEST = 128  # head dimension
 TYPES = (torch.float32, torch.bfloat16)  # of a bias
@@ -562,7 +563,8 @@ def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
     query_offsets, key_offsets, bias, particle_offsets, _, _ = others
-    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
+    particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
+    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particles)
 
 
 _op = gpu_operator(
@@ -578,9 +580,9 @@ _op = gpu_operator(
 )
 
 
-def pair_ends(particle_offsets: Tensor) -> Tensor:
-    """(B,) int64 sum of n^2 of the jets up to and with each."""
-    return particle_offsets.diff().square().cumsum(0)
+def covers(q: Tensor, *others: Any) -> str:
+    """Heads of a width up to 128."""
+    return f"heads are {q.shape[2]} wide, more than {WIDEST}" if q.shape[2] > WIDEST else ""
 
 
 def attention(
@@ -590,33 +592,26 @@ def attention(
     query_offsets: Tensor,
     key_offsets: Tensor,
     bias: Tensor | None,
-    particle_offsets: Tensor | None,
+    particles: Packed | None,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.attention``. Heads wider than 128 and mixed dtypes go to the reference.
+    """See ``jetkern.ops.attention``. What has another dtype than q is converted.
 
     With a bias a jet has at most 65,535 particles, as in ``pair_bias``.
     Offsets that do not rise, or a bias of the wrong length, cannot be seen without waiting for the
     GPU: they are not checked.
     """
-    usual = q.dtype == k.dtype == v.dtype and (bias is None or bias.dtype in TYPES)
-    if not usual or q.shape[2] > WIDEST:
-        return reference.attention(q, k, v, query_offsets, key_offsets, bias, particle_offsets)
-    ends = None
-    if bias is None or particle_offsets is None:
-        bias = particle_offsets = None
-    else:
-        bias, particle_offsets = bias.contiguous(), particle_offsets.contiguous()
-        ends = pair_ends(particle_offsets)
+    if bias is not None:
+        bias = (bias if bias.dtype in TYPES else bias.float()).contiguous()
     out, _ = _op(
         dense_rows(q),
-        dense_rows(k),
-        dense_rows(v),
+        dense_rows(k.to(q.dtype)),
+        dense_rows(v.to(q.dtype)),
         query_offsets.contiguous(),
         key_offsets.contiguous(),
         bias,
-        particle_offsets,
-        ends,
+        None if particles is None else particles.offsets.contiguous(),
+        None if particles is None else particles.pair_ends,
         precision,
     )
     return out

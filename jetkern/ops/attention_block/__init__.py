@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jetkern.ops.checks import check_block, check_float, check_offsets, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.checks import (
+    check_bias,
+    check_bias_values,
+    check_block,
+    check_float,
+    check_offsets,
+    check_shape,
+)
+from jetkern.ops.dispatch import run
 from jetkern.ops.parameters import BlockParameters
+from jetkern.packed import Packed, check_rising
 
 
 def attention_block(
     x: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | Packed,
     parameters: BlockParameters,
     heads: int,
     bias: Tensor | None = None,
-    particle_offsets: Tensor | None = None,
+    particle_offsets: Tensor | Packed | None = None,
     *,
     precision: str = "ieee",
     backend: str = "auto",
@@ -23,7 +31,7 @@ def attention_block(
     """x + MHA(DynamicTanh(x)), then x + MLP(DynamicTanh(x)), attention within each jet.
 
     Args:
-        x: (T, D); offsets: (B + 1,) int64 rows of each jet.
+        x: (T, D); offsets: (B + 1,) int64 or int32 rows of each jet, or a ``Packed``.
         parameters: weights, see ``BlockParameters``; heads: number of heads, divides D.
         bias: (heads, P) and particle_offsets: (B + 1,) int64, or None; these and precision: as for
             ``attention``.
@@ -33,16 +41,29 @@ def attention_block(
 
     Raises:
         ValueError: for wrong shapes or dtypes, also of a weight, which is named, for heads that do
-            not divide D, or a bias without ``particle_offsets``.
+            not divide D, or a bias without ``particle_offsets``; on a CPU also for offsets as in
+            ``attention``.
     """
     check_float("x", x)
     check_shape("x", x, None, None)
     check_block("parameters", parameters, x.shape[1], heads)
-    check_offsets("offsets", offsets, x.device)
+    rows = check_offsets("offsets", offsets, x)
+    particles = None
     if bias is not None:
-        check_shape("bias", bias, heads, None)
-        if particle_offsets is None:
-            raise ValueError("a bias needs particle_offsets")
-        check_offsets("particle_offsets", particle_offsets, x.device)
-    run = implementation("attention_block", backend, x, precision)
-    return run(x, offsets, parameters, heads, bias, particle_offsets)
+        particles = check_bias(bias, particle_offsets, heads, x, rows.shape[0] - 1)
+    return run(
+        "attention_block", backend, x, rows, parameters, heads, bias, particles,
+        precision=precision, values=_check_values,
+    )  # fmt: skip
+
+
+def _check_values(
+    x: Tensor,
+    offsets: Tensor,
+    parameters: BlockParameters,
+    heads: int,
+    bias: Tensor | None,
+    particles: Packed | None,
+) -> None:
+    check_rising("offsets", offsets, x.shape[0])
+    check_bias_values(bias, particles, ("offsets", offsets))

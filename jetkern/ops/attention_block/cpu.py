@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.attention_block import reference
-from jetkern.ops.parameters import BlockParameters, optional_parts, table, take_block, tensors
+from jetkern.ops.parameters import (
+    BlockParameters,
+    not_float32,
+    optional_parts,
+    table,
+    take_block,
+    tensors,
+)
 from jetkern.ops.register import operator
+from jetkern.packed import Packed
 
 
 def _forward(x: Tensor, offsets: Tensor, weights: list[Tensor], *others: Any) -> Tensor:
@@ -36,7 +44,8 @@ def _reference(
     bf16: bool,
 ) -> Tensor:
     block = take_block(iter(weights), parts)
-    return reference.attention_block(x, offsets, block, heads, bias, particle_offsets)
+    particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
+    return reference.attention_block(x, offsets, block, heads, bias, particles)
 
 
 _attention_block = operator(
@@ -51,21 +60,26 @@ _attention_block = operator(
 )
 
 
+def covers(x: Tensor, offsets: Tensor, parameters: BlockParameters, *others: Any) -> str:
+    """Weights in float32."""
+    return not_float32(parameters)
+
+
 def attention_block(
     x: Tensor,
     offsets: Tensor,
     parameters: BlockParameters,
     heads: int,
     bias: Tensor | None,
-    particle_offsets: Tensor | None,
+    particles: Packed | None,
     precision: str = "ieee",
 ) -> Tensor:
     return _attention_block(
         x.contiguous(),
         offsets.contiguous(),
         tensors(parameters),
-        None if bias is None else bias.contiguous(),
-        None if bias is None or particle_offsets is None else particle_offsets.contiguous(),
+        None if bias is None else bias.to(x.dtype).contiguous(),
+        None if particles is None else particles.offsets.contiguous(),
         heads,
         parameters.mlp.fc1_weight.shape[0],
         optional_parts(parameters.mlp),

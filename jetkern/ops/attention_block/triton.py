@@ -49,6 +49,7 @@ from jetkern.ops.mlp.triton import (
     wide_forward,
 )
 from jetkern.ops.parameters import BlockParameters, MLPParameters
+from jetkern.packed import Packed
 
 _TILES = [
     {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
@@ -387,7 +388,8 @@ def _fake(x: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, ...]:
 def _reference(x: Tensor, offsets: Tensor, *others: Any) -> Tensor:
     *weights, bias, particle_offsets, _, heads, _ = others
     p = block_weights(weights)
-    return reference.attention_block(x, offsets, p, heads, bias, particle_offsets)
+    particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
+    return reference.attention_block(x, offsets, p, heads, bias, particles)
 
 
 _op = gpu_operator(
@@ -404,32 +406,31 @@ _op = gpu_operator(
 )
 
 
+def covers(x: Tensor, offsets: Tensor, parameters: BlockParameters, heads: int, *_: Any) -> str:
+    """Heads of a width up to 128."""
+    wide = x.shape[1] > attention.WIDEST * heads
+    return f"heads are wider than {attention.WIDEST}" if wide else ""
+
+
 def attention_block(
     x: Tensor,
     offsets: Tensor,
     parameters: BlockParameters,
     heads: int,
     bias: Tensor | None,
-    particle_offsets: Tensor | None,
+    particles: Packed | None,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.attention_block``. Heads wider than 128 go to the reference."""
-    wide_heads = x.shape[1] > attention.WIDEST * heads
-    if wide_heads or (bias is not None and bias.dtype not in attention.TYPES):
-        return reference.attention_block(x, offsets, parameters, heads, bias, particle_offsets)
-    ends = None
-    if bias is None or particle_offsets is None:
-        bias = particle_offsets = None
-    else:
-        bias, particle_offsets = bias.contiguous(), particle_offsets.contiguous()
-        ends = attention.pair_ends(particle_offsets)
+    """See ``jetkern.ops.attention_block``."""
+    if bias is not None:
+        bias = (bias if bias.dtype in attention.TYPES else bias.float()).contiguous()
     out, *_ = _op(
         x.contiguous(),
         offsets.contiguous(),
         *in_order(parameters),
         bias,
-        particle_offsets,
-        ends,
+        None if particles is None else particles.offsets.contiguous(),
+        None if particles is None else particles.pair_ends,
         heads,
         precision,
     )

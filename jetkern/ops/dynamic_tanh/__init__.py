@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.dispatch import run
 
 
 def dynamic_tanh(x: Tensor, alpha: Tensor, gamma: Tensor, *, backend: str = "auto") -> Tensor:
@@ -23,4 +23,4 @@ def dynamic_tanh(x: Tensor, alpha: Tensor, gamma: Tensor, *, backend: str = "aut
     check_float("x", x)
     check_shape("alpha", alpha, 1)
     check_shape("gamma", gamma, *x.shape[-1:])
-    return implementation("dynamic_tanh", backend, x)(x, alpha, gamma)
+    return run("dynamic_tanh", backend, x, alpha, gamma)

@@ -6,10 +6,10 @@ from jetkern.ops.register import operator
 
 _knn = operator(
     "jetkern::knn",
-    "(Tensor coordinates, Tensor offsets, int k) -> Tensor",
-    fake=lambda coordinates, offsets, k: offsets.new_empty(coordinates.shape[0], k),
+    "(Tensor coordinates, Tensor offsets, int k, int columns=2) -> Tensor",
+    fake=lambda coordinates, offsets, k, columns=2: offsets.new_empty(coordinates.shape[0], k),
 )
 
 
-def knn(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
-    return _knn(coordinates.detach().contiguous(), offsets.contiguous(), k)
+def knn(coordinates: Tensor, offsets: Tensor, k: int, columns: int) -> Tensor:
+    return _knn(coordinates.detach().contiguous(), offsets.contiguous(), k, columns)

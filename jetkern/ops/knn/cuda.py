@@ -11,7 +11,12 @@ _knn = operator(
 )
 
 
-def knn(coordinates: Tensor, offsets: Tensor, k: int) -> Tensor:
+def covers(coordinates: Tensor, offsets: Tensor, k: int, columns: int) -> str:
+    """Points in the plane."""
+    return "" if columns == 2 else f"its points have 2 coordinates, not {columns}"
+
+
+def knn(coordinates: Tensor, offsets: Tensor, k: int, columns: int = 2) -> Tensor:
     """See ``jetkern.ops.knn``. Distances are float32 whatever the coordinates are."""
     points = coordinates.detach().float()
     points = points if points.stride(1) == 1 else points.contiguous()

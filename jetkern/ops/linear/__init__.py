@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.dispatch import run
 
 
 def linear(
@@ -36,4 +36,4 @@ def linear(
     check_shape("x", x, None, weight.shape[1])
     if bias is not None:
         check_shape("bias", bias, weight.shape[0])
-    return implementation("linear", backend, x, precision)(x, weight, bias)
+    return run("linear", backend, x, weight, bias, precision=precision)

@@ -11,6 +11,7 @@ from jetkern.ops.local_block import reference
 from jetkern.ops.parameters import (
     BlockParameters,
     MLPParameters,
+    not_float32,
     optional_parts,
     table,
     take_block,
@@ -65,6 +66,24 @@ _local_block = operator(
 )
 
 
+MOST_BLOCKS = 32  # LocalShape in csrc/cpu
+
+
+def covers(
+    particles: Tensor,
+    neighbours: Tensor,
+    embed: MLPParameters,
+    blocks: Sequence[BlockParameters],
+    heads: int,
+) -> str:
+    """Weights in float32, at most 32 blocks, all of one shape."""
+    if len({(b.mlp.fc1_weight.shape[0], optional_parts(b.mlp)) for b in blocks}) != 1:
+        return "the blocks differ in shape"
+    if len(blocks) > MOST_BLOCKS:
+        return f"it runs at most {MOST_BLOCKS} blocks, there are {len(blocks)}"
+    return not_float32(embed, *blocks)
+
+
 def local_block(
     particles: Tensor,
     neighbours: Tensor,
@@ -73,11 +92,7 @@ def local_block(
     heads: int,
     precision: str = "ieee",
 ) -> Tensor:
-    """The compiled op; the reference for no blocks at all and for blocks that differ in shape."""
-    shapes = {(b.mlp.fc1_weight.shape[0], optional_parts(b.mlp)) for b in blocks}
-    if len(shapes) != 1:
-        return reference.local_block(particles, neighbours, embed, blocks, heads)
-    hidden, parts = shapes.pop()
+    mlp = blocks[0].mlp
     return _local_block(
         particles.contiguous(),
         neighbours.contiguous(),
@@ -87,7 +102,7 @@ def local_block(
         len(blocks),
         embed.fc1_weight.shape[0],
         optional_parts(embed),
-        hidden,
-        parts,
+        mlp.fc1_weight.shape[0],
+        optional_parts(mlp),
         precision == "bf16",
     )

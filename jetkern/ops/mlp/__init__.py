@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_mlp, check_shape
-from jetkern.ops.dispatch import asked, implementation
+from jetkern.ops.dispatch import asked, run
 from jetkern.ops.parameters import MLPParameters
 
 # With fewer rows one thread would do all of a perceptron with so many weights: on a CPU PyTorch's
@@ -39,4 +39,4 @@ def mlp(
         many = parameters.fc1_weight.numel() + parameters.fc2_weight.numel() >= MANY_WEIGHTS
         if many and len(x) < FEW_ROWS:
             backend = "reference"
-    return implementation("mlp", backend, x, precision)(x, parameters)
+    return run("mlp", backend, x, parameters, precision=precision)

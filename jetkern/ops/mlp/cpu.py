@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.mlp import reference
-from jetkern.ops.parameters import MLPParameters, optional_parts, table, take_mlp, tensors
+from jetkern.ops.parameters import (
+    MLPParameters,
+    not_float32,
+    optional_parts,
+    table,
+    take_mlp,
+    tensors,
+)
 from jetkern.ops.register import operator
 
 
@@ -31,6 +38,11 @@ _mlp = operator(
         x, take_mlp(iter(weights), parts)
     ),
 )
+
+
+def covers(x: Tensor, parameters: MLPParameters) -> str:
+    """Weights in float32."""
+    return not_float32(parameters)
 
 
 def mlp(x: Tensor, parameters: MLPParameters, precision: str = "ieee") -> Tensor:

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_mlp, check_offsets, check_shape
-from jetkern.ops.dispatch import choose, implementation
+from jetkern.ops.dispatch import run, select
 from jetkern.ops.parameters import MLPParameters
+from jetkern.packed import Packed, check_rising
 
 
 def pair_bias(
     particles: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | Packed,
     parameters: MLPParameters,
     *,
     num_pairs: int | None = None,
@@ -27,7 +28,7 @@ def pair_bias(
 
     Args:
         particles: (T, 4) delta eta, delta phi, ln pT (GeV), ln E.
-        offsets: (B + 1,) int64.
+        offsets: (B + 1,) int64 or int32, or a ``Packed``, which knows the number of pairs.
         parameters: fc1 (C, 3) with bias, fc2 (H, C) with bias, no norm.
         num_pairs: P, if the caller knows it. Without it a GPU is waited for once, as P depends on
             the values of ``offsets``, and ``torch.compile`` has a size that it does not know. It
@@ -42,15 +43,16 @@ def pair_bias(
         ValueError: for wrong shapes or dtypes.
         RuntimeError: on a CPU, if ``num_pairs`` is not the number of pairs.
     """
-    _check(particles, offsets, parameters, num_pairs)
-    return implementation("pair_bias", backend, particles, precision)(
-        particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype
-    )
+    rows, num_pairs = _checked(particles, offsets, parameters, num_pairs)
+    return run(
+        "pair_bias", backend, particles, rows, parameters,
+        num_pairs=num_pairs, dtype=dtype, precision=precision, values=_check_values,
+    )  # fmt: skip
 
 
 def shared_pair_bias(
     particles: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | Packed,
     parameters: MLPParameters,
     layers: int,
     *,
@@ -75,29 +77,41 @@ def shared_pair_bias(
         ValueError: for wrong shapes or dtypes.
         RuntimeError: on a CPU, if ``num_pairs`` is not the number of pairs.
     """
-    _check(particles, offsets, parameters, num_pairs)
-    run = implementation("pair_bias", backend, particles, precision)
-    if choose("pair_bias", backend, particles.device.type, particles.dtype) == "triton":
+    rows, num_pairs = _checked(particles, offsets, parameters, num_pairs)
+    if select("pair_bias", backend, particles, rows, parameters) == "triton":
         from jetkern.ops.pair_bias import triton
 
         return triton.shared_pair_bias(
             particles,
-            offsets,
+            rows,
             parameters,
             layers,
             num_pairs=num_pairs,
             dtype=dtype,
             precision=precision,
         )
-    return (run(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype),) * layers
+    bias = pair_bias(
+        particles, offsets, parameters,
+        num_pairs=num_pairs, dtype=dtype, precision=precision, backend=backend,
+    )  # fmt: skip
+    return (bias,) * layers
 
 
-def _check(
-    particles: Tensor, offsets: Tensor, parameters: MLPParameters, num_pairs: int | None
-) -> None:
+def _checked(
+    particles: Tensor, offsets: Tensor | Packed, parameters: MLPParameters, num_pairs: int | None
+) -> tuple[Tensor, int | None]:
+    """Offsets and the number of pairs, if it is known."""
     check_float("particles", particles)
     check_shape("particles", particles, None, 4)
-    check_offsets("offsets", offsets, particles.device)
     check_mlp("parameters", parameters, 3)
+    if num_pairs is None and isinstance(offsets, Packed):
+        # Counted once for a batch on a GPU; the C++ op counts by itself.
+        waits = offsets.offsets.is_cuda and not torch.compiler.is_compiling()
+        num_pairs = offsets.num_pairs if waits else offsets.known_pairs
     if num_pairs is not None and num_pairs < 0:
         raise ValueError(f"num_pairs must not be negative, got {num_pairs}")
+    return check_offsets("offsets", offsets, particles), num_pairs
+
+
+def _check_values(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> None:
+    check_rising("offsets", offsets, particles.shape[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.pair_bias import reference
-from jetkern.ops.parameters import MLPParameters
+from jetkern.ops.parameters import MLPParameters, not_float32, tensors
 from jetkern.ops.register import operator
 
 
@@ -42,6 +42,14 @@ _pair_bias = operator(
 )
 
 
+def covers(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> str:
+    """A perceptron with both biases and without a norm, in float32."""
+    p = parameters
+    if p.alpha is not None or p.fc1_bias is None or p.fc2_bias is None:
+        return "its perceptron has two biases and no norm"
+    return not_float32(p)
+
+
 def pair_bias(
     particles: Tensor,
     offsets: Tensor,
@@ -51,15 +59,12 @@ def pair_bias(
     dtype: torch.dtype | None = None,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.pair_bias``. A perceptron with a norm or without its biases is left to the
-    reference; the products are float32 whatever ``precision``, for they are too narrow to gain."""
-    p = parameters
-    if p.alpha is not None or p.fc1_bias is None or p.fc2_bias is None:
-        return reference.pair_bias(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype)
+    """See ``jetkern.ops.pair_bias``. The products are float32 whatever ``precision``, for they are
+    too narrow to gain."""
     bias = _pair_bias(
         particles.contiguous(),
         offsets.contiguous(),
-        *(w.contiguous() for w in (p.fc1_weight, p.fc1_bias, p.fc2_weight, p.fc2_bias)),
+        *tensors(parameters),
         -1 if num_pairs is None else num_pairs,
     )
     return bias if dtype is None else bias.to(dtype)

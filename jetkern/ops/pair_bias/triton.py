@@ -479,9 +479,22 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "shared_pair_bias has no second derivatives on triton: take backend='reference'"
+            )
         given = [g for g in gradients if g is not None]
         weights = _gradient_op(given, *ctx.saved_tensors, ctx.precision)
         return None, None, None, *weights, None, None, None
+
+
+def covers(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> str:
+    """No gradient of the particles, a perceptron with both biases and without a norm."""
+    p = parameters
+    if p.alpha is not None or p.fc1_bias is None or p.fc2_bias is None:
+        return "its perceptron has two biases and no norm"
+    wanted = particles.requires_grad and torch.is_grad_enabled()
+    return "it has no gradient of the particles" if wanted else ""
 
 
 def pair_bias(
@@ -493,10 +506,7 @@ def pair_bias(
     dtype: torch.dtype | None = None,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.pair_bias``. The gradient of the particles, and a perceptron with a norm
-    or without its biases, are left to the reference."""
-    if _left_to_the_reference(particles, parameters):
-        return reference.pair_bias(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype)
+    """See ``jetkern.ops.pair_bias``."""
     inputs = _inputs(particles, offsets, parameters)
     return _op(*inputs, num_pairs, dtype or particles.dtype, precision)
 
@@ -512,16 +522,8 @@ def shared_pair_bias(
     precision: str = "ieee",
 ) -> tuple[Tensor, ...]:
     """See ``jetkern.ops.shared_pair_bias``."""
-    if _left_to_the_reference(particles, parameters):
-        bias = reference.pair_bias(particles, offsets, parameters, num_pairs=num_pairs, dtype=dtype)
-        return (bias,) * layers
     inputs = _inputs(particles, offsets, parameters)
     return _Shared.apply(layers, *inputs, num_pairs, dtype or particles.dtype, precision)
-
-
-def _left_to_the_reference(particles: Tensor, p: MLPParameters) -> bool:
-    plain = p.alpha is None and p.fc1_bias is not None and p.fc2_bias is not None
-    return not plain or (particles.requires_grad and torch.is_grad_enabled())
 
 
 def _inputs(particles: Tensor, offsets: Tensor, p: MLPParameters) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_shape
-from jetkern.ops.dispatch import implementation
+from jetkern.ops.dispatch import run
 
 
 def pair_offsets(offsets: Tensor) -> Tensor:
@@ -55,4 +55,4 @@ def pair_features(first: Tensor, second: Tensor, *, backend: str = "auto") -> Te
     check_float("first", first)
     if first.shape != second.shape or first.shape[-1:] != (4,):
         check_shape("second", second, *first.shape[:-1], 4)
-    return implementation("pair_features", backend, first)(first, second)
+    return run("pair_features", backend, first, second)

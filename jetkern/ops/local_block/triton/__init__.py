@@ -137,6 +137,21 @@ _op = gpu_operator(
 )
 
 
+def covers(
+    particles: Tensor,
+    neighbours: Tensor,
+    embed: MLPParameters,
+    blocks: Sequence[BlockParameters],
+    heads: int,
+) -> str:
+    """No gradient of the particles, 1 to 64 neighbours, heads of a width up to 128."""
+    if particles.requires_grad and torch.is_grad_enabled():
+        return "it has no gradient of the particles"
+    if not 1 <= neighbours.shape[1] <= MAX_NEIGHBOURS:
+        return f"it takes 1 to {MAX_NEIGHBOURS} neighbours, not {neighbours.shape[1]}"
+    return "heads are wider than 128" if embed.fc2_weight.shape[0] > 128 * heads else ""
+
+
 def local_block(
     particles: Tensor,
     neighbours: Tensor,
@@ -145,19 +160,8 @@ def local_block(
     heads: int,
     precision: str = "ieee",
 ) -> Tensor:
-    """See ``jetkern.ops.local_block``; a neighbour beyond the last particle is taken as none.
-
-    The reference computes what the kernels do not: gradients with respect to the particles, more
-    than 64 neighbours, heads wider than 128.
-    """
-    k, width = neighbours.shape[1], embed.fc2_weight.shape[0]
-    recorded = torch.is_grad_enabled()
-    if (
-        (particles.requires_grad and recorded)
-        or not 1 <= k <= MAX_NEIGHBOURS
-        or width > 128 * heads
-    ):
-        return reference.local_block(particles, neighbours, embed, blocks, heads)
+    """See ``jetkern.ops.local_block``; a neighbour beyond the last particle is taken as none."""
+    k, recorded = neighbours.shape[1], torch.is_grad_enabled()
     particles, neighbours = particles.contiguous(), neighbours.contiguous()
     shapes = {(b.mlp.fc1_weight.shape[0], optional_parts(b.mlp)) for b in blocks}
     if len(shapes) != 1 or not fits(shape_of(k, embed, blocks, heads), precision):

@@ -1,0 +1,146 @@
+"""Where the jets of a batch lie: made once, used by every op of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Packed:
+    """The layout of B jets whose rows lie back to back.
+
+    What is derived from the offsets is computed when it is first asked for, and kept. Ops take
+    it in place of plain offsets.
+
+    Args:
+        offsets: (B + 1,) int64 or int32; jet b owns rows ``offsets[b]:offsets[b + 1]``.
+        num_pairs: sum of n^2 over the jets, if known. With it a GPU is not waited for.
+        longest: rows of the longest jet, if known; likewise.
+
+    Raises:
+        ValueError: for a wrong shape or dtype, and on the CPU for offsets that do not rise from 0.
+    """
+
+    def __init__(
+        self, offsets: Tensor, *, num_pairs: int | None = None, longest: int | None = None
+    ) -> None:
+        self.offsets = int64_offsets("offsets", offsets)
+        self.known_pairs = num_pairs
+        self.known_longest = longest
+        self._pair_ends: Tensor | None = None
+        check_rising("offsets", self.offsets)
+
+    @classmethod
+    def trusted(
+        cls, offsets: Tensor, num_pairs: int | None = None, longest: int | None = None
+    ) -> Packed:
+        """The same from int64 offsets that are known to be right: without the checks."""
+        packed = cls.__new__(cls)
+        packed.offsets = offsets
+        packed.known_pairs = num_pairs
+        packed.known_longest = longest
+        packed._pair_ends = None
+        return packed
+
+    def __len__(self) -> int:
+        return self.offsets.shape[0] - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,) rows of each jet."""
+        return self.offsets.diff()
+
+    @property
+    def pair_ends(self) -> Tensor:
+        """(B,) int64, sum of n^2 of the jets up to and with each."""
+        if self._pair_ends is None:
+            self._pair_ends = self.counts.square().cumsum(0)
+        return self._pair_ends
+
+    @property
+    def pair_offsets(self) -> Tensor:
+        """(B + 1,) int64 offsets of the n x n pairs of each jet; pair (i, j) is entry i n + j."""
+        return torch.nn.functional.pad(self.pair_ends, (1, 0))
+
+    @property
+    def num_pairs(self) -> int:
+        """Sum of n^2. Waits for a GPU if it is not known yet."""
+        if self.known_pairs is None:
+            self.known_pairs = int(self.pair_ends[-1]) if len(self) else 0
+        return self.known_pairs
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest jet, 0 without jets. Waits for a GPU if it is not known yet."""
+        if self.known_longest is None:
+            self.known_longest = int(self.counts.max()) if len(self) else 0
+        return self.known_longest
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Packed:
+        """The same layout with its tensors elsewhere. On the CPU the numbers are counted first,
+        so that the GPU that it goes to need not be asked."""
+        if not self.offsets.is_cuda:
+            _ = self.num_pairs, self.longest
+        moved = Packed.trusted(function(self.offsets), self.known_pairs, self.known_longest)
+        if self._pair_ends is not None:
+            moved._pair_ends = function(self._pair_ends)
+        return moved
+
+    @staticmethod
+    def concat(parts: list[Packed]) -> Packed:
+        """The jets of all parts, in order."""
+        counts = torch.cat([p.counts for p in parts])
+        pairs = [p.known_pairs for p in parts]
+        longest = [p.known_longest for p in parts]
+        return Packed.trusted(
+            offsets_from_counts(counts),
+            None if None in pairs else sum(p for p in pairs if p is not None),
+            None if None in longest else max((n for n in longest if n is not None), default=0),
+        )
+
+
+def offsets_from_counts(counts: Tensor) -> Tensor:
+    """(B + 1,) int64 offsets of segments of the given lengths.
+
+    Args:
+        counts: (B,) integers.
+    """
+    return torch.nn.functional.pad(counts.to(torch.int64).cumsum(0), (1, 0))
+
+
+def int64_offsets(name: str, offsets: Tensor) -> Tensor:
+    """``offsets`` as int64.
+
+    Raises:
+        ValueError: unless they are (B + 1,) int64 or int32.
+    """
+    if offsets.ndim != 1 or not offsets.shape[0] or offsets.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{name} must be (B + 1,) int64 or int32, got {tuple(offsets.shape)} {offsets.dtype}"
+        )
+    return offsets if offsets.dtype == torch.int64 else offsets.long()
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at: on the CPU, not traced, not inside torch.func."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def check_rising(name: str, offsets: Tensor, rows: int | None = None) -> None:
+    """Raises ValueError unless ``offsets`` rise from 0, and to ``rows`` if that is given.
+
+    Values on a GPU are not looked at: that would wait for it.
+    """
+    if not readable(offsets):
+        return
+    end = int(offsets[-1])
+    if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any() or (rows is not None and end != rows):
+        whole = f"the number of rows, {rows}" if rows is not None else "the number of rows"
+        raise ValueError(f"{name} must rise from 0 to {whole}")
