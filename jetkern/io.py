@@ -248,11 +248,13 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         # Removed while nobody else holds it: who waits for it sees that its file is gone.
-        with suppress(OSError):
-            if shared:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / LOCK).unlink()
-        os.close(descriptor)
+        try:
+            with suppress(OSError):
+                if shared:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (folder / LOCK).unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _lock(path: Path, kind: int) -> int:

@@ -21,7 +21,7 @@ from jetkern.evaluation import (
     predict,
     report_table,
 )
-from jetkern.io import prepare_folder, printable, write_atomically
+from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
 from jetkern.machine import environment
 from jetkern.metrics import BinaryReport
 from jetkern.metrics.classification import as_json
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
     for run in runs.values():  # what is wrong with the last is said before the first is judged
         check_classes(load_classifier(run), shards)
     prepare_folder(settings.out)
+    remove_leftovers(settings.out)
     reports = {}
     for name, run in runs.items():
         logits, labels = predict(
