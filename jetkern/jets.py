@@ -25,7 +25,8 @@ class Jets:
         offsets: (B + 1,) int64; jet b owns rows ``offsets[b]:offsets[b + 1]``. A jet may be empty.
             May be given as int32, or as the ``Packed`` of these jets, which is not checked again.
         pid: (T,) int64 particle identity, 0 (unknown) to 8, or None.
-        tracks: (T, 4) float tanh d0, d0 error, tanh dz, dz error (mm before the tanh), or None.
+        tracks: (T, 4) float tanh d0, d0 error, tanh dz, dz error (mm before the tanh), or None;
+            shards' columns say where d0 and dz are asinh or the values themselves.
         label: (B,) int64 class of the jet, or None.
         condition: (B, C) float quantities that condition generation, or None.
         index: (B,) int64 position of the jet in the training order, or None. It keys the random
