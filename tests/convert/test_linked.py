@@ -34,7 +34,7 @@ condition = ["jet_pt", "number"]
 class Events:
     """Random events: jets, and particles of which each jet has some, in any order."""
 
-    def __init__(self, events=40, seed=0):
+    def __init__(self, events=40, seed=0, others=6):
         rng = np.random.default_rng(seed)
         self.jets = rng.integers(0, 4, events)
         self.jets[0] = 3
@@ -44,7 +44,7 @@ class Events:
         self.of_jet, row = [], 0
         for event, jets in enumerate(self.jets):
             mine = links[row : row + jets]
-            self.particles[event] = mine.sum() + rng.integers(0, 6)
+            self.particles[event] = mine.sum() + rng.integers(0, others)
             order = rng.permutation(self.particles[event])
             self.of_jet += np.split(order, np.cumsum(mine))[:jets]
             row += jets
@@ -170,6 +170,15 @@ def test_every_form_of_links(tmp_path, form, kind):
     out = tmp_path / "out"
     assert run(tmp_path / f"a.{kind}", "--schema", schema, "--out", out, "--jets-per-read", 7) == 0
     compare(out, events.expected())
+
+
+def test_particles_that_all_belong_to_a_jet(tmp_path):
+    events = Events(others=1)
+    columns, text = linked(events, "lists")
+    write(tmp_path / "a.parquet", columns)
+    schema = described(tmp_path, "[constituents]\n" + text)
+    assert run(tmp_path / "a.parquet", "--schema", schema, "--out", tmp_path / "out") == 0
+    compare(tmp_path / "out", events.expected())
 
 
 @pytest.mark.parametrize("form", ["lists", "links", "pairs"])

@@ -271,7 +271,10 @@ def take_real(
 
 def without_momentum(px: NDArray[Any], py: NDArray[Any]) -> NDArray[np.bool_] | None:
     """(T,) true for particles of no transverse momentum; None if there are none."""
-    skip = (np.asarray(px) == 0) & (np.asarray(py) == 0)
+    skip = np.asarray(px) == 0
+    if not skip.any():
+        return None
+    skip &= np.asarray(py) == 0
     return skip if skip.any() else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,26 +123,25 @@ class Tree:
 
     def _column(self, name: str, array: Any, path: list[str]) -> Column:
         ak = self._awkward
+        whole = array
         for member in path:
             if member not in array.fields:
                 have = ", ".join(array.fields) or "no members"
                 raise InputError(f"{self.path}: {name}: there is no member {member}, but {have}")
             array = array[member]
-        kind = str(array.type)
         counts = []
-        if array.ndim > 3 or array.fields:
-            raise InputError(f"{self.path}: {name} has type {kind[:200]}, expected numbers")
-        while array.ndim > 1:
-            counts.append(np.asarray(ak.num(array), np.int64))
-            array = ak.flatten(array)
-        if ak.any(ak.is_none(array)):
-            raise InputError(f"{self.path}: {name} has empty values")
-        try:
-            values = np.asarray(ak.to_numpy(array))
-        except (ValueError, TypeError):
-            values = np.empty(0, object)
+        values = np.empty(0, object)
+        if array.ndim <= 3 and not array.fields:
+            while array.ndim > 1:
+                counts.append(np.asarray(ak.num(array), np.int64))
+                array = ak.flatten(array)
+            if array.layout.is_option and ak.any(ak.is_none(array)):
+                raise InputError(f"{self.path}: {name} has empty values")
+            with suppress(ValueError, TypeError):  # texts and other objects
+                values = np.asarray(ak.to_numpy(array))
         if values.dtype.kind not in "fiub" or values.ndim != 1:
-            raise InputError(f"{self.path}: {name} has type {kind[:200]}, expected numbers")
+            kind = str(whole.type)[:200]
+            raise InputError(f"{self.path}: {name} has type {kind}, expected numbers")
         return Column(values, tuple(counts))
 
     def read(

@@ -304,20 +304,20 @@ class Described(BaseSource):
                     f"{self.path}: rows from {first} on have {len(jets.row)} jets, but "
                     f"{len(counts)} lists of particles"
                 )
-            owner = np.repeat(np.arange(len(counts)), counts)
-            rows = np.arange(len(owner))
-            if collection.count is not None:
-                number = self._integers(collection.count, jets, first)
-                wrong = (number < 0) | (number > counts)
-                if wrong.any():
-                    jet = int(np.argmax(wrong))
-                    raise InputError(
-                        f"{self.path}: jet {self._number(first, jet)}: {collection.count.given} is "
-                        f"{number[jet]}, but there is room for {counts[jet]}"
-                    )
-                real = rows - np.repeat(np.cumsum(counts) - counts, counts) < number[owner]
-                owner, rows = owner[real], rows[real]
-            return [(owner, rows)]
+            if collection.count is None:
+                owner = np.repeat(np.arange(len(counts)), counts)
+                return [(owner, np.arange(len(owner)))]
+            number = self._integers(collection.count, jets, first)
+            wrong = (number < 0) | (number > counts)
+            if wrong.any():
+                jet = int(np.argmax(wrong))
+                raise InputError(
+                    f"{self.path}: jet {self._number(first, jet)}: {collection.count.given} is "
+                    f"{number[jet]}, but there is room for {counts[jet]}"
+                )
+            owner = np.repeat(np.arange(len(counts)), number)
+            behind = np.cumsum(counts) - counts - (np.cumsum(number) - number)
+            return [(owner, np.arange(len(owner)) + behind[owner])]
         targets = [
             linking.Target(
                 counts,
@@ -381,13 +381,15 @@ class Described(BaseSource):
         """Which of the particles are real (T,), and their pt, eta, phi, energy, identities and
         tracks, in GeV and mm."""
         flat = {name: columns[name].values for name in collection.names}
-        if len(rows) != len(next(iter(flat.values()))):
-            flat = {name: values[rows] for name, values in flat.items()}
+        if len(rows) != len(next(iter(flat.values()))) or self.links:
+            flat = {name: values.take(rows) for name, values in flat.items()}
         try:
             real = collection.real(flat, len(rows), self.table.rectangular)
             if not real.all():
-                flat = {name: values[real] for name, values in flat.items()}
-            kept = np.flatnonzero(real)
+                kept = np.flatnonzero(real)
+                flat = {name: values.take(kept) for name, values in flat.items()}
+            else:
+                kept = np.arange(len(real))
             p = {k: v.of(flat, len(kept)) for k, v in collection.values.items()}
         except ValueError as error:
             raise InputError(f"{self.path}: {error}") from None
@@ -685,14 +687,13 @@ class _Collection:
 
     def real(self, flat: dict[str, Array], size: int, rectangular: bool) -> NDArray[np.bool_]:
         """(T,) false for what fills up lists."""
+        real = np.ones(size, bool)
         if self.mask is not None:
             real = np.asarray(self.mask.of(flat, size)) > 0
-        else:
-            real = np.ones(size, bool)
-            unfilled = [np.isnan(flat[n]) for n in self.momenta if flat[n].dtype.kind == "f"]
-            if self.count is None and unfilled and len(unfilled) == len(self.momenta):
-                real &= ~np.logical_and.reduce(unfilled)
-            if self.count is None and rectangular and self.padding is None:
+        elif self.count is None:
+            if all(flat[n].dtype.kind == "f" for n in self.momenta):
+                real &= ~np.logical_and.reduce([np.isnan(flat[n]) for n in self.momenta])
+            if rectangular and self.padding is None:
                 real &= np.logical_or.reduce([flat[n] != 0 for n in self.names])
         if self.padding is not None:
             fill = [is_any(flat[n], self.padding) for n in self.momenta]
