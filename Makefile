@@ -36,7 +36,7 @@ test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefine
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 JETKERN_CPU_LIBRARY=build/sanitize/_cpu.so OMP_NUM_THREADS=1 \
 	$(PY) -m pytest -q -p no:xdist -k "not compil" \
-	$(addprefix tests/ops/test_,$(addsuffix .py,knn pair_bias attention attention_block local_block mlp cpu_bf16))
+	$(addprefix tests/ops/test_,$(addsuffix .py,knn pair_bias attention attention_block local_block mlp cpu_bf16 fuzz))
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	JETKERN_EMULATED_LIBRARY="$$($(PY) -m tests.csrc.emulated --sanitize)" \

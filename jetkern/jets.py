@@ -55,19 +55,19 @@ class Jets:
             packed: Packed = offsets
         else:
             packed = Packed.trusted(int64_offsets("offsets", offsets))
-            check_rising("offsets", packed.offsets, len(self.particles))
+            check_rising("offsets", packed.offsets, self.particles.shape[0])
         if packed.offsets.device != self.particles.device:
             raise ValueError(
                 f"offsets is on {packed.offsets.device}, the particles on {self.particles.device}"
             )
         object.__setattr__(self, "offsets", packed.offsets)
         object.__setattr__(self, "packed", packed)
-        for name, rows in [(n, len(self.particles)) for n in PER_PARTICLE] + [
-            (n, len(self)) for n in PER_JET
+        for name, rows in [(n, self.particles.shape[0]) for n in PER_PARTICLE] + [
+            (n, self.offsets.shape[0] - 1) for n in PER_JET
         ]:
             value = getattr(self, name)
-            if value is not None and len(value) != rows:
-                raise ValueError(f"{name} has {len(value)} rows, expected {rows}")
+            if value is not None and value.shape[0] != rows:
+                raise ValueError(f"{name} has {value.shape[0]} rows, expected {rows}")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -80,12 +80,12 @@ class Jets:
     @property
     def jet_of_particle(self) -> Tensor:
         """(T,) index of the jet that each particle belongs to."""
-        return segment_index(self.offsets, len(self.particles))
+        return segment_index(self.offsets, self.particles.shape[0])
 
     @property
     def rank_in_jet(self) -> Tensor:
         """(T,) position of each particle in its jet, 0 for the first."""
-        rows = torch.arange(len(self.particles), device=self.particles.device)
+        rows = torch.arange(self.particles.shape[0], device=self.particles.device)
         return rows - self.offsets[self.jet_of_particle]
 
     @property
@@ -132,7 +132,7 @@ class Jets:
         counts = self.counts[chosen]
         offsets = offsets_from_counts(counts)
         owner = segment_index(offsets)
-        rows = torch.arange(len(owner), device=owner.device) - offsets[owner]
+        rows = torch.arange(owner.shape[0], device=owner.device) - offsets[owner]
         rows += self.offsets[chosen][owner]
         return self._take(rows, chosen, offsets)
 
@@ -226,7 +226,7 @@ def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
     Args:
         offsets: (B + 1,) int64; total: T, which saves a host synchronisation.
     """
-    segments = torch.arange(len(offsets) - 1, device=offsets.device)
+    segments = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return segments.repeat_interleave(offsets.diff(), output_size=total)
 
 
@@ -240,7 +240,7 @@ def pad(rows: Tensor, offsets: Tensor, length: int | None = None) -> tuple[Tenso
         ValueError: if a segment is longer than ``length``.
     """
     counts = offsets.diff()
-    longest = int(counts.max()) if len(counts) else 0
+    longest = int(counts.max()) if counts.shape[0] else 0
     if length is not None and longest > length:
         raise ValueError(f"a jet has {longest} particles, more than the padded length {length}")
     length = longest if length is None else length
@@ -261,10 +261,10 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     """
     offsets = torch.stack([o for _, o in sources]).sum(0)
     start = offsets[:-1]
-    joined = sources[0][0].new_empty(sum(len(r) for r, _ in sources), *sources[0][0].shape[1:])
+    joined = sources[0][0].new_empty(sum(r.shape[0] for r, _ in sources), *sources[0][0].shape[1:])
     for rows, own in sources:
-        shift = (start - own[:-1])[segment_index(own, len(rows))]
-        joined = joined.index_copy(0, torch.arange(len(rows), device=rows.device) + shift, rows)
+        shift = (start - own[:-1])[segment_index(own, rows.shape[0])]
+        joined = joined.index_copy(0, torch.arange(rows.shape[0], device=rows.device) + shift, rows)
         start = start + own.diff()
     return joined, offsets
 

@@ -68,14 +68,14 @@ class Packed:
     def num_pairs(self) -> int:
         """Sum of n^2. Waits for a GPU if it is not known yet."""
         if self.known_pairs is None:
-            self.known_pairs = int(self.pair_ends[-1]) if len(self) else 0
+            self.known_pairs = int(self.pair_ends[-1]) if self.offsets.shape[0] > 1 else 0
         return self.known_pairs
 
     @property
     def longest(self) -> int:
         """Rows of the longest jet, 0 without jets. Waits for a GPU if it is not known yet."""
         if self.known_longest is None:
-            self.known_longest = int(self.counts.max()) if len(self) else 0
+            self.known_longest = int(self.counts.max()) if self.offsets.shape[0] > 1 else 0
         return self.known_longest
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Packed:

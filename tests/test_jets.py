@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from jetkern import Jets
 from jetkern.jets import join_segments, last_rows, offsets_from_counts, pad
+from jetkern.packed import Packed
 
 COUNTS = st.lists(st.integers(0, 9), max_size=8)
 
@@ -115,3 +116,39 @@ def test_refuses_to_pad_too_short_or_to_mix_fields():
         Jets.concat([make([1]), make([1]).replace(pid=None)])
     with pytest.raises(ValueError, match="mask must be bool"):
         Jets.from_padded(torch.zeros(1, 2, 4), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 3, 2, 5], [1, 2, 2, 5], [0, 2, 2, 6], [0, 2, 2, 4], [-1, 2, 2, 5]]
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_offsets_given_from_outside_rise_from_zero_to_the_number_of_rows(offsets, dtype):
+    with pytest.raises(ValueError, match="offsets must rise from 0"):
+        make([2, 0, 3]).replace(offsets=torch.tensor(offsets, dtype=dtype))
+    if offsets[:2] != [0, 2]:
+        with pytest.raises(ValueError, match="offsets must rise from 0"):
+            Packed(torch.tensor(offsets, dtype=dtype))
+
+
+def test_a_layout_is_made_once_and_goes_along():
+    jets = make([2, 0, 3])
+    assert jets.packed.pair_ends.tolist() == [4, 4, 13]
+    assert jets.packed.pair_offsets.tolist() == [0, 4, 4, 13]
+    assert jets.packed.pair_ends is jets.packed.pair_ends
+    assert (jets.packed.num_pairs, jets.packed.longest, len(jets.packed)) == (13, 3, 3)
+    assert jets.replace(particles=jets.particles + 1).packed is jets.packed
+    assert Jets(particles=jets.particles, offsets=jets.packed).offsets is jets.offsets
+    small = jets.replace(offsets=jets.offsets.int())
+    assert small.offsets.dtype == torch.int64
+    none = Packed(torch.tensor([0]))
+    assert (none.num_pairs, none.longest) == (0, 0)
+
+
+def test_a_mask_or_a_field_of_another_shape_is_named():
+    particles, mask = torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"mask must have the \(B, N\) of particles, \(2, 3\)"):
+        Jets.from_padded(particles, mask[:, :2])
+    with pytest.raises(ValueError, match=r"tracks must have the \(B, N\)"):
+        Jets.from_padded(particles, mask, tracks=torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match=r"particles must be \(B, N, 4\)"):
+        Jets.from_padded(particles[..., :3], mask)

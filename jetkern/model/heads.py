@@ -30,15 +30,15 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits."""
-        jet = torch.arange(len(offsets), device=x.device)
+        jet = torch.arange(offsets.shape[0], device=x.device)
         token_offsets = jet * self.tokens
         rest_offsets = offsets - token_offsets
         first = offsets[:-1, None] + torch.arange(self.tokens, device=x.device)
         tokens = x[first.flatten()]
-        rest = x[last_rows(offsets, rest_offsets, len(x) - len(tokens))]
+        rest = x[last_rows(offsets, rest_offsets, x.shape[0] - tokens.shape[0])]
         for block in self.blocks:
             tokens = block(tokens, token_offsets, rest, rest_offsets)
-        return self.out(self.fc(tokens.reshape(len(offsets) - 1, self.tokens * x.shape[1])))
+        return self.out(self.fc(tokens.reshape(offsets.shape[0] - 1, self.tokens * x.shape[1])))
 
 
 @register_head("generator")
@@ -60,7 +60,7 @@ class Generator(nn.Module):
     def forward(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
         """Body rows (T', D) of ``jets`` to (T, 4) velocities of their particles."""
         x, offsets = join_segments([*self.type_rows(jets), (x, offsets)])
-        return self.mix(x, offsets, last_rows(offsets, jets.offsets, len(jets.particles)))
+        return self.mix(x, offsets, last_rows(offsets, jets.offsets, jets.particles.shape[0]))
 
     def type_rows(self, jets: Jets) -> list[tuple[Tensor, Tensor]]:
         """Rows and offsets of the token of each jet's type; none for a model of one type."""
@@ -68,7 +68,7 @@ class Generator(nn.Module):
             return []
         if jets.label is None:
             raise ValueError("the generator needs the type of each jet as its label")
-        jet = torch.arange(len(jets) + 1, device=jets.offsets.device)
+        jet = torch.arange(jets.offsets.shape[0], device=jets.offsets.device)
         return [(self.type_mlp(self.type_embed(jets.label)), jet)]
 
     def mix(self, x: Tensor, offsets: Tensor, particles: Tensor) -> Tensor:
@@ -110,11 +110,11 @@ class MaskedModel(nn.Module):
             x: (T', D) body rows of the jets' visible particles; offsets: (B + 1,) of those rows.
             jets: the complete jets; keep: (T,) bool, true for the visible particles.
         """
-        jet = torch.arange(len(offsets), device=x.device)
+        jet = torch.arange(offsets.shape[0], device=x.device)
         prefix = self.tokens + self.conditional
         before = offsets[:-1, None] + torch.arange(prefix, device=x.device)
         visible_offsets = offsets - prefix * jet
-        visible = x[last_rows(offsets, visible_offsets, len(x) - before.numel())]
+        visible = x[last_rows(offsets, visible_offsets, x.shape[0] - before.numel())]
         masked_before = torch.nn.functional.pad((~keep).cumsum(0), (1, 0))
         rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
         # Not indexing: its backward adds the rows of one rank in the order of the threads.
@@ -128,4 +128,4 @@ class MaskedModel(nn.Module):
         x, offsets = join_segments([*sources, (particles, jets.offsets)])
         for block in self.blocks:
             x = block(x, offsets)
-        return self.out(x[last_rows(offsets, jets.offsets, len(jets.particles))])
+        return self.out(x[last_rows(offsets, jets.offsets, jets.particles.shape[0])])

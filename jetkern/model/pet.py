@@ -100,11 +100,11 @@ class Body(Layer):
             jets: the batch.
             time: (M, D) time tokens of the first M jets, or None.
         """
-        jet = torch.arange(len(jets) + 1, device=jets.offsets.device)
-        tokens = self.tokens.to(jets.particles.dtype).repeat(len(jets), 1)
+        jet = torch.arange(jets.offsets.shape[0], device=jets.offsets.device)
+        tokens = self.tokens.to(jets.particles.dtype).repeat(jets.offsets.shape[0] - 1, 1)
         sources = [(tokens, jet * self.config.global_tokens)]
         if time is not None:
-            sources.append((time, jet.clamp(max=len(time))))
+            sources.append((time, jet.clamp(max=time.shape[0])))
         if self.condition_embed is not None:
             if jets.condition is None:
                 raise ValueError("this model is conditional, but the jets have no condition")

@@ -48,7 +48,7 @@ def local_block(
     """
     check_float("particles", particles)
     check_shape("particles", particles, None, 4)
-    check_shape("neighbours", neighbours, len(particles), None)
+    check_shape("neighbours", neighbours, particles.shape[0], None)
     if neighbours.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"neighbours must be int64 or int32, got {neighbours.dtype}")
     if neighbours.device != particles.device:

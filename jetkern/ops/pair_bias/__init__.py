@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_mlp, check_offsets, check_shape
 from jetkern.ops.dispatch import run, select
 from jetkern.ops.parameters import MLPParameters
-from jetkern.packed import Packed, check_rising
+from jetkern.packed import Packed, check_rising, readable
 
 
 def pair_bias(
@@ -45,9 +47,16 @@ def pair_bias(
     """
     rows, num_pairs = _checked(particles, offsets, parameters, num_pairs)
     return run(
-        "pair_bias", backend, particles, rows, parameters,
-        num_pairs=num_pairs, dtype=dtype, precision=precision, values=_check_values,
-    )  # fmt: skip
+        "pair_bias",
+        backend,
+        particles,
+        rows,
+        parameters,
+        num_pairs=num_pairs,
+        dtype=dtype,
+        precision=precision,
+        values=functools.partial(_check_values, num_pairs),
+    )
 
 
 def shared_pair_bias(
@@ -113,5 +122,11 @@ def _checked(
     return check_offsets("offsets", offsets, particles), num_pairs
 
 
-def _check_values(particles: Tensor, offsets: Tensor, parameters: MLPParameters) -> None:
+def _check_values(
+    num_pairs: int | None, particles: Tensor, offsets: Tensor, parameters: MLPParameters
+) -> None:
     check_rising("offsets", offsets, particles.shape[0])
+    if num_pairs is not None and readable(offsets):
+        pairs = Packed.trusted(offsets).num_pairs
+        if num_pairs != pairs:
+            raise ValueError(f"num_pairs is {num_pairs}, the jets have {pairs} pairs")
