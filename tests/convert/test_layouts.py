@@ -1,5 +1,7 @@
 """Layouts and values that people have: each is read rightly, or refused in one clear line."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -462,6 +464,14 @@ def test_the_descriptions_that_come_with_it(tmp_path, name):
     assert own["classes"] == ["all"]
     assert own["particles"] == schema["particles"]
     assert "label" not in own["jets"]
+
+
+def test_the_description_in_the_documents_is_valid(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(text.split("```toml\n")[1].split("```")[0])
+    assert description.load(path)["jets"]["first"] == 2
+    assert all(f"`--from {name}`" in text for name in readers.SHIPPED)
 
 
 def test_a_description_that_fits_is_proposed(tmp_path, capsys):
