@@ -20,6 +20,8 @@ FLOORS = (
     ("objectives", "interop"),
     ("training", "sampling"),
     ("evaluation",),
+    ("tasks",),
+    ("recipes",),
     ("study",),
     ("cli",),
     ("__main__",),

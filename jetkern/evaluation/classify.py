@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor
 from tqdm import tqdm
 
 from jetkern.data import Shards, Stream
+from jetkern.io import printable
 from jetkern.metrics import BinaryReport, MulticlassReport, binary_report, multiclass_report
+from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.tables import table
 from jetkern.training.checkpoints import RunError
-from jetkern.training.weights import load_matching, load_weights, model_config
+from jetkern.training.data import check_same
+from jetkern.training.weights import Weights, load_matching, load_weights, model_config
 
 Report = BinaryReport | MulticlassReport
 
@@ -51,6 +55,72 @@ def check_classes(model: PET, shards: Shards) -> None:
             f"{shards.folder} has {len(shards.classes)} classes, but the model tells "
             f"{model.config.num_classes} apart"
         )
+
+
+def class_outputs(
+    weights: Weights,
+    config: PETConfig,
+    shards: Shards,
+    class_map: Sequence[str] = (),
+    *,
+    say: Callable[[str], None] | None = None,
+) -> list[list[int]]:
+    """Which outputs of a classifier stand for each class of the jets, by the classes' names.
+
+    Args:
+        weights: of the checkpoint, which knows the classes that it was trained on.
+        config: of its model.
+        shards: of the jets to judge.
+        class_map: what to take for classes that are not called the same, as "top=Tbqq+Tbl".
+        say: called with a note about a checkpoint that knows no names: its outputs are taken in
+            the order of the jets' classes.
+
+    Raises:
+        ValueError: naming the class that the model does not know.
+    """
+    check_same(weights.data, shards, config.fields, str(weights.path))
+    names = [printable(name) for name in weights.data.get("classes", [])]
+    if not shards.classes:
+        raise ValueError(f"{shards.folder} has no labels to evaluate against")
+    if not names and not class_map:
+        if len(shards.classes) > config.num_classes:
+            raise ValueError(
+                f"{shards.folder} has {len(shards.classes)} classes, but {weights.path} tells "
+                f"{config.num_classes} apart"
+            )
+        if say is not None:
+            say(
+                f"{weights.path} knows no names of classes: its outputs are taken to be "
+                f"{', '.join(shards.classes)}"
+            )
+        return [[i] for i in range(len(shards.classes))]
+    chosen = {}
+    for entry in class_map:
+        name, equals, others = entry.partition("=")
+        if not equals or name not in shards.classes:
+            raise ValueError(
+                f"--class-map {entry}: say CLASS=NAME with CLASS of {', '.join(shards.classes)}"
+            )
+        chosen[name] = others.split("+")
+    outputs = []
+    for name in shards.classes:
+        for wanted in chosen.get(name, [name]):
+            if wanted not in names:
+                raise ValueError(
+                    f"{weights.path} tells {', '.join(names) or 'unnamed classes'} apart, none is "
+                    f"called {wanted}: --class-map {name}=NAME says which stands for {name}"
+                )
+        outputs.append([names.index(wanted) for wanted in chosen.get(name, [name])])
+    flat = [i for chosen_outputs in outputs for i in chosen_outputs]
+    if len(set(flat)) < len(flat) or max(flat) >= config.num_classes:
+        raise ValueError(f"{weights.path}: a class of it cannot stand for two of {shards.folder}")
+    return outputs
+
+
+def joined(logits: NDArray[np.float32], outputs: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """(N, classes) logits of the jets' classes: the log of the summed weights of their outputs."""
+    columns = [logsumexp(logits[:, list(chosen)], axis=1) for chosen in outputs]
+    return np.stack(columns, axis=1)
 
 
 def predict(

@@ -17,7 +17,7 @@ MAX_MASKED = 150  # rows of the mask embedding, as in the reference
 class Classifier(nn.Module):
     """The global tokens attend to all other rows twice; a perceptron reads them out."""
 
-    def __init__(self, config: PETConfig) -> None:
+    def __init__(self, config: PETConfig, outputs: int | None = None) -> None:
         super().__init__()
         self.tokens = config.global_tokens
         width = self.tokens * config.dim
@@ -26,7 +26,7 @@ class Classifier(nn.Module):
             for _ in range(config.head_layers)
         )
         self.fc = MLP(width, config.expansion * width, width)
-        self.out = nn.Linear(width, config.num_classes)
+        self.out = nn.Linear(width, config.num_classes if outputs is None else outputs)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits."""

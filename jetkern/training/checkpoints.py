@@ -132,7 +132,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     expected = digest_of(folder)
     path = folder / STATE
     regular_file(path, error=RunError)
-    if _sha256(path) != expected:
+    if file_sha256(path) != expected:
         raise RunError(f"{path} does not have the checksum in its {MANIFEST}: it is damaged")
     state = read_tensors(path)
     for name, (kind, fits) in _KINDS.items():
@@ -309,7 +309,7 @@ def _check_sizes(state: dict[str, Any], size: int, path: Path) -> None:
             waiting += [(f"{name}.{key}" if name else str(key), item) for key, item in items]
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -23,6 +23,8 @@ from jetkern.data.order import MAX_SEED
 from jetkern.io import printable, read_json, read_toml, user_path
 from jetkern.machine import MAX_THREADS
 from jetkern.model.presets import SIZES
+from jetkern.objectives import parse_objective
+from jetkern.training.plugins import load_plugins
 
 S = TypeVar("S")
 
@@ -138,6 +140,8 @@ class TrainSettings:
     """of initial weights, order of the jets, chosen subset, noise, masks and dropout"""
     num_jets: int | None = None
     """train on so many jets, a random subset; None for all"""
+    plugin: tuple[str, ...] = ()
+    """Python files or modules of yours that register losses, heads or tasks"""
     optim: OptimSettings = field(default_factory=OptimSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     run: RunSettings = field(default_factory=RunSettings)
@@ -207,6 +211,13 @@ class EvaluateSettings:
     """auto, cpu, cuda or cuda:1"""
     threads: int | None = None
     """CPU threads of torch; None for its default"""
+    task: str | None = None
+    """what to judge them by; by default what the first run was trained for"""
+    class_map: tuple[str, ...] = ()
+    """which of a model's classes stand for one of the jets', as top=Tbqq+Tbl; by default those of
+    the same name"""
+    plugin: tuple[str, ...] = ()
+    """Python files or modules of yours that register losses, heads or tasks"""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -248,9 +259,10 @@ def pretrain_defaults(
 
     Raises:
         SettingsError: for an unknown size.
+        ValueError: for an unknown objective.
     """
     _check_size(preset)
-    masked = "mpm" in objective or objective == "pretrain"
+    masked = "mpm" in parse_objective(objective)
     ranger = optimizer == "ranger" if optimizer else masked or preset == "medium"
     lr, decay = (_RANGER if ranger else _LION)[preset]
     return PretrainSettings(
@@ -350,6 +362,7 @@ def parse(
     base = defaults()
     if file.config is not None:
         flags = [*_flags_of(file.config, base), *flags]
+    load_named_plugins(flags)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, parameter in inspect.signature(defaults).parameters.items():
         kind = _optional_int if "int" in str(parameter.annotation) else str
@@ -365,6 +378,20 @@ def parse(
         config=(tyro.conf.OmitArgPrefixes,),
     )
     return _at_home(settings)
+
+
+def load_named_plugins(flags: Sequence[str]) -> None:
+    """Imports the modules after ``--plugin``, before anything that they register is asked for.
+
+    Raises:
+        SettingsError: naming the one that cannot be imported.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", nargs="*", default=[])
+    try:
+        load_plugins(parser.parse_known_args(flags)[0].plugin)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

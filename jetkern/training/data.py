@@ -26,3 +26,46 @@ def describe(shards: Shards) -> dict[str, Any]:
         },
         "conversion": settings,
     }
+
+
+def checked_description(found: Any, where: str) -> dict[str, Any]:
+    """What ``describe`` returned and a checkpoint kept; empty in checkpoints from before it was.
+
+    Raises:
+        ValueError: naming the checkpoint, for anything else.
+    """
+
+    def names(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+
+    fits = isinstance(found, dict) and (
+        names(found.get("classes", []))
+        and names(found.get("condition", []))
+        and isinstance(found.get("task"), (str, type(None)))
+        and isinstance(fields := found.get("fields", {}), dict)
+        and all(isinstance(k, str) and names(v) for k, v in fields.items())
+    )
+    if not fits:
+        raise ValueError(f"{where}: what it was trained on is damaged")
+    return found
+
+
+def check_same(data: dict[str, Any], shards: Shards, fields: tuple[str, ...], where: str) -> None:
+    """Makes sure that jets mean what those meant that a model was trained on.
+
+    Args:
+        data: of the checkpoint ``where``, from ``describe``.
+        shards: of the jets.
+        fields: optional ones that the model embeds.
+
+    Raises:
+        ValueError: naming the field whose columns or scales differ.
+    """
+    here = describe(shards)["fields"]
+    for name in ("particles", *fields):
+        before = data.get("fields", {}).get(name)
+        if before is not None and name in here and list(before) != here[name]:
+            raise ValueError(
+                f"{where} was trained on {name} as {', '.join(before)}, but {shards.folder} has "
+                f"{', '.join(here[name])}"
+            )

@@ -58,6 +58,7 @@ class Trainer:
         identity: what else, besides the settings, the result depends on.
         new: names of the model's parameters that did not come from a checkpoint; they learn at
             ``lr_factor`` times the rate of the others.
+        task: its name, for the checkpoints.
 
     Raises:
         ValueError: for settings that do not fit each other or the data.
@@ -74,6 +75,7 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         new: Collection[str] = (),
         lr_factor: float = 1.0,
+        task: str | None = None,
     ) -> None:
         self.settings, self.world = settings, world
         self.optim, self.run_settings = settings.optim, settings.run
@@ -120,7 +122,7 @@ class Trainer:
             pin_memory=world.device.type == "cuda",
         )
         self.val = val
-        self.data = describe(train)
+        self.data = {**describe(train), "task": task}
         self.step = 0
         self.best: dict[str, float] | None = None
         self.misses = 0

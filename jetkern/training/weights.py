@@ -11,17 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jetkern.interop import omnilearned
 from jetkern.io import printable
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
+from jetkern.model.presets import SIZES
 from jetkern.tables import table
 from jetkern.training.checkpoints import (
     RunError,
     digest_of,
     facts_of,
+    file_sha256,
     find_checkpoint,
     read_checkpoint,
 )
+from jetkern.training.data import checked_description
 
 _LARGEST = 1 << 16  # of the dimensions of a model
 
@@ -36,6 +40,8 @@ class Weights:
         step: updates that made them.
         path: the checkpoint folder.
         sha256: digest of its state, which identifies it wherever it lies.
+        data: what it was trained on, see ``jetkern.training.data.describe``, and the ``task``, if
+            it was one; empty in older checkpoints and published ones.
     """
 
     config: dict[str, Any]
@@ -43,22 +49,29 @@ class Weights:
     step: int
     path: Path
     sha256: str
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def load_weights(source: Path | str) -> Weights:
     """The weights of a run (its best checkpoint, else its newest) or of one checkpoint folder.
 
-    If the training kept an average of the weights, that is what is returned.
+    A file is read as a published checkpoint of the study or of OmniLearned, of one of the four
+    sizes (``jetkern.interop.omnilearned`` reads others). If the training kept an average of the
+    weights, that is what is returned.
 
     Raises:
         RunError: if there is none, or it is damaged.
     """
+    if Path(source).is_file():
+        return _published(Path(source))
     folder = find_checkpoint(Path(source))
     state = read_checkpoint(folder)
     try:
         average = state.get("average")
         weights = state["model"] if average is None else average
-        return Weights(state["model_config"], weights, state["step"], folder, digest_of(folder))
+        data = checked_description(state.get("data", {}), str(folder))
+        sha256 = digest_of(folder)
+        return Weights(state["model_config"], weights, state["step"], folder, sha256, data)
     except KeyError as error:
         raise RunError(f"checkpoint {folder} has no {error.args[0]!r}") from error
 
@@ -69,7 +82,24 @@ def checkpoint_facts(source: Path | str) -> dict[str, Any]:
     Raises:
         RunError: if there is no checkpoint or its manifest is damaged.
     """
+    if Path(source).is_file():
+        return {"model_config": _published(Path(source)).config}
     return facts_of(find_checkpoint(Path(source)))
+
+
+def _published(path: Path) -> Weights:
+    try:
+        state = omnilearned.read(path)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if "body.tokens" not in state:
+        raise RunError(f"{path}: no body.token among its weights")
+    dim = state["body.tokens"].shape[-1]
+    size = next((size for size in SIZES.values() if size["dim"] == dim), None)
+    if size is None:
+        raise RunError(f"{path}: a width of {dim} is none of the four sizes'")
+    config = omnilearned.config_of(state, heads=size["heads"], neighbours=size["neighbours"])
+    return Weights(dataclasses.asdict(config), state, 0, path, file_sha256(path))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""Pre-train, fine-tune, evaluate: functions of settings, for the commands, scripts and notebooks.
+
+from dataclasses import replace
+from pathlib import Path
+from jetkern.recipes import pretrain
+from jetkern.training.config import pretrain_defaults
+
+settings = pretrain_defaults(preset="micro", objective="classifier+mpm")
+pretrain(replace(settings, data=Path("shards/jetclass"), out=Path("runs/a")))
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jetkern.data import Shards
+from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
+from jetkern.machine import environment
+from jetkern.model.pet import PET
+from jetkern.model.presets import model_preset
+from jetkern.objectives import Objective, parse_objective
+from jetkern.plots import training_figure
+from jetkern.tables import show
+from jetkern.tasks import Task, find_task
+from jetkern.training.config import EvaluateSettings, FinetuneSettings, PretrainSettings
+from jetkern.training.data import check_same
+from jetkern.training.distributed import choose_device, join_world
+from jetkern.training.log import read_metrics
+from jetkern.training.plugins import load_plugins
+from jetkern.training.trainer import Trainer, open_splits
+from jetkern.training.weights import load_matching, load_weights, model_config
+
+
+def pretrain(settings: PretrainSettings) -> dict[str, Any]:
+    """Trains a foundation model in a run folder, or continues it.
+
+    Returns:
+        what ``Trainer.fit`` does.
+
+    Raises:
+        ValueError: for settings and jets that do not fit each other.
+    """
+    load_plugins(settings.plugin)
+    parts = parse_objective(settings.objective)
+    with join_world(settings.run.device) as world:
+        train, val = open_splits(settings.data)
+        config = model_preset(
+            settings.preset,
+            parts,
+            num_classes=len(train.classes) or 1,
+            use_pid=train.field("pid") is not None,
+            use_tracks=train.field("tracks") is not None,
+            feature_drop=settings.feature_drop,
+        )
+        torch.manual_seed(settings.seed)
+        objective = Objective(PET(config), settings.seed, perturbed=settings.perturbed)
+        identity = {"perturbed": settings.perturbed}
+        return Trainer(settings, objective, world, train, val, identity=identity).fit()
+
+
+def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
+    """Trains a model for a task, from a checkpoint or from scratch, or continues it.
+
+    Returns:
+        what ``Trainer.fit`` does.
+
+    Raises:
+        ValueError: for an unknown task, or settings, jets and checkpoint that do not fit.
+    """
+    load_plugins(settings.plugin)
+    task = find_task(task) if isinstance(task, str) else task
+    with join_world(settings.run.device) as world:
+        train, val = open_splits(settings.data)
+        weights = None if settings.source is None else load_weights(settings.source)
+        torch.manual_seed(settings.seed)
+        if weights is None or settings.preset is not None:
+            base = model_preset(settings.preset or "micro", ("classifier",))
+        else:
+            base = model_config(weights)
+        config = task.config(base, train, settings)
+        model = PET(config)
+        new: set[str] = set()
+        if weights is not None:
+            check_same(weights.data, train, config.fields, str(weights.path))
+            report = load_matching(model, weights.state, reset=task.reset)
+            new = set(report.new) & {name for name, _ in model.named_parameters()}
+            if world.is_main:
+                print(f"from {weights.path}:\n{report}")
+        identity = {
+            "source": None if weights is None else weights.sha256,
+            "lr_factor": settings.lr_factor,
+        }
+        return Trainer(
+            settings,
+            task.objective(model, settings),
+            world,
+            train,
+            val,
+            identity=identity,
+            new=new,
+            lr_factor=settings.lr_factor,
+            task=task.name,
+        ).fit()
+
+
+def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+    """Judges runs, prints a table and writes report.json, table.md and figures.
+
+    Returns:
+        what ``Task.judge`` says of each run, by name.
+
+    Raises:
+        ValueError: for runs that cannot be judged by these jets, before the first one is.
+    """
+    load_plugins(settings.plugin)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    shards = Shards(settings.data / settings.split)
+    runs = by_name(settings.runs)
+    task = _task_of(settings)
+    for run in runs.values():  # what is wrong with the last is said before the first is judged
+        task.check(run, shards, settings)
+    prepare_folder(settings.out)
+    remove_leftovers(settings.out)
+    reports = {
+        name: task.judge(run, shards, settings, device, printable(name))
+        for name, run in runs.items()
+    }
+    task.draw(reports, shards, settings.out)
+    logs = {name: run / "metrics.jsonl" for name, run in runs.items()}
+    records = {
+        name: read_metrics(path, say=partial(print, file=sys.stderr))
+        for name, path in logs.items()
+        if path.exists()
+    }
+    if records:
+        training_figure(records, settings.out / "training.png")
+    table = task.table(reports)
+    jets = shards.num_jets if settings.num_jets is None else settings.num_jets
+    record = {
+        "data": {"folder": str(shards.folder), "fingerprint": shards.fingerprint},
+        "jets": jets,
+        "models": {n: {"path": str(runs[n]), **task.record(r)} for n, r in reports.items()},
+        "environment": environment(),
+    }
+    write_atomically(settings.out / "report.json", json.dumps(record, indent=2).encode())
+    write_atomically(settings.out / "table.md", f"{table}\n".encode())
+    show(f"{jets:,} jets of {shards.folder}\n\n{table}\n\nwritten to {settings.out}")
+    return reports
+
+
+def by_name(runs: Sequence[Path]) -> dict[str, Path]:
+    """The runs by as many of their last folders as tell them apart."""
+    paths = {run.resolve(): run for run in runs}
+    for depth in range(1, 1 + max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, paths.values(), strict=True))
+
+
+def _task_of(settings: EvaluateSettings) -> Task:
+    """The task that was asked for, or that the first run was trained for."""
+    if settings.task is not None:
+        return find_task(settings.task)
+    return find_task(load_weights(settings.runs[0]).data.get("task") or "classify")

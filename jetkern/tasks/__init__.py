@@ -1,0 +1,9 @@
+"""Downstream tasks: ``finetune`` and ``evaluate`` find them by name.
+
+A task of yours is a subclass of ``Task`` with the decorator ``register``: ``examples/new_task.py``.
+"""
+
+from jetkern.tasks.task import TASKS, Task, find_task, register  # isort: skip
+from jetkern.tasks.classification import Classify, TopTagging
+
+__all__ = ["TASKS", "Classify", "Task", "TopTagging", "find_task", "register"]

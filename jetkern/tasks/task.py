@@ -1,0 +1,101 @@
+"""What a task is made of, and the tasks that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from jetkern.data import Shards
+from jetkern.model.config import PETConfig, unknown
+from jetkern.model.pet import PET
+from jetkern.objectives import Objective
+from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
+
+
+class Task:
+    """Jets, the part of the model, its losses, figures of merit, and the settings to begin with.
+
+    Attributes:
+        name: on the command line.
+        reset: prefixes of parameters that are never taken from a checkpoint.
+    """
+
+    name: ClassVar[str]
+    reset: tuple[str, ...] = ()
+
+    def defaults(
+        self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
+    ) -> FinetuneSettings:
+        """Settings by model size, checkpoint and number of labelled jets."""
+        return finetune_defaults(preset, source, num_jets)
+
+    def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
+        """The model for these jets, given that of the checkpoint or preset.
+
+        Raises:
+            ValueError: for jets that lack what the task needs.
+        """
+        raise NotImplementedError
+
+    def objective(self, model: PET, settings: FinetuneSettings) -> Objective:
+        """The losses to train with; by default those of the model's parts."""
+        return Objective(model, settings.seed)
+
+    def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
+        """Makes sure that ``judge`` can begin.
+
+        Raises:
+            ValueError: naming what does not fit.
+        """
+        raise NotImplementedError
+
+    def judge(
+        self,
+        run: Path,
+        shards: Shards,
+        settings: EvaluateSettings,
+        device: torch.device,
+        label: str,
+    ) -> Any:
+        """The figures of merit of a run or checkpoint; ``label`` for a progress bar."""
+        raise NotImplementedError
+
+    def table(self, reports: Mapping[str, Any]) -> str:
+        """The results of ``judge`` by run as a Markdown table."""
+        raise NotImplementedError
+
+    def record(self, report: Any) -> dict[str, Any]:
+        """A result of ``judge`` in JSON's types."""
+        raise NotImplementedError
+
+    def draw(self, reports: Mapping[str, Any], shards: Shards, out: Path) -> None:
+        """Writes the task's figures into the folder ``out``; by default none."""
+
+
+TASKS: dict[str, type[Task]] = {}
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Makes a task known under its name; used as a decorator.
+
+    Raises:
+        ValueError: if another task has the name.
+    """
+    if TASKS.get(task.name, task) is not task:
+        raise ValueError(f"there is a task {task.name!r} already")
+    TASKS[task.name] = task
+    return task
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: if there is none, with the one that may have been meant.
+    """
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]()
