@@ -156,6 +156,14 @@ class PET(nn.Module):
     def forward(self, jets: Jets, time: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """``classify``, with a ``time`` ``velocity``, with ``keep`` ``fill_masked``.
 
+        Args:
+            jets: B jets, T particles.
+            time: (B,) of the flow-matching path, 1 for noise, 0 for data.
+            keep: (T,) bool, true for the particles that are shown.
+
+        Returns:
+            (B, num_classes) logits, or (T, 4) velocities or predictions.
+
         Raises:
             ValueError: for both, or what the model has no part for.
         """
