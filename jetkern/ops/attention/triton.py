@@ -234,7 +234,8 @@ def attention_fwd_kernel(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    HALF: tl.constexpr = max(KEYS // 2, 16)
+    HALF: tl.constexpr = KEYS // 2 if KEYS > 32 else 16
+    FEW: tl.constexpr = 32 if KEYS > 32 else KEYS  # of several blocks
     head, query, key, count, corner = _jet(offsets, pairs, HEADS)
     if bias is not None:
         bias += corner
@@ -250,9 +251,7 @@ def attention_fwd_kernel(
     elif count.keys <= KEYS:
         _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, KEYS, True, PRECISION)
     else:
-        _forward(
-            rows, strides, lse, bias, count, HEAD, PADDED, ROWS, min(KEYS, 32), False, PRECISION
-        )
+        _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, FEW, False, PRECISION)
 
 
 @triton.jit
@@ -355,7 +354,8 @@ def attention_bwd_kernel(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    HALF: tl.constexpr = max(KEYS // 2, 16)
+    HALF: tl.constexpr = KEYS // 2 if KEYS > 32 else 16
+    FEW: tl.constexpr = 32 if KEYS > 32 else KEYS  # of several blocks
     head, query, key, count, corner = _jet(offsets, pairs, HEADS)
     if bias is not None:
         bias += corner
@@ -389,7 +389,7 @@ def attention_bwd_kernel(
     else:
         _backward(
             rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
-            ROWS, min(KEYS, 32), False, PRECISION,
+            ROWS, FEW, False, PRECISION,
         )  # fmt: skip
 
 

@@ -94,7 +94,8 @@ def through_norm(half, edge, inside, weights, sums, D: tl.constexpr, PRECISION: 
 
     Some columns at a time, for want of registers.
     """
-    COLUMNS: tl.constexpr = min(D, 64 if PRECISION == "bf16" else 32)
+    MOST: tl.constexpr = 64 if PRECISION == "bf16" else 32
+    COLUMNS: tl.constexpr = D if D < MOST else MOST
     part = tl.arange(0, COLUMNS)
     at = edge[:, None] * D + part[None, :]
     alpha = tl.load(weights.alpha)
