@@ -253,10 +253,11 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
         given = (signature, constants, attributes, dict(options.__dict__))
         found.append((use, Launch(name, device, *given)))
 
+    on_meta = dispatch.TABLE["triton"]._replace(devices=("meta",))
     for architecture in ARCHITECTURES:
         driver.set_active(StandIn(architecture))
         with (
-            mock.patch.object(dispatch, "_runs_on", lambda backend, _: backend == "triton"),
+            mock.patch.dict(dispatch.TABLE, triton=on_meta),
             mock.patch.object(JITFunction, "_do_compile", compile_nothing),
             mock.patch.object(narrow_backward, "processors", return_value=PROCESSORS),
             chosen_by(of_table(architecture)),
