@@ -15,9 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from jetkern.data.order import MAX_SEED
 from jetkern.io import printable, read_json, read_toml, user_path
@@ -26,7 +24,11 @@ from jetkern.model.presets import SIZES
 from jetkern.objectives import parse_objective
 from jetkern.training.plugins import load_plugins
 
+if TYPE_CHECKING:
+    import tyro  # only ``parse`` needs it
+
 S = TypeVar("S")
+UNSET = Path()  # where nobody has said which
 
 
 class SettingsError(ValueError):
@@ -266,8 +268,8 @@ def pretrain_defaults(
     ranger = optimizer == "ranger" if optimizer else masked or preset == "medium"
     lr, decay = (_RANGER if ranger else _LION)[preset]
     return PretrainSettings(
-        data=tyro.MISSING,
-        out=tyro.MISSING,
+        data=UNSET,
+        out=UNSET,
         preset=preset,  # type: ignore[arg-type]
         objective=objective,
         optim=OptimSettings(
@@ -306,8 +308,8 @@ def finetune_defaults(
     lr, decay, warmup = (_SCRATCH if source is None else _FINETUNE)[size]
     steps = 17_565 if source is None and size == "small" else 35_130
     return FinetuneSettings(
-        data=tyro.MISSING,
-        out=tyro.MISSING,
+        data=UNSET,
+        out=UNSET,
         preset=preset,  # type: ignore[arg-type]
         source=None if source is None else Path(source),
         num_jets=num_jets,
@@ -324,7 +326,7 @@ def finetune_defaults(
 
 def evaluate_defaults() -> EvaluateSettings:
     """Evaluation with the default settings."""
-    return EvaluateSettings(runs=tyro.MISSING, data=tyro.MISSING, out=tyro.MISSING)
+    return EvaluateSettings(runs=(UNSET,), data=UNSET, out=UNSET)
 
 
 def size_of(model_config: Mapping[str, Any]) -> str | None:
@@ -355,6 +357,9 @@ def parse(
         SystemExit: with code 2 and a message for wrong flags, with code 0 after ``--help``.
         SettingsError: for a settings file that cannot be used.
     """
+    import tyro
+
+    globals()["tyro"] = tyro  # where the annotations of the settings look for it
     argv = list(sys.argv[1:] if argv is None else argv)
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config", type=Path)
@@ -369,10 +374,14 @@ def parse(
         first.add_argument(*_spellings(name), dest=name, type=kind)
     known, _ = first.parse_known_args(flags)
     chosen = {name: v for name, v in vars(known).items() if v not in (None, "None")}
+    preset: Any = defaults(**chosen)
+    unset = [
+        f.name for f in dataclasses.fields(preset) if getattr(preset, f.name) in (UNSET, (UNSET,))
+    ]
     settings = tyro.cli(
         type(base),
         prog=prog or Path(sys.argv[0]).name,
-        default=defaults(**chosen),
+        default=dataclasses.replace(preset, **dict.fromkeys(unset, tyro.MISSING)),
         args=flags,
         description=f"{description}\n\nSettings can also come from --config FILE (TOML or JSON).",
         config=(tyro.conf.OmitArgPrefixes,),

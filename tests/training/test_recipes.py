@@ -1,6 +1,8 @@
 """Losses and tasks from outside the package, classes by name, published checkpoints."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +11,9 @@ import torch
 from drivers import ROOT
 from toy_shards import write_toy_shards
 
-from jetkern import model_preset
+from jetkern import PET, model_preset
 from jetkern.cli import evaluate, finetune, pretrain
-from jetkern.data import Shards
+from jetkern.data import Shards, Stream
 from jetkern.data.shards import manifest_digest
 from jetkern.evaluation import joined
 from jetkern.model import PETConfig
@@ -157,3 +159,25 @@ def test_unknown_names():
         pretrain_defaults(objective="clasifier")
     with pytest.raises(ValueError, match="unknown task 'tob'; did you mean top"):
         find_task("tob")
+
+
+def test_the_library_needs_no_command_line_package():
+    code = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "import jetkern.training.trainer, jetkern.recipes\n"
+        "from jetkern.training.config import pretrain_defaults\n"
+        "assert pretrain_defaults('small', 'mpm').optim.lr == 5e-4"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_is_called_with_jets(jetclass):
+    """What hooks and wrappers need: ``forward`` does what the arguments ask for."""
+    jets = next(iter(Stream(Shards(jetclass / "val"), batch_size=8, shuffle=False)))
+    model = PET(model_preset("micro", num_classes=3)).eval()
+    keep, time = torch.arange(len(jets.particles)) % 2 > 0, torch.full((8,), 0.5)
+    assert torch.equal(model(jets), model.classify(jets))
+    assert torch.equal(model(jets, time), model.velocity(jets, time))
+    assert torch.equal(model(jets, keep=keep), model.fill_masked(jets, keep))
+    with pytest.raises(ValueError, match="time or keep"):
+        model(jets, time, keep)
