@@ -5,7 +5,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test test-sanitize resources lint format clean
+.PHONY: help setup kernels demo test test-install test-sanitize resources docs lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,13 @@ test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefine
 
 resources: setup  ## what the presets launch on GPUs at float32 precisions, compiled without one
 	$(PY) -m bench.resources --precisions ieee tf32
+
+test-install: setup  ## install into a fresh environment and use it from another folder
+	tests/install.sh $(PY) $(TORCH)
+
+docs: setup  ## the documentation as a site in build/site
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]' --no-build-isolation
+	$(PY) -m mkdocs build --strict --site-dir build/site
 
 lint: setup  ## ruff and mypy
 	$(PY) -m ruff check .
