@@ -154,7 +154,13 @@ class PET(nn.Module):
         set_precision(self, precision)
 
     def forward(self, jets: Jets, time: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """``classify``, with a ``time`` ``velocity``, with ``keep`` ``fill_masked``.
+        """``classify``, with a time ``velocity``, with keep ``fill_masked``.
+
+        Args:
+            jets: the batch; time: (B,), or None; keep: (T,) bool, or None.
+
+        Returns:
+            (B, num_classes) logits, or (T, 4) features of the particles.
 
         Args:
             jets: B jets, T particles.
