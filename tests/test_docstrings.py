@@ -17,7 +17,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     for module in (ops, jets, sampling):
         for name, value in vars(module).items():
             home = getattr(value, "__module__", "")
-            ours = home.startswith("jetkern")
+            ours = home.startswith(module.__name__)  # not what a module only uses
             if ours and inspect.isfunction(value) and not name.startswith("_"):
                 yield f"{module.__name__}.{name}", value
     for kind in (Jets, Shards, Stream, PET):
