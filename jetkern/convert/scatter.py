@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64
 
 from jetkern.convert.clean import Tally, clean, merge, take_jets
 from jetkern.convert.inputs import fingerprints
@@ -32,7 +33,7 @@ from jetkern.io import AtomicFile
 _SPLIT, _DEAL = 101, 102
 _ARRAYS = ("particles", "pid", "tracks", "condition")
 TABLE = np.dtype(
-    [("offset", "<i8"), ("bytes", "<i8"), ("jets", "<i8"), ("particles", "<i8"), ("crc", "<u4")]
+    [("offset", "<i8"), ("bytes", "<i8"), ("jets", "<i8"), ("particles", "<i8"), ("xxh3", "<u8")]
 )
 
 
@@ -69,11 +70,17 @@ def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
     for b in np.flatnonzero(np.diff(edges)):
         jets, particles = slice(edges[b], edges[b + 1]), slice(ends[edges[b]], ends[edges[b + 1]])
         own = [array[particles if per_particle else jets] for array, per_particle in arrays]
-        crc = 0
+        digest = xxh3_64()
         for part in own:
-            crc = zlib.crc32(part.data, crc)
+            digest.update(part.data)
         size = sum(part.nbytes for part in own)
-        table[b] = offset, size, jets.stop - jets.start, particles.stop - particles.start, crc
+        table[b] = (
+            offset,
+            size,
+            jets.stop - jets.start,
+            particles.stop - particles.start,
+            digest.intdigest(),
+        )
         offset += size
         parts += own
     path = work_file(folder, unit)
@@ -211,14 +218,16 @@ def read_bucket(
     jet = particle = 0
     for path, row in zip(paths, rows.tolist(), strict=True):
         offset, size, jets, particles, expected = row
-        crc = 0
+        if not jets:
+            continue
+        digest = xxh3_64()
         with open(path, "rb", buffering=0) as file:
             for array, by_particle in zip(arrays.values(), per_particle, strict=True):
                 part = array[particle:][:particles] if by_particle else array[jet:][:jets]
                 _fill(file, part, offset)
                 offset += part.nbytes
-                crc = zlib.crc32(part.data, crc)
-        if crc != expected or offset != row[0] + size:
+                digest.update(part.data)
+        if digest.intdigest() != expected or offset != row[0] + size:
             raise _damaged(path)
         jet, particle = jet + jets, particle + particles
     return arrays
