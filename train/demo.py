@@ -56,7 +56,7 @@ def main() -> None:
         stage(
             "simulate",
             f"data_tools/simulate.py {kind} --out {out}/jets/{name} --jets-per-class {jets} "
-            f"--splits {splits} {jobs} --plots",
+            f"--splits {splits} {jobs} --figure",
         )
         stage(
             "convert",
