@@ -60,13 +60,12 @@ def tensors(*groups: MLPParameters | BlockParameters) -> list[Tensor]:
 def not_float32(*groups: MLPParameters | BlockParameters) -> str:
     """Why the C++ ops do not take these weights: one that is not float32 on the CPU; else ""."""
     for group in groups:
-        for name, weight in group._asdict().items():
+        for i, weight in enumerate(group):
             if isinstance(weight, MLPParameters):
                 if reason := not_float32(weight):
                     return reason
-            elif weight is None or (weight.dtype == torch.float32 and weight.device.type == "cpu"):
-                continue
-            else:
+            elif weight is not None and (weight.dtype != torch.float32 or not weight.is_cpu):
+                name = group._fields[i]
                 return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
     return ""
 

@@ -55,10 +55,12 @@ def attention(
     particles: Packed | None,
     precision: str = "ieee",
 ) -> Tensor:
+    if not k.dtype == v.dtype == q.dtype:
+        k, v = k.to(q.dtype), v.to(q.dtype)
     out, _ = _attention(
         dense_rows(q),
-        dense_rows(k.to(q.dtype)),
-        dense_rows(v.to(q.dtype)),
+        dense_rows(k),
+        dense_rows(v),
         query_offsets.contiguous(),
         key_offsets.contiguous(),
         None if bias is None else bias.to(q.dtype).contiguous(),
