@@ -30,7 +30,7 @@ FLOOR = {part: height for height, floor in enumerate(FLOORS) for part in floor}
 ONLY_IN = {
     "tyro": ("jetkern.cli", "jetkern.training.config"),
     "pythia8": ("jetkern.simulate",),
-    "fastjet": ("jetkern.simulate",),
+    "fastjet": ("jetkern.simulate", "jetkern.metrics.substructure"),
 }
 
 

@@ -24,12 +24,13 @@ COMMANDS = {
     "show": "print and draw what shards hold",
     "pretrain": "train a foundation model",
     "finetune": "train it on to a task, or from scratch to compare",
+    "generate": "make jets with a trained generator",
     "evaluate": "judge trained models: tables and figures",
     "doctor": "say what this machine has, and which implementation of each op runs",
     "build": "compile the C++ and CUDA ops for the PyTorch that is here",
 }
 EXTRAS = {"simulate": "simulation", "convert": "data", "verify": "data", "show": "data"}
-CONTINUES = ("simulate", "convert", "pretrain", "finetune")
+CONTINUES = ("simulate", "convert", "pretrain", "finetune", "generate")
 
 
 class UsageError(ValueError):

@@ -153,4 +153,4 @@ def jet_eta(pt: Floats, energy: Floats, delta_eta: Floats, offsets: NDArray[np.i
 def _sums(values: Floats, offsets: NDArray[np.int64]) -> Floats:
     """(B,) sums of packed values (T,)."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    return np.bincount(owner, values, minlength=len(offsets) - 1)
+    return np.bincount(owner, values, minlength=len(offsets) - 1).astype(np.float64)

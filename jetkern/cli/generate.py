@@ -1,0 +1,39 @@
+"""Makes jets with a trained generator: shards, and JetNet's HDF5.
+
+jetkern generate runs/jetnet --conditions shards/jetnet/test --out generated
+
+Types, conditions and multiplicities are those of the jets of a folder of shards. "fitted" is a
+scheme made for this model and kept beside its checkpoints; the first run with a number of
+evaluations makes it. torchrun runs it on several processes. The same command again continues one
+that was stopped or killed, to the same bytes.
+"""
+
+from pathlib import Path
+
+from jetkern.cli import command
+from jetkern.cli.parser import Parser, positive, seed
+from jetkern.evaluation.generate import GenerateSettings, generate
+from jetkern.sampling import SOLVERS
+from jetkern.training.distributed import join_world
+
+
+@command
+def main(arguments: list[str]) -> None:
+    """Runs the command line."""
+    parser = Parser("generate", __doc__)
+    add = parser.add_argument
+    add("source", type=Path, metavar="RUN", help="run or checkpoint with a generator")
+    add("--conditions", type=Path, required=True, metavar="SHARDS", help="jets to imitate")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where the jets go")
+    add("--num-jets", type=positive, metavar="N", help="the first N of them; all by default")
+    add("--solver", choices=("fitted", *SOLVERS), default="fitted", help="how to integrate")
+    add("--evaluations", type=positive, default=12, metavar="N", help="of the network for a jet")
+    add("--guidance", type=float, default=1.0, metavar="W", help="classifier-free; 1 for none")
+    add("--seed", type=seed, default=0, metavar="N", help="of the noise")
+    add("--batch-size", type=positive, default=256, metavar="N", help="jets per pass")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1")
+    settings = GenerateSettings(**vars(parser.parse_args(arguments)))
+    with join_world(settings.device) as world:
+        shards = generate(settings, world)
+        if shards is not None:
+            print(f"{settings.out}: {shards.num_jets:,} jets")

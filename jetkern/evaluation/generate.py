@@ -1,0 +1,299 @@
+"""Makes jets with a trained generator and writes them as shards and as JetNet's HDF5.
+
+Jets are made in parts of ``PART`` jets, each a file below OUT/parts that is there whole or not at
+all; a jet's noise is a function of (seed, its number). So a run that was killed continues, on any
+number of processes, and ends with the same bytes. When all parts are there the main process writes
+OUT/shards (exact) and OUT/jetnet/<type><P>.hdf5 (JetNet's columns, of massless particles; the jets'
+own pT, eta and mass), and last OUT/generated.json, which says what they were made with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jetkern.data import Shards, Stream
+from jetkern.data.shards import make_fields, write_manifest, write_shard
+from jetkern.io import (
+    LOCK,
+    FileError,
+    locked,
+    prepare_folder,
+    remove_leftovers,
+    replacing,
+    write_atomically,
+)
+from jetkern.jets import Jets
+from jetkern.machine import environment
+from jetkern.metrics.substructure import jet_eta, mass_and_pt
+from jetkern.model.pet import PET
+from jetkern.sampling import (
+    PETVelocity,
+    SamplingError,
+    Scheme,
+    fit,
+    guided,
+    noise_jets,
+    sample,
+    trajectory,
+    with_evaluations,
+)
+from jetkern.training.distributed import World
+from jetkern.training.weights import Weights, load_matching, load_weights, model_config
+
+PART = 2000  # jets of a part, and of a shard
+FITTED_ON = 200  # jets of the reference that a scheme is fitted to
+SAMPLER = "sampler.json"
+RECORD = "generated.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """What to generate, from what; the result is a function of these but for ``device``."""
+
+    source: Path
+    conditions: Path
+    out: Path
+    num_jets: int | None = None
+    solver: str = "fitted"
+    evaluations: int = 12
+    guidance: float = 1.0
+    seed: int = 0
+    batch_size: int = 256
+    device: str = "auto"
+
+
+def load_generator(source: Path | str) -> tuple[PET, Weights]:
+    """The generator of a run or checkpoint, its averaged weights if it has them.
+
+    Raises:
+        RunError: if there is no such checkpoint.
+        SamplingError: if it has no generator, or one that needs what is not generated.
+    """
+    weights = load_weights(source)
+    model = PET(model_config(weights))
+    load_matching(model, weights.state)
+    try:
+        PETVelocity(model)
+    except SamplingError as error:
+        raise SamplingError(f"{weights.path}: {error}") from error
+    return model.eval(), weights
+
+
+def generate(settings: GenerateSettings, world: World) -> Shards | None:
+    """Makes the jets of this process, and in the main one the files.
+
+    Returns:
+        The shards, in the main process.
+
+    Raises:
+        ValueError: for a model and conditions that do not fit, or a folder of other jets.
+    """
+    model, weights = load_generator(settings.source)
+    velocity = PETVelocity(model.to(world.device))
+    conditions = Shards(settings.conditions)
+    wanted = _conditions(conditions, settings.num_jets)
+    scheme = _scheme(settings, velocity, weights, wanted, world)
+    field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
+    identity = {
+        "weights": weights.sha256,
+        "conditions": conditions.fingerprint,
+        "jets": len(wanted),
+        "scheme": scheme.as_json(),
+        **{k: v for k, v in asdict(settings).items() if k in ("guidance", "seed", "batch_size")},
+    }
+    parts = settings.out / "parts"
+    with ExitStack() as stack:
+        if world.is_main:
+            prepare_folder(settings.out)
+            stack.enter_context(locked(settings.out))
+            _open(settings.out, identity)
+        world.share(None)
+        numbers = range(-(-len(wanted) // PART))
+        for number in numbers[world.rank :: world.size]:
+            path = _part(parts, number)
+            if path.exists() or (settings.out / RECORD).exists():
+                continue
+            some = wanted.select(slice(number * PART, (number + 1) * PART))
+            start = noise_jets(
+                some.counts,
+                seed=settings.seed,
+                index=some.index,
+                label=some.label,
+                condition=some.condition,
+            ).to(world.device)
+            made = sample(
+                field,
+                start,
+                scheme,
+                batch_size=settings.batch_size,
+                progress=world.is_main,
+            ).to("cpu")
+            with replacing(path) as partial, open(partial, "wb") as file:
+                np.save(file, _sorted_by_pt(made).numpy(), allow_pickle=False)
+        world.any(False)  # all parts are there
+        if not world.is_main:
+            return None
+        if not (settings.out / RECORD).exists():
+            _assemble(settings.out, wanted, conditions, identity)
+        return Shards(settings.out / "shards")
+
+
+def _conditions(shards: Shards, num_jets: int | None) -> Jets:
+    """Counts, types and conditions of the first jets, in the order of the files."""
+    if num_jets is not None and not 1 <= num_jets <= shards.num_jets:
+        raise ValueError(f"{shards.folder} has {shards.num_jets} jets, {num_jets} are asked for")
+    stream = Stream(shards, batch_size=PART, shuffle=False, epochs=1, fields=(), num_jets=None)
+    found, total = [], 0
+    for jets in stream:
+        found.append(jets)
+        total += len(jets)
+        if num_jets is not None and total >= num_jets:
+            break
+    everything = Jets.concat(found).select(slice(0, num_jets))
+    return everything.replace(index=torch.arange(len(everything)))
+
+
+def _scheme(
+    settings: GenerateSettings, velocity: PETVelocity, weights: Weights, wanted: Jets, world: World
+) -> Scheme:
+    """The solver that was asked for; a fitted one is kept beside the checkpoint."""
+    if settings.solver != "fitted":
+        return with_evaluations(settings.solver, settings.evaluations)
+    scheme: Scheme | None = None
+    if world.is_main:
+        path = weights.path.parent.parent / SAMPLER
+        known: dict[str, Any] = {}
+        if path.exists():
+            stored = json.loads(path.read_text())
+            known = stored["schemes"] if stored.get("weights") == weights.sha256 else {}
+        name = str(settings.evaluations)
+        if name not in known:
+            some = wanted.select(slice(0, FITTED_ON))
+            # Noise of other numbers than that of the jets to be made.
+            start = noise_jets(
+                some.counts, seed=~settings.seed, label=some.label, condition=some.condition
+            ).to(world.device)
+            fitted = fit(velocity, trajectory(velocity, start), settings.evaluations)
+            known[name] = fitted.as_json()
+            content = {"weights": weights.sha256, "schemes": known}
+            write_atomically(path, json.dumps(content, indent=1).encode())
+        scheme = Scheme.from_json(known[name])
+    scheme = world.share(scheme)
+    assert scheme is not None
+    return scheme
+
+
+def _open(out: Path, identity: dict[str, Any]) -> None:
+    """Makes the folder, or makes sure that it is of the same jets."""
+    path = out / "request.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        changes = [k for k in identity if old.get(k) != identity[k]]
+        if changes:
+            raise FileError(
+                f"{out} holds jets made with another {', '.join(changes)}: use another --out"
+            )
+    elif any(p.name != LOCK for p in out.iterdir()):
+        raise FileError(f"{out} is not empty and holds no generated jets")
+    else:
+        write_atomically(path, json.dumps(identity).encode())
+    (out / "parts").mkdir(exist_ok=True)
+    for folder in (out, *(p for p in out.iterdir() if p.is_dir())):
+        remove_leftovers(folder)
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"part-{number:06d}.npy"
+
+
+def _sorted_by_pt(jets: Jets) -> torch.Tensor:
+    """The particles, each jet's in descending pT."""
+    order = (-jets.particles[:, 2]).argsort(stable=True)
+    return jets.particles[order[jets.jet_of_particle[order].argsort(stable=True)]]
+
+
+def _assemble(out: Path, wanted: Jets, source: Shards, identity: dict[str, Any]) -> None:
+    particles = [np.load(p, allow_pickle=False) for p in sorted((out / "parts").glob("*.npy"))]
+    jets = wanted.replace(particles=torch.from_numpy(np.concatenate(particles)))
+    _write_shards(out / "shards", jets, source, identity)
+    _write_jetnet(out / "jetnet", jets, source.classes)
+    record = {**identity, "environment": environment()}
+    write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
+    shutil.rmtree(out / "parts")
+
+
+def _write_shards(folder: Path, jets: Jets, source: Shards, identity: dict[str, Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    names = source.condition if jets.condition is not None else ()
+    fields = make_fields(label=jets.label is not None, condition=names)
+    rows, entries = [], []
+    for number, first in enumerate(range(0, len(jets), PART)):
+        part = jets.select(slice(first, first + PART))
+        block = {"offsets": part.offsets.numpy(), "particles": part.particles.numpy()}
+        if part.label is not None:
+            block["label"] = part.label.numpy()
+        if part.condition is not None:
+            block["condition"] = part.condition.numpy()
+        path = folder / f"shard-{number:05d}.tar"
+        index, digest = write_shard(path, number, number, [block], fields)
+        rows.append(index)
+        entries.append(
+            {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": digest,
+                "blocks": len(index),
+                "jets": len(part),
+            }
+        )
+    labels = np.zeros(len(jets), np.int64) if jets.label is None else jets.label.numpy()
+    write_manifest(
+        folder,
+        index=np.concatenate(rows),
+        multiplicity=jets.counts.numpy().astype(np.uint8),
+        fields=fields,
+        classes=source.classes,
+        counts=np.bincount(labels, minlength=len(source.classes)),
+        shards=entries,
+        extra={"source": {"generated": identity}, "report": {}},
+    )
+
+
+def _write_jetnet(folder: Path, jets: Jets, classes: tuple[str, ...]) -> None:
+    folder.mkdir(exist_ok=True)
+    width = 30 if int(jets.counts.max()) <= 30 else 150
+    for name, particles, features in _jetnet(jets, classes, width):
+        with replacing(folder / f"{name}{width}.hdf5") as partial, h5py.File(partial, "w") as file:
+            for key, value in (("particle_features", particles), ("jet_features", features)):
+                file.create_dataset(key, data=value, track_times=False)
+
+
+def _jetnet(
+    jets: Jets, classes: tuple[str, ...], width: int
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Name of the type, particle features (N, width, 4) and jet features (N, 4) of each type."""
+    offsets = jets.offsets.numpy()
+    eta, phi, log_pt, log_energy = jets.particles.double().numpy().T
+    pt = np.exp(log_pt)
+    mass, jet_pt = mass_and_pt(pt, eta, phi, offsets)
+    direction = jet_eta(pt, np.exp(log_energy), eta, offsets)
+    features = np.stack([jet_pt, direction, mass, np.diff(offsets)], axis=1).astype(np.float32)
+    owner = jets.jet_of_particle.numpy()
+    rows = np.stack([eta, phi, pt / jet_pt[owner], np.ones_like(pt)], axis=1)
+    padded = np.zeros((len(jets), width, 4), np.float32)
+    padded[owner, jets.rank_in_jet.numpy()] = rows
+    labels = np.zeros(len(jets), np.int64) if jets.label is None else jets.label.numpy()
+    for number, name in enumerate(classes):
+        if (labels == number).any():
+            yield name, padded[labels == number], features[labels == number]
