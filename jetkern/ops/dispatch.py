@@ -75,6 +75,16 @@ def triton_package() -> str:
     return ""
 
 
+@functools.cache
+def triton_gpu() -> str:
+    """ "" if the current GPU, if there is one, can run the Triton kernels, else why not."""
+    if not torch.cuda.is_available():
+        return ""
+    from jetkern.ops.gpu.launch import unsuited
+
+    return unsuited(torch.device("cuda", torch.cuda.current_device()))
+
+
 class Backend(NamedTuple):
     """A way to compute ops: the module of its name in the folder of each op that it computes.
 
@@ -94,7 +104,7 @@ GPU_DTYPES = (torch.float32, torch.bfloat16)
 # Best first; the interpreter and, until it has won, CUDA run by name only.
 TABLE = {
     "cpu": Backend(("cpu",), (torch.float32,), lambda: cpu_library()),
-    "triton": Backend(("cuda",), GPU_DTYPES, lambda: triton_package(), ("cpu",)),
+    "triton": Backend(("cuda",), GPU_DTYPES, lambda: triton_package() or triton_gpu(), ("cpu",)),
     "cuda": Backend(("cuda",), GPU_DTYPES, lambda: cuda_library(), ("cuda",)),
 }
 BACKENDS = ("auto", "reference", *TABLE)

@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="needs Triton")
 import triton
 import triton.language as tl
 
+from jetkern.ops import dispatch
 from jetkern.ops.gpu import functions, launch
 from jetkern.ops.gpu.layout import copies, offsets, views
 from jetkern.ops.mlp.triton import Sums
@@ -37,6 +38,12 @@ def test_a_gpu_that_no_settings_fit_is_refused_with_a_reason(
     capability: int, kib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_properties", lambda _: (capability, kib))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    dispatch.triton_gpu.cache_clear()
+    reason = dispatch.unavailable("knn", "triton", "cuda", torch.float32)
+    dispatch.triton_gpu.cache_clear()
+    assert "compute capability 8.0" in reason
     with pytest.raises(ValueError, match=rf"8\.0 with 99 KiB .*has {capability / 10} and {kib}"):
         launch.family(torch.device("cuda", 0))
 
