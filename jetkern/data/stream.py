@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
 from jetkern.data.blocks import BlockCache, Resident, Rows
 from jetkern.data.order import LANES, Order
@@ -22,7 +23,7 @@ _SPARE_BLOCKS = 8
 _OPTIONAL = ("pid", "tracks")
 
 
-class Stream:
+class Stream(IterableDataset):
     """Iterates over batches of ``Jets``; ``jetkern.data.order`` defines the order.
 
     Every rank gets the same number of batches. ``Jets.index`` is the position in the training
@@ -168,6 +169,11 @@ class Stream:
         self._position = position
 
     def __iter__(self) -> Iterator[Jets]:
+        if get_worker_info() is not None:
+            raise ValueError(
+                "Stream reads ahead by itself, and each worker of a DataLoader would give the same "
+                "jets: iterate over it, or use DataLoader(stream, batch_size=None, num_workers=0)"
+            )
         source = self._produce(self._position)
         for jets, position in _ahead(source, self.prefetch) if self.prefetch else source:
             self._position = position

@@ -383,3 +383,14 @@ def test_resident_on_a_gpu(shards):
     for a, b in zip(read, resident, strict=True):
         assert b.particles.is_cuda
         same(a, b.to("cpu"))
+
+
+def test_a_data_loader_gives_the_same_batches_or_says_what_to_do(shards):
+    stream = Stream(shards, batch_size=64, epochs=1)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=0)
+    found = torch.cat([jets.index for jets in loader])
+    assert torch.equal(found, torch.arange(shards.num_jets))
+    again = Stream(shards, batch_size=64, epochs=1)
+    workers = torch.utils.data.DataLoader(again, batch_size=None, num_workers=1)
+    with pytest.raises(ValueError, match="num_workers=0"):
+        next(iter(workers))
