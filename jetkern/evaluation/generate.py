@@ -102,7 +102,7 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
     model, weights = load_generator(settings.source)
     velocity = PETVelocity(model.to(world.device))
     conditions = Shards(settings.conditions)
-    wanted = _conditions(conditions, settings.num_jets)
+    wanted = first_jets(conditions, settings.num_jets)
     scheme = _scheme(settings, velocity, weights, wanted, world)
     field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
     identity = {
@@ -149,8 +149,12 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
         return Shards(settings.out / "shards")
 
 
-def _conditions(shards: Shards, num_jets: int | None) -> Jets:
-    """Counts, types and conditions of the first jets, in the order of the files."""
+def first_jets(shards: Shards, num_jets: int | None = None) -> Jets:
+    """The first jets in the order of the files, numbered from 0; all by default.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
     if num_jets is not None and not 1 <= num_jets <= shards.num_jets:
         raise ValueError(f"{shards.folder} has {shards.num_jets} jets, {num_jets} are asked for")
     stream = Stream(shards, batch_size=PART, shuffle=False, epochs=1, fields=(), num_jets=None)

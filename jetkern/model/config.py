@@ -64,6 +64,8 @@ class PETConfig:
     """outputs of the classifier, and jet types of the generator"""
     condition_dim: int = 0
     """jet-level quantities that condition the model; 0 for none"""
+    condition_scale: tuple[float, ...] | None = None
+    """what the conditions are divided by, one number each; None for 1"""
     parts: tuple[str, ...] = ("classifier",)
     """task heads: of classifier, generator, mpm and registered ones; a generator adds the time
     embedding"""
@@ -87,5 +89,12 @@ class PETConfig:
         object.__setattr__(self, "parts", tuple(p for p in HEADS if p in self.parts))
         if not self.parts:
             raise ValueError(f"a model needs at least one part of {', '.join(HEADS)}")
+        if self.condition_scale is not None:
+            scale = tuple(map(float, self.condition_scale))
+            object.__setattr__(self, "condition_scale", scale)
+            if len(scale) != self.condition_dim or not all(0 < s < float("inf") for s in scale):
+                raise ValueError(
+                    f"condition_scale {scale} must be {self.condition_dim} numbers above 0"
+                )
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")

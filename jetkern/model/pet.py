@@ -108,7 +108,10 @@ class Body(Layer):
         if self.condition_embed is not None:
             if jets.condition is None:
                 raise ValueError("this model is conditional, but the jets have no condition")
-            sources.append((self.condition_embed(jets.condition), jet))
+            condition = jets.condition
+            if self.config.condition_scale is not None:
+                condition = condition / condition.new_tensor(self.config.condition_scale)
+            sources.append((self.condition_embed(condition), jet))
         return sources
 
     def mix(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:

@@ -174,6 +174,7 @@ def model_config(weights: Weights) -> PETConfig:
             "int": lambda v: type(v) is int and 0 <= v <= _LARGEST,
             "bool": lambda v: type(v) is bool,
             "float": lambda v: type(v) in (int, float) and 0 <= v <= 1,
+            "tuple[float, ...] | None": lambda v: v is None or _is_numbers(v),
         }.get(str(fields[name].type), lambda v: _is_names(v))
         if not fits(value):
             raise RunError(f"{path}: model_config.{name} is {printable(repr(value)[:60])}")
@@ -219,6 +220,10 @@ def restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
             )
             if not fits:
                 raise ValueError(f"the optimiser's {printable(name)} does not fit its parameter")
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value)
 
 
 def _is_names(value: Any) -> bool:

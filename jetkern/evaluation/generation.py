@@ -1,0 +1,205 @@
+"""How close generated jets are to real ones, type by type, beside real jets against real jets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from jetkern.jets import Jets
+from jetkern.metrics.classification import Estimate
+from jetkern.metrics.efp import energy_flow_polynomials, multigraphs, prime_multigraphs
+from jetkern.metrics.generation import (
+    BATCH_SIZE,
+    BATCHES,
+    Sample,
+    bootstrap_wasserstein,
+    frechet_physics_distance,
+    kernel_physics_distance,
+    w1_efp,
+    w1_particles,
+)
+from jetkern.metrics.substructure import JET, PARTICLE, mass_and_pt, observables
+
+AVERAGE = "average"
+KPD_JETS = 2000  # of a resampling, for the n^2 kernel
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance of generated from real jets, and that of one half of the real jets from the other.
+
+    Both are from samples of one size, so the floor is what no generator can be expected to beat.
+    """
+
+    value: Estimate
+    floor: Estimate
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """Distances by type and name; ``jets`` drawn for each resampling, by type."""
+
+    distances: dict[str, dict[str, Distance]]
+    jets: dict[str, int]
+
+
+def generation_report(
+    real: Jets,
+    generated: Jets,
+    classes: Sequence[str],
+    *,
+    batches: int = BATCHES,
+    size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> GenerationReport:
+    """W1 of all observables, W1M, W1P, W1EFP, FPD and KPD of each type and averaged over types.
+
+    Args:
+        real, generated: with labels; types without jets in one of them are left out.
+        classes: names of the types.
+        batches: resamplings.
+        size: jets of a resampling; fewer where half the real jets of a type are fewer.
+        seed: of resamplings and halves.
+
+    Raises:
+        ValueError: if no type has jets in both.
+    """
+    if real.label is None or generated.label is None:
+        raise ValueError("real and generated jets need labels")
+    found: dict[str, dict[str, Distance]] = {}
+    sizes: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        one = real.select(torch.nonzero(real.label == number)[:, 0])
+        other = generated.select(torch.nonzero(generated.label == number)[:, 0])
+        if len(one) < 4 or not len(other):
+            continue
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(one)))
+        first, second = (one.select(half.sort().values) for half in order.tensor_split(2))
+        drawn = min(size, len(one) // 2, len(other))
+        options = {"batches": batches, "size": drawn, "seed": seed}
+        values = _distances(_Features(one), _Features(other), options)
+        floors = _distances(_Features(first), _Features(second), options)
+        found[name] = {k: Distance(v, floors[k]) for k, v in values.items()}
+        sizes[name] = drawn
+    if not found:
+        raise ValueError("no type has four real jets and a generated one")
+    each = list(found.values())
+    found[AVERAGE] = {
+        k: Distance(_mean([d[k].value for d in each]), _mean([d[k].floor for d in each]))
+        for k in each[0]
+    }
+    return GenerationReport(found, sizes)
+
+
+def generation_table(report: GenerationReport) -> str:
+    """Markdown: one row for each distance, the average over types and then each type."""
+    types = [AVERAGE, *(t for t in report.distances if t != AVERAGE)]
+    lines = [
+        f"| distance | {' | '.join(f'{t} | {t}, real' for t in types)} |",
+        f"|---|{'---:|---:|' * len(types)}",
+    ]
+    for name in report.distances[AVERAGE]:
+        cells = []
+        for kind in types:
+            distance = report.distances[kind][name]
+            cells += [f"{distance.value:.3g}", f"{distance.floor:.3g}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    drawn = ", ".join(f"{n:,} {t}" for t, n in report.jets.items())
+    return "\n".join([*lines, "", f"Jets of a resampling: {drawn}."])
+
+
+def generation_figure(
+    real: Jets, generated: Mapping[str, Jets], path: Path, *, bins: int = 40
+) -> None:
+    """A sheet of histograms with ratios: the particle features and jet observables.
+
+    Args:
+        real: the reference.
+        generated: by the name to show.
+        path: of the picture.
+    """
+    truth = observables(real)
+    others = {name: observables(jets) for name, jets in generated.items()}
+    figure = Figure(figsize=(16, 13), layout="constrained")
+    grid = figure.add_gridspec(6, 4, height_ratios=[3, 1] * 3)
+    for number, name in enumerate((*PARTICLE, *JET)):
+        row, column = divmod(number, 4)
+        top = figure.add_subplot(grid[2 * row, column])
+        below = figure.add_subplot(grid[2 * row + 1, column], sharex=top)
+        values = truth[name].values
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [0.001, 0.999]) if len(values) else (0.0, 1.0)
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        if name == "multiplicity":
+            edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + 1)
+        expected = _density(values, edges)
+        top.stairs(expected, edges, fill=True, color="0.8", label="real")
+        for which, (label, sample) in enumerate(others.items()):
+            density = _density(sample[name].values, edges)
+            top.stairs(density, edges, color=f"C{which}", label=label)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                below.stairs(density / expected, edges, color=f"C{which}")
+        below.axhline(1, color="0.6", lw=0.8)
+        below.set_ylim(0.5, 1.5)
+        below.set_xlabel(name)
+        top.tick_params(labelbottom=False)
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+class _Features:
+    """What the distances of a set of jets need, computed once."""
+
+    def __init__(self, jets: Jets) -> None:
+        self.offsets = jets.offsets.numpy()
+        eta, phi, log_pt = jets.particles.double().numpy().T[:3]
+        pt = np.exp(log_pt)
+        self.observables = observables(jets)
+        mass, jet_pt = mass_and_pt(pt, eta, phi, self.offsets)
+        scale = np.where(jet_pt > 0, jet_pt, 1.0)
+        relative = pt / np.repeat(scale, np.diff(self.offsets))
+        self.relative_mass = Sample(mass / scale)
+        self.relative = [Sample(v, self.offsets) for v in (eta, phi, relative)]
+
+        def polynomials(graphs: Any) -> NDArray[np.float64]:
+            return energy_flow_polynomials(pt, eta, phi, self.offsets, graphs)
+
+        self.prime = polynomials(prime_multigraphs(4, 4))
+        self.all_graphs = polynomials(multigraphs(4))
+
+
+def _distances(real: _Features, made: _Features, options: dict[str, int]) -> dict[str, Estimate]:
+    found = {
+        f"W1 {name}": bootstrap_wasserstein(sample, made.observables[name], **options)
+        for name, sample in real.observables.items()
+    }
+    found["W1M"] = bootstrap_wasserstein(real.relative_mass, made.relative_mass, **options)
+    found["W1P"] = w1_particles(real.relative, made.relative, **options)[0]
+    found["W1EFP"] = w1_efp(real.prime, made.prime, **options)[0]
+    most = options["size"]
+    found["FPD"] = frechet_physics_distance(
+        real.all_graphs, made.all_graphs, least=max(2, 2 * most // 5), most=max(3, most)
+    )
+    found["KPD"] = kernel_physics_distance(
+        real.all_graphs, made.all_graphs, size=max(2, min(KPD_JETS, most))
+    )
+    return found
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates."""
+    errors = np.array([e.error for e in estimates])
+    mean = float(np.mean([e.value for e in estimates]))
+    return Estimate(mean, float(np.sqrt((errors**2).sum()) / len(errors)))
+
+
+def _density(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    counts = np.histogram(values[np.isfinite(values)], edges)[0]
+    return counts / max(len(values), 1) / np.diff(edges)
