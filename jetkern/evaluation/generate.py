@@ -212,7 +212,10 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
         raise FileError(f"{out} is not empty and holds no generated jets")
     else:
         write_atomically(path, json.dumps(identity).encode())
-    (out / "parts").mkdir(exist_ok=True)
+    if (out / RECORD).exists():
+        shutil.rmtree(out / "parts", ignore_errors=True)
+    else:
+        (out / "parts").mkdir(exist_ok=True)
     for folder in (out, *(p for p in out.iterdir() if p.is_dir())):
         remove_leftovers(folder)
 

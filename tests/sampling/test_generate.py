@@ -57,8 +57,9 @@ def run(inputs, out, *more):
 def digests(folder):
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
         if p.is_file()
+        else ""
+        for p in sorted(folder.rglob("*"))
     }
 
 
