@@ -13,6 +13,7 @@ from jetkern.data import Shards
 from jetkern.evaluation.generate import first_jets, load_generator
 from jetkern.evaluation.generation import (
     GenerationReport,
+    generation_figure,
     generation_report,
     generation_table,
 )
@@ -81,7 +82,7 @@ class JetNet(Task):
         device: torch.device,
         label: str,
     ) -> GenerationReport:
-        """Makes a jet for each of the first jets of ``shards`` and compares the two sets."""
+        """Makes a jet for each of the first jets of ``shards``, draws and compares the two sets."""
         model, _ = load_generator(run)
         real = first_jets(shards, settings.num_jets)
         start = noise_jets(
@@ -94,7 +95,13 @@ class JetNet(Task):
             batch_size=settings.batch_size,
             progress=True,
         )
-        return generation_report(real, made.to("cpu"), shards.classes, seed=settings.seed)
+        made = made.to("cpu")
+        for number, kind in enumerate(shards.classes):
+            one, other = (j.select(torch.nonzero(j.label == number)[:, 0]) for j in (real, made))
+            if len(one):
+                path = settings.out / f"{label.replace('/', '-')}-{kind}.png"
+                generation_figure(one, {label: other}, path)
+        return generation_report(real, made, shards.classes, seed=settings.seed)
 
     def table(self, reports: Mapping[str, GenerationReport]) -> str:
         return "\n\n".join(f"**{name}**\n\n{generation_table(r)}" for name, r in reports.items())

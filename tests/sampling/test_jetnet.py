@@ -112,6 +112,8 @@ def test_evaluate_writes_distances_and_floors(run, data, tmp_path):
     assert names <= set(distances["average"])
     assert distances["average"]["W1 mass"]["value"][0] > 0
     assert "| W1 eta |" in (out / "table.md").read_text()
+    sheets = {p.name for p in out.glob("run-*.png")}
+    assert sheets == {f"run-{kind}.png" for kind in CLASSES}
 
 
 def test_real_jets_are_at_the_floor_and_shifted_ones_are_not(data):
