@@ -69,15 +69,12 @@ def generation_report(
         seed: of resamplings and halves.
 
     Raises:
-        ValueError: if no type has jets in both.
+        ValueError: if no type has jets in both, or jets have no labels.
     """
-    if real.label is None or generated.label is None:
-        raise ValueError("real and generated jets need labels")
     found: dict[str, dict[str, Distance]] = {}
     sizes: dict[str, int] = {}
     for number, name in enumerate(classes):
-        one = real.select(torch.nonzero(real.label == number)[:, 0])
-        other = generated.select(torch.nonzero(generated.label == number)[:, 0])
+        one, other = jets_of_type(real, number), jets_of_type(generated, number)
         if len(one) < 4 or not len(other):
             continue
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(one)))
@@ -96,6 +93,17 @@ def generation_report(
         for k in each[0]
     }
     return GenerationReport(found, sizes)
+
+
+def jets_of_type(jets: Jets, label: int) -> Jets:
+    """Those of one label.
+
+    Raises:
+        ValueError: if the jets have no labels.
+    """
+    if jets.label is None:
+        raise ValueError("jets need the label of their type")
+    return jets.select(torch.nonzero(jets.label == label)[:, 0])
 
 
 def generation_table(report: GenerationReport) -> str:

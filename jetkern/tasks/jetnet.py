@@ -16,6 +16,7 @@ from jetkern.evaluation.generation import (
     generation_figure,
     generation_report,
     generation_table,
+    jets_of_type,
 )
 from jetkern.metrics.classification import Estimate
 from jetkern.model.config import PETConfig
@@ -97,7 +98,7 @@ class JetNet(Task):
         )
         made = made.to("cpu")
         for number, kind in enumerate(shards.classes):
-            one, other = (j.select(torch.nonzero(j.label == number)[:, 0]) for j in (real, made))
+            one, other = (jets_of_type(jets, number) for jets in (real, made))
             if len(one):
                 path = settings.out / f"{label.replace('/', '-')}-{kind}.png"
                 generation_figure(one, {label: other}, path)
