@@ -143,6 +143,11 @@ def test_guidance_of_a_prepared_velocity_is_that_of_the_plain_one(model):
     torch.testing.assert_close(plain.particles, prepared.particles, rtol=1e-5, atol=1e-5)
 
 
+def test_guidance_of_a_model_that_always_had_labels_is_refused(model):
+    with pytest.raises(SamplingError, match="not been trained on jets without a type"):
+        sample(guided(PETVelocity(model), 2.0), noise(COUNTS), with_evaluations("ab2", 2))
+
+
 def test_no_jets_are_no_jets(model):
     jets = sample(PETVelocity(model), noise([]), with_evaluations("ab2", 2))
     assert len(jets) == 0
