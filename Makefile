@@ -18,7 +18,7 @@ help:  ## this list
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.kernels
 
-.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*.* csrc/cpu/kernels/* csrc/cuda/*)
+.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*.* csrc/cpu/*/* csrc/cuda/*)
 	$(PY) -m jetkern build
 	@touch $@
 

@@ -184,7 +184,8 @@ def build(sources: Path, target: Path, *, sanitize: bool = False) -> Path:
     if sanitize:
         flags += ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     torch_flags = ["-isystem", str(torch / "include")]
-    jobs = [([*cxx, *flags, *torch_flags], source, "all") for source in sorted(cpu.glob("*.cpp"))]
+    hosts = sorted((cpu / "host").glob("*.cpp"))
+    jobs = [([*cxx, *flags, *torch_flags], source, "all") for source in hosts]
     jobs += [
         ([*cxx, *flags, f"-DJETKERN_ISA={name}", *INSTRUCTION_SETS[name]], source, name)
         for source in sorted((cpu / "kernels").glob("*.cpp"))

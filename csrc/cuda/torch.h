@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
-#include "../cpu/torch.h"
+#include "../cpu/host/torch.h"
 
 #ifdef JETKERN_EMULATE
 #define JETKERN_KEY CPU

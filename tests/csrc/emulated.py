@@ -33,7 +33,7 @@ def compiled(*, sanitize: bool = False) -> Path:
     sources = sorted(path for path in folder.iterdir() if path.suffix in (".cpp", ".cu"))
     state = hashlib.sha256(" ".join([*flags, torch.__version__]).encode())
     for path in sorted(
-        [*folder.iterdir(), folder.parent / "cpu/torch.h", ROOT / "tests/csrc/emulate.h"]
+        [*folder.iterdir(), folder.parent / "cpu/host/torch.h", ROOT / "tests/csrc/emulate.h"]
     ):
         state.update(path.read_bytes())
     target = ROOT / "build" / f"emulated-{state.hexdigest()[:16]}" / "_cuda.so"

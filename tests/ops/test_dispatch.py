@@ -125,8 +125,8 @@ def test_no_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_failed_build_leaves_the_library_as_it_was(tmp_path: Path) -> None:
     sources = tmp_path / "csrc"
-    (sources / "cpu" / "kernels").mkdir(parents=True)
-    (sources / "cpu" / "broken.cpp").write_text("int broken(")
+    (sources / "cpu" / "host").mkdir(parents=True)
+    (sources / "cpu" / "host" / "broken.cpp").write_text("int broken(")
     target = tmp_path / "package"
     target.mkdir()
     (target / "_cpu.so").write_bytes(b"old")

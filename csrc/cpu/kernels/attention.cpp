@@ -1,7 +1,7 @@
 #include "../attention.h"
 
-#include "../gemm.h"
-#include "../math.h"
+#include "gemm.h"
+#include "math.h"
 
 namespace jetkern::JETKERN_ISA {
 

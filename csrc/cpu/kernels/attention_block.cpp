@@ -1,6 +1,6 @@
-#include "../math.h"
+#include "math.h"
 #include "../segments.h"
-#include "../transformer.h"
+#include "transformer.h"
 
 namespace jetkern::JETKERN_ISA {
 namespace {

@@ -1,4 +1,4 @@
-#include "../gemm.h"
+#include "gemm.h"
 
 namespace jetkern::JETKERN_ISA {
 

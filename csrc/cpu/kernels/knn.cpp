@@ -1,4 +1,4 @@
-#include "../simd.h"
+#include "simd.h"
 
 namespace jetkern::JETKERN_ISA {
 

@@ -1,4 +1,4 @@
-#include "../lanes.h"
+#include "lanes.h"
 
 namespace jetkern::JETKERN_ISA {
 namespace {

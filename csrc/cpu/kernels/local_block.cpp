@@ -1,5 +1,5 @@
-#include "../pair_features.h"
-#include "../transformer.h"
+#include "pair_features.h"
+#include "transformer.h"
 
 namespace jetkern::JETKERN_ISA {
 namespace {

@@ -1,4 +1,4 @@
-#include "../transformer.h"
+#include "transformer.h"
 
 namespace jetkern::JETKERN_ISA {
 namespace {

@@ -1,7 +1,7 @@
 #include "../pair_bias.h"
 
-#include "../gemm.h"
-#include "../pair_features.h"
+#include "gemm.h"
+#include "pair_features.h"
 
 namespace jetkern::JETKERN_ISA {
 

@@ -1,6 +1,6 @@
-#include "../transformer.h"
+#include "transformer.h"
 
-#include "../math.h"
+#include "math.h"
 
 namespace jetkern::JETKERN_ISA {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "shapes.h"
+#include "../shapes.h"
 #include "torch.h"
 
 namespace jetkern {

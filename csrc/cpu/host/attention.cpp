@@ -1,4 +1,4 @@
-#include "attention.h"
+#include "../attention.h"
 
 #include <optional>
 #include <tuple>

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "parallel.h"
-#include "turns.h"
+#include "../turns.h"
 
 namespace jetkern {
 

@@ -1,6 +1,6 @@
 #include "gradients.h"
-#include "segments.h"
-#include "select.h"
+#include "../segments.h"
+#include "../select.h"
 #include "weights.h"
 
 JETKERN_KERNEL(int64_t, attention_block_panels, (const BlockShape&, bool backward));

@@ -7,8 +7,8 @@
 #pragma once
 
 #include "lanes.h"
-#include "shapes.h"
-#include "turns.h"
+#include "../shapes.h"
+#include "../turns.h"
 
 namespace jetkern::JETKERN_ISA {
 

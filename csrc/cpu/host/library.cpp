@@ -2,7 +2,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "select.h"
+#include "../select.h"
 #include "torch.h"
 
 namespace jetkern {

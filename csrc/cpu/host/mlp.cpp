@@ -1,5 +1,5 @@
 #include "gradients.h"
-#include "select.h"
+#include "../select.h"
 #include "weights.h"
 
 JETKERN_KERNEL(int64_t, mlp_panels, (const MlpShape&, bool backward));

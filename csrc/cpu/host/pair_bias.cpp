@@ -1,4 +1,4 @@
-#include "pair_bias.h"
+#include "../pair_bias.h"
 
 #include <algorithm>
 

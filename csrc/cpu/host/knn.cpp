@@ -1,5 +1,5 @@
 #include "parallel.h"
-#include "select.h"
+#include "../select.h"
 
 JETKERN_KERNEL(void, knn, (const float* x, int64_t stride, int64_t columns, int64_t first, int64_t n,
                            int64_t k, int64_t* out, float* scratch));
