@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import textwrap
 import warnings
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from jetkern.cli.parser import Parser
 from jetkern.machine import INSTRUCTION_SETS, cpu_model
 from jetkern.ops import dispatch
 
+WIDTH = 100
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 OPS = sorted(p.parent.name for p in Path(dispatch.__file__).parent.glob("*/reference.py"))
 
 
@@ -46,8 +50,8 @@ def _gpu_libraries() -> list[str]:
     else:
         triton = f"{version('triton')}{', its interpreter' if dispatch.interpreted() else ''}"
     return [
-        f"Triton     {triton}",
-        f"CUDA ops   {dispatch.cuda_library() or 'loaded, run when asked for by name'}",
+        _wrapped("Triton     ", triton),
+        _wrapped("CUDA ops   ", dispatch.cuda_library() or "loaded, run when asked for by name"),
     ]
 
 
@@ -58,6 +62,27 @@ def _passed_over(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     return "by name only" if dispatch.by_name_only(backend, device) else "by JETKERN_BACKEND"
 
 
+def _wrapped(start: str, text: str) -> str:
+    """``start`` and ``text``, which goes on below itself where it does not fit a line."""
+    return textwrap.fill(
+        text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _asks() -> list[str]:
+    """What each backend asks of an op's inputs beyond device and dtype, one line each."""
+    lines = []
+    for op in OPS:
+        for backend in dispatch.backends_of(op)[:-1]:
+            if backend == "triton" and dispatch.triton_package():
+                continue
+            covers = getattr(import_module(f"jetkern.ops.{op}.{backend}"), "covers", None)
+            if covers is not None:
+                lines.append(_wrapped(f"{op:16} {backend:10} ", " ".join(covers.__doc__.split())))
+    return lines
+
+
 def report() -> str:
     """Machine, versions and a table of ops as text."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -66,8 +91,8 @@ def report() -> str:
         f"jetkern    {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
         f"CPU        {cpu_model()}, {torch.get_num_threads()} threads",
         f"GPU        {gpu}",
-        f"compiler   {_compiler()}",
-        f"CPU ops    {_cpu_library()}",
+        _wrapped("compiler   ", _compiler()),
+        _wrapped("CPU ops    ", _cpu_library()),
         *_gpu_libraries(),
     ]
     forced = os.environ.get("JETKERN_BACKEND")
@@ -76,7 +101,7 @@ def report() -> str:
     lines += ["", f"{'op':16} {'device':7} {'dtype':9} {'backend':10} why"]
     for op in OPS:
         for device in devices:
-            for dtype in (torch.float32, torch.float64):
+            for dtype in DTYPES:
                 try:
                     chosen = dispatch.choose(op, "auto", device, dtype)
                     better = dispatch.backends_of(op)
@@ -88,7 +113,9 @@ def report() -> str:
                 except ValueError as error:
                     chosen, why = "none", str(error)
                 name = str(dtype).removeprefix("torch.")
-                lines.append(f"{op:16} {device:7} {name:9} {chosen:10} {why}")
+                lines.append(_wrapped(f"{op:16} {device:7} {name:9} {chosen:10} ", why))
+    lines += ["", "covered; of other inputs the next backend, at last the reference, runs the op:"]
+    lines += _asks()
     return "\n".join(lines)
 
 

@@ -158,6 +158,21 @@ def by_name_only(backend: str, device: str) -> bool:
     return device in TABLE[backend].by_name_only
 
 
+@functools.cache
+def _found_by_auto(op: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """The backends made for such tensors that "auto" does not pass over, best first."""
+    return tuple(
+        b
+        for b in backends_of(op)[:-1]
+        if not by_name_only(b, device) and not _made_for(op, b, device, dtype)
+    )
+
+
+@functools.cache
+def _imported(op: str, backend: str) -> None:
+    importlib.import_module(f"jetkern.ops.{op}.{backend}")
+
+
 def asked(backend: str) -> str:
     """``backend``, or for "auto" what ``JETKERN_BACKEND`` says, if anything."""
     return backend if backend != "auto" else os.environ.get("JETKERN_BACKEND") or "auto"
@@ -179,8 +194,8 @@ def candidates(op: str, backend: str, device: str, dtype: torch.dtype) -> tuple[
             raise ValueError(f"the {wish} backend cannot run {op} here: {reason}")
         found.append(wish)
     if backend == "auto" and wish != "reference":
-        for b in backends_of(op)[:-1]:
-            if b in found or by_name_only(b, device) or _made_for(op, b, device, dtype):
+        for b in _found_by_auto(op, device, dtype):
+            if b in found:
                 continue
             if reason := TABLE[b].missing():
                 _say_once(reason)
@@ -188,8 +203,7 @@ def candidates(op: str, backend: str, device: str, dtype: torch.dtype) -> tuple[
                 found.append(b)
         found.append("reference")
     for b in found:
-        if f"jetkern.ops.{op}.{b}" not in sys.modules:
-            importlib.import_module(f"jetkern.ops.{op}.{b}")
+        _imported(op, b)
     return tuple(found)
 
 

@@ -138,9 +138,7 @@ def _without_tangents(name: str, fake: Callable[..., Any]) -> Callable[..., Any]
 
     def checked(*inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
-            raise NotImplementedError(
-                f"{name} has no forward-mode derivatives: take backend='reference'"
-            )
+            raise RuntimeError(f"{name} has no forward-mode derivatives: take backend='reference'")
         return fake(*inputs)
 
     return checked
@@ -155,7 +153,7 @@ def _through_reference(
 ) -> tuple[Any, ...]:
     """The gradients of the reference, which can be differentiated again."""
     if reference is None:
-        raise NotImplementedError(f"{name} has no second derivatives: take backend='reference'")
+        raise RuntimeError(f"{name} has no second derivatives: take backend='reference'")
 
     def own(value: Any) -> Any:
         """An input under a name of its own, as it may have been given more than once."""

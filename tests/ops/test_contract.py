@@ -113,6 +113,82 @@ def test_an_input_given_twice_has_both_second_derivatives() -> None:
     assert close(second(q, "cpu"), second(q.double(), "reference"))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_hessians_are_right(op: str) -> None:
+    def total(x: Tensor) -> Tensor:
+        return OPS[op](x).sin().sum()
+
+    have, want = torch.func.hessian(total)(X), torch.func.hessian(total)(X.double())
+    assert want.norm() > 0.1
+    assert close(have, want)
+
+
+WEIGHTS = {
+    "mlp": (BLOCK.mlp, lambda p: ops.mlp(X.to(p.fc1_weight), p)),
+    "attention_block": (
+        BLOCK,
+        lambda p: ops.attention_block(X.to(p.gamma1), OFFSETS, p, 2, BIAS.to(p.gamma1), OFFSETS),
+    ),
+    "local_block": (
+        BLOCK,
+        lambda p: ops.local_block(
+            PARTICLES.to(p.gamma1), NEIGHBOURS, like(EMBED, p.gamma1), [p], 2
+        ),
+    ),
+    "pair_bias": (PAIR, lambda p: ops.pair_bias(PARTICLES.to(p.fc1_weight), OFFSETS, p)),
+}
+
+
+@pytest.mark.parametrize("op", WEIGHTS)
+def test_an_ensemble_of_weights_is_one_batched_call(op: str) -> None:
+    one, run = WEIGHTS[op]
+    factors = torch.tensor([1.0, 0.5, -2.0])
+    stacked = convert(one, lambda t: torch.stack([f * t for f in factors]))
+    axes = convert(one, lambda t: 0)
+    want = torch.stack([run(convert(one, lambda t, f=f: f.double() * t.double())) for f in factors])
+    assert close(torch.func.vmap(run, in_dims=(axes,))(stacked), want)
+
+
+class Op(torch.nn.Module):
+    """An op of any number of rows, as one that is exported."""
+
+    def __init__(self, run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.run(x, other)
+
+
+EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "attention": lambda x, o: ops.attention(*(x.view(-1, 2, 4),) * 3, o, o),
+    "attention_block": lambda x, o: ops.attention_block(x, o, BLOCK, 2),
+    "dynamic_tanh": lambda x, o: ops.dynamic_tanh(x, BLOCK.alpha1, BLOCK.gamma1),
+    "knn": lambda x, o: ops.knn(x[:, :4], o, 3),
+    "linear": lambda x, o: ops.linear(x, BLOCK.out_weight),
+    "local_block": lambda x, o: ops.local_block(x[:, :4], o, EMBED, [BLOCK], 2),
+    "mlp": lambda x, o: ops.mlp(x, BLOCK.mlp),
+    "pair_bias": lambda x, o: ops.pair_bias(x[:, :4], o[[0, -1]], PAIR, num_pairs=x.shape[0] ** 2),
+    "pair_features": lambda x, o: ops.pair_features(x[:, :4], x[:, 4:]),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("op", EXPORTED)
+def test_an_exported_op_takes_other_numbers_of_jets_and_rows(op: str, strict: bool) -> None:
+    rows, jets = torch.export.Dim("rows", min=2), torch.export.Dim("jets", min=2)
+    others = {0: rows} if op == "local_block" else {0: jets}
+    inputs = (X, NEIGHBOURS.contiguous() if op == "local_block" else OFFSETS)
+    program = torch.export.export(
+        Op(EXPORTED[op]), inputs, dynamic_shapes=({0: rows}, others), strict=strict
+    ).module()
+    x = torch.randn(20, 8, generator=generator(4))
+    other = torch.tensor([0, 7, 7, 13, 19, 20, 20])
+    if op == "local_block":
+        other = ops.knn(x[:, :4], other, 3)
+    torch.testing.assert_close(program(x, other), EXPORTED[op](x, other))
+
+
 @pytest.mark.parametrize("op", COMPILED)
 def test_a_named_backend_refuses_transforms(op: str) -> None:
     with pytest.raises(ValueError, match=f"cpu backend cannot run {op} here: forward-mode"):

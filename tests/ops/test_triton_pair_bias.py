@@ -286,3 +286,15 @@ def test_replay_of_a_graph() -> None:
     graph.replay()
     for have, want in zip(replayed, step(), strict=True):
         assert torch.equal(have, want)
+
+
+def test_the_shared_bias_says_that_it_has_no_second_derivatives() -> None:
+    device = triton_device()
+    particles, offsets = random_particles([4, 0, 3])
+    p = random_mlp(3, 16, 2, norm=False)
+    p = moved(p._replace(fc2_bias=p.fc2_bias.requires_grad_()), device)
+    first, _ = shared_pair_bias(
+        particles.to(device), offsets.to(device), p, 2, num_pairs=25, backend="triton"
+    )
+    with pytest.raises(RuntimeError, match="no second derivatives on triton: take backend="):
+        torch.autograd.grad(first.square().sum(), p.fc2_bias, create_graph=True)

@@ -12,4 +12,5 @@ _knn = operator(
 
 
 def knn(coordinates: Tensor, offsets: Tensor, k: int, columns: int) -> Tensor:
-    return _knn(coordinates.detach().contiguous(), offsets.contiguous(), k, columns)
+    points = coordinates.detach() if coordinates.requires_grad else coordinates
+    return _knn(points.contiguous(), offsets.contiguous(), k, columns)

@@ -480,7 +480,7 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise NotImplementedError(
+            raise RuntimeError(
                 "shared_pair_bias has no second derivatives on triton: take backend='reference'"
             )
         given = [g for g in gradients if g is not None]
