@@ -48,7 +48,8 @@ def summary(shards: Shards, jets: Jets) -> str:
                 rows.append([column, field.dtype, low, mid, high])
     lines.append(table(rows))
     files = shards.manifest.get("source", {}).get("files", [])
-    titles = sorted({f["title"] for f in files if "title" in f})
+    files = files if isinstance(files, list) else []
+    titles = sorted({str(f["title"]) for f in files if isinstance(f, dict) and "title" in f})
     source = {
         k: v for k, v in shards.manifest.get("source", {}).items() if k != "files" and v is not None
     }

@@ -86,6 +86,8 @@ def check_shard(
         yield f"{path}: {size} bytes, expected {entry['bytes']}"
     if len(blocks) != entry["blocks"]:
         yield f"{path}: {len(blocks)} blocks in the index, {entry['blocks']} in the manifest"
+    if (jets := int(shards.index["jets"][blocks].sum())) != entry["jets"]:
+        yield f"{path}: {jets} jets in the index, {entry['jets']} in the manifest"
     with open(path, "rb") as file:
 
         def take(n: int) -> bytes:

@@ -15,11 +15,16 @@ from jetkern.data.shards import MAX_PARTICLES
 
 NUM_PID = 9
 MAX_DELTA_ETA = 10.0
+MAX_DELTA_PHI = 3 * np.pi * (1 + 1e-5)  # 0 to 2 pi less an axis of -pi to pi
 ENERGY_TOLERANCE = 1e-2  # in ln E - ln pT: what rounding and smearing do to massless particles
+MAX_ENERGY = 200.0  # in pT: |eta| is then 6
+MAX_ODD_ENERGIES = 0.5  # of the particles
 _FOLD = 256
 _COLUMNS = ("delta eta", "delta phi", "ln pT", "ln E")
 
 PARTICLES = "particles read"
+LOW_ENERGY = "particles with E below pT"
+HIGH_ENERGY = f"particles with E above {MAX_ENERGY:g} pT"
 BEYOND = f"particles beyond the {MAX_PARTICLES}th of their jet"
 
 Tally = dict[str, Any]
@@ -71,39 +76,74 @@ def clean(
     tally: Tally = {"read": len(raw.counts), **raw.tally}
     raw = _skip(raw, tally)
     tally[PARTICLES] = len(raw.particles)
-    raw.particles = np.ascontiguousarray(raw.particles, np.float32)
-    counts = np.asarray(raw.counts, np.int64)
-    ends = np.cumsum(counts)
+    raw.counts = np.asarray(raw.counts, np.int64)
+    judge = _Judge(raw.counts, path, start, tally)
+    for fault in raw.faults:
+        judge(fault.reason, fault.jets, fault.message, getattr(policy, fault.policy))
+    _judge_labels(raw, judge, policy, classes)
+    _judge_identities(raw, judge)
+    judge("no particles", raw.counts == 0, "the jet has no particles", policy.bad_jets)
+    _judge_particles(raw, judge, policy)
+    _judge_condition(raw, judge, policy)
+    _judge_tracks(raw, judge, policy)
 
-    def owner(rows: Any) -> Any:
-        """The jets that particles belong to."""
-        return np.searchsorted(ends, rows, side="right")
+    rows = np.arange(start, start + len(raw.counts))
+    if not judge.keep.all():
+        raw = take_jets(raw, np.flatnonzero(judge.keep))
+        rows = rows[judge.keep]
+    raw = _wrap(raw, tally)
+    raw = _sort(raw, tally)
+    raw = _truncate(raw, policy.max_particles, tally)
+    _observe(raw, tally)
+    return raw, rows, tally
 
-    def fail(jet: int, what: str) -> None:
-        raise InputError(f"{path}: jet {start + jet}: {what}")
 
-    keep = np.ones(len(counts), bool)
+class _Judge:
+    """Marks bad jets for dropping and counts them, or fails at the first of them.
 
-    def judge(
-        reason: str, bad: NDArray[np.bool_], what: str | Callable[[int], str], action: str
+    Attributes:
+        keep: (B,) false for the jets to be dropped.
+    """
+
+    def __init__(self, counts: Array, path: Path, start: int, tally: Tally) -> None:
+        self.keep = np.ones(len(counts), bool)
+        self.tally = tally
+        self._path, self._start = path, start
+        self._counts, self._ends = counts, np.cumsum(counts)
+
+    def __call__(
+        self, reason: str, bad: NDArray[np.bool_], what: str | Callable[[int], str], action: str
     ) -> None:
-        """Marks bad jets (B,) for dropping, or fails at the first of them."""
-        bad = bad & keep
+        """Judges jets (B,): an error with the words ``what``, or to be dropped for a reason."""
+        bad = bad & self.keep
         if bad.any():
             if action == "error":
                 jet = int(np.argmax(bad))
-                fail(jet, what(jet) if callable(what) else what)
-            keep[bad] = False
+                self.fail(jet, what(jet) if callable(what) else what)
+            self.keep[bad] = False
             key = reason if reason == UNLABELLED else f"dropped: {reason}"
-            tally[key] = tally.get(key, 0) + int(bad.sum())
+            self.tally[key] = self.tally.get(key, 0) + int(bad.sum())
 
-    def jets_of(rows: Any) -> NDArray[np.bool_]:
-        marked = np.zeros(len(counts), bool)
-        marked[owner(np.flatnonzero(rows))] = True
+    def fail(self, jet: int, what: str) -> None:
+        """Raises the error that names file and jet."""
+        raise InputError(f"{self._path}: jet {self._start + jet}: {what}")
+
+    def owner(self, particles: Any) -> Any:
+        """The jets of particles that are given by their rows."""
+        return np.searchsorted(self._ends, particles, side="right")
+
+    def jets_of(self, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(B,) the jets with any of the particles (T,)."""
+        marked = np.zeros(len(self.keep), bool)
+        marked[self.owner(np.flatnonzero(bad))] = True
         return marked
 
-    for fault in raw.faults:
-        judge(fault.reason, fault.jets, fault.message, getattr(policy, fault.policy))
+    def particles_of(self, jet: int) -> slice:
+        """The rows of a jet's particles."""
+        return slice(self._ends[jet] - self._counts[jet], self._ends[jet])
+
+
+def _judge_labels(raw: Raw, judge: _Judge, policy: Policy, classes: tuple[str, ...]) -> None:
     judge(
         UNLABELLED,
         (raw.label < 0) | (raw.label >= len(classes)),
@@ -114,84 +154,87 @@ def clean(
         ),
         policy.unlabelled,
     )
-    if raw.pid is not None:
-        wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            fail(int(owner(row)), f"a particle's identity is {raw.pid[row]}, expected 0 to 8")
-        raw.pid = raw.pid.astype(np.uint8, copy=False)
-    judge("no particles", counts == 0, "the jet has no particles", policy.bad_jets)
-    limits = _limits(raw.particles)
+
+
+def _judge_identities(raw: Raw, judge: _Judge) -> None:
+    if raw.pid is None:
+        return
+    wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        found = f"a particle's identity is {raw.pid[row]}, expected 0 to 8"
+        judge.fail(int(judge.owner(row)), found)
+    raw.pid = raw.pid.astype(np.uint8, copy=False)
+
+
+def _judge_particles(raw: Raw, judge: _Judge, policy: Policy) -> None:
+    particles = raw.particles = np.ascontiguousarray(raw.particles, np.float32)
+    limits = _limits(particles)
     if not np.isfinite(limits).all():
-        finite = np.isfinite(raw.particles)
+        finite = np.isfinite(particles)
 
         def describe(jet: int) -> str:
-            first = ends[jet] - counts[jet]
-            row, column = np.argwhere(~finite[first : ends[jet]])[0]
-            return f"{_COLUMNS[column]} of a particle is {raw.particles[first + row, column]}"
+            of = particles[judge.particles_of(jet)]
+            row, column = np.argwhere(~np.isfinite(of))[0]
+            return f"{_COLUMNS[column]} of a particle is {of[row, column]}"
 
-        judge("not finite", jets_of(~finite.all(axis=1)), describe, policy.bad_jets)
-    if not np.abs(limits[:, 0]).max() <= MAX_DELTA_ETA:
-        far = np.abs(raw.particles[:, 0]) > MAX_DELTA_ETA
-        judge("|delta eta| > 10", jets_of(far), "a particle has |delta eta| > 10", policy.bad_jets)
-    if raw.condition is not None:
-        raw.condition = np.asarray(raw.condition, np.float32)
-        finite_jets = np.isfinite(raw.condition).all(axis=1)
-        judge(
-            "condition not finite",
-            ~finite_jets,
-            "a quantity of the jet (global) is not finite",
-            policy.bad_jets,
-        )
-    if raw.tracks is not None:
-        raw.tracks = np.ascontiguousarray(raw.tracks, np.float32)
-        limits = _limits(raw.tracks)
-        if not np.isfinite(limits).all():
-            finite = np.isfinite(raw.tracks)
-            if policy.bad_tracks == "zero":
-                tally["tracks set to zero"] = int((~finite).sum())
-                raw.tracks[~finite] = 0
-            else:
-                judge(
-                    "tracks not finite",
-                    jets_of(~finite.all(axis=1)),
-                    "an impact parameter of a particle is not finite",
-                    policy.bad_tracks,
-                )
+        judge("not finite", judge.jets_of(~finite.all(axis=1)), describe, policy.bad_jets)
+    for column, limit, shown, hint in (
+        (0, MAX_DELTA_ETA, "10", ""),
+        (1, MAX_DELTA_PHI, "3 pi", ": are the angles in degrees?"),
+    ):
+        if not np.abs(limits[:, column]).max() <= limit:
+            far = judge.jets_of(np.abs(particles[:, column]) > limit)
+            reason = f"|{_COLUMNS[column]}| > {shown}"
+            judge(reason, far, f"a particle has {reason}{hint}", policy.bad_jets)
 
-        if not (limits[0, 1::2] >= 0).all():
-            negative = raw.tracks[:, 1::2] < 0
-            if policy.bad_tracks == "zero":
-                tally["tracks with a negative error set to zero"] = int(negative.sum())
-                for pair in (0, 1):
-                    raw.tracks[negative[:, pair], 2 * pair : 2 * pair + 2] = 0
-            else:
-                tracks = raw.tracks
 
-                def negative_error(jet: int) -> str:
-                    of = tracks[ends[jet] - counts[jet] : ends[jet], 1::2]
-                    return (
-                        f"the error of an impact parameter is {of.min():g} (if that stands for no "
-                        "track, a schema can say so with missing; see --bad-tracks)"
-                    )
+def _judge_condition(raw: Raw, judge: _Judge, policy: Policy) -> None:
+    if raw.condition is None:
+        return
+    raw.condition = np.asarray(raw.condition, np.float32)
+    judge(
+        "condition not finite",
+        ~np.isfinite(raw.condition).all(axis=1),
+        "a quantity of the jet (global) is not finite",
+        policy.bad_jets,
+    )
 
-                judge(
-                    "tracks with a negative error",
-                    jets_of(negative.any(axis=1)),
-                    negative_error,
-                    policy.bad_tracks,
-                )
 
-    raw.counts = counts
-    rows = np.arange(start, start + len(counts))
-    if not keep.all():
-        raw = take_jets(raw, np.flatnonzero(keep))
-        rows = rows[keep]
-    raw = _wrap(raw, tally)
-    raw = _sort(raw, tally)
-    raw = _truncate(raw, policy.max_particles, tally)
-    _observe(raw, tally)
-    return raw, rows, tally
+def _judge_tracks(raw: Raw, judge: _Judge, policy: Policy) -> None:
+    if raw.tracks is None:
+        return
+    tracks = raw.tracks = np.ascontiguousarray(raw.tracks, np.float32)
+    limits = _limits(tracks)
+    if not np.isfinite(limits).all():
+        finite = np.isfinite(tracks)
+        if policy.bad_tracks == "zero":
+            judge.tally["tracks set to zero"] = int((~finite).sum())
+            tracks[~finite] = 0
+        else:
+            judge(
+                "tracks not finite",
+                judge.jets_of(~finite.all(axis=1)),
+                "an impact parameter of a particle is not finite",
+                policy.bad_tracks,
+            )
+    if not (limits[0, 1::2] >= 0).all():
+        negative = tracks[:, 1::2] < 0
+        if policy.bad_tracks == "zero":
+            judge.tally["tracks with a negative error set to zero"] = int(negative.sum())
+            for pair in (0, 1):
+                tracks[negative[:, pair], 2 * pair : 2 * pair + 2] = 0
+        else:
+            judge(
+                "tracks with a negative error",
+                judge.jets_of(negative.any(axis=1)),
+                lambda jet: (
+                    "the error of an impact parameter is "
+                    f"{tracks[judge.particles_of(jet), 1::2].min():g} (if that stands for no "
+                    "track, a schema can say so with missing; see --bad-tracks)"
+                ),
+                policy.bad_tracks,
+            )
 
 
 def _skip(raw: Raw, tally: Tally) -> Raw:
@@ -275,7 +318,10 @@ def _observe(raw: Raw, tally: Tally) -> None:
     p = raw.particles
     low = p[:, 3] < p[:, 2] - ENERGY_TOLERANCE
     if low.any():
-        tally["particles with E below pT"] = int(low.sum())
+        tally[LOW_ENERGY] = int(low.sum())
+    high = p[:, 3] > p[:, 2] + np.float32(np.log(MAX_ENERGY))
+    if high.any():
+        tally[HIGH_ENERGY] = int(high.sum())
     twins = p[1:, 2] == p[:-1, 2]  # sorted, so equal particles are nearly always neighbours
     if twins.any():
         at = np.flatnonzero(twins)
@@ -329,6 +375,20 @@ def check_cut(tally: Tally, part: float, policy: Policy) -> None:
             f"more than --max-cut {policy.max_cut:g} allows: is a row of the input one jet, or an "
             "event, or a whole file?"
         )
+
+
+def check_energies(tally: Tally, part: float) -> None:
+    """Refuses an input of which most energies do not fit their pT, in sight of a part of it.
+
+    Raises:
+        InputError: saying how many.
+    """
+    particles = tally.get(PARTICLES, 0)
+    for key in (LOW_ENERGY, HIGH_ENERGY):
+        if tally.get(key, 0) > MAX_ODD_ENERGIES * particles / max(part, 1e-9):
+            raise InputError(
+                f"{tally[key]:,} of {particles:,} {key}: is one of them in MeV, the other in GeV?"
+            )
 
 
 def merge(tallies: list[Tally]) -> Tally:

@@ -105,6 +105,10 @@ def find(sources: Sequence[Path], endings: set[str], *, use_splits: bool = True)
             inside = [Found(source, source.name, (_outer(source.parent) / source.name).as_posix())]
             outer = source.parent.name
         for entry in inside:
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{entry.path}: the name is not UTF-8; rename the file") from None
             status = _regular(entry.path)
             twin = seen.get((status.st_dev, status.st_ino))
             split = _split_of(entry) if use_splits else None
@@ -224,8 +228,8 @@ def _ask_if_unclear(found: list[Found]) -> None:
     inner: dict[str, Path] = {}
     for entry in found:
         for word in _words(entry.name):
-            if word in _WORDS:
-                inner.setdefault(_WORDS[word], entry.path)
+            if hint := re.match("train|test|valid|val(?=s|$)", word):  # also trainset
+                inner.setdefault(_WORDS[hint[0]], entry.path)
     if len(inner) > 1:
         examples = "; ".join(f"{path} of {split}?" for split, path in sorted(inner.items()))
         raise InputError(

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jetkern.convert.clean import BEYOND, PARTICLES, Tally, check_cut, merge
+from jetkern.convert.clean import (
+    BEYOND,
+    HIGH_ENERGY,
+    LOW_ENERGY,
+    PARTICLES,
+    Tally,
+    check_cut,
+    check_energies,
+    merge,
+)
 from jetkern.convert.gather import gather, num_blocks, read_record
 from jetkern.convert.inputs import SPLITS, fingerprint, fingerprints
 from jetkern.convert.plan import VERSION, Plan
@@ -395,7 +404,7 @@ def _first_pass(
     jets = np.zeros(sum(plan.splits.values()), np.int64)
     prints: dict[tuple[int, int], list[str]] = {}
     total, read = plan.num_jets, 0
-    sums = dict.fromkeys((UNLABELLED, BEYOND, PARTICLES), 0)
+    sums = dict.fromkeys((UNLABELLED, BEYOND, PARTICLES, LOW_ENERGY, HIGH_ENERGY), 0)
     with tqdm(
         total=total, unit=" jets", unit_scale=True, desc="read ", disable=not progress
     ) as bar:
@@ -412,6 +421,7 @@ def _first_pass(
             for key in sums:
                 sums[key] += tally.get(key, 0)
             check_cut(sums, read / total, plan.policy)
+            check_energies(sums, read / total)
             dropped = read - int(jets.sum()) - sums[UNLABELLED]
             if dropped > max_dropped * total:
                 raise ConversionError(
@@ -539,5 +549,8 @@ def _remarks(plan: Plan, read: _Read) -> list[str]:
 
 
 def _reasons(tally: Tally) -> str:
-    found = [f"{k.removeprefix('dropped: ')} {v}" for k, v in tally.items() if "dropped" in k]
-    return ", ".join(found)
+    return ", ".join(
+        f"{key.removeprefix('dropped: ')} {number}"
+        for key, number in tally.items()
+        if "dropped" in key or key == UNLABELLED
+    )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,9 +186,15 @@ def check_classes(classes: tuple[str, ...], where: str) -> None:
                 f"{where}: the class name {name!r} is empty, or has blanks around it or characters "
                 "that cannot be printed"
             )
-    twice = sorted({name for name in classes if classes.count(name) > 1})
-    if twice:
-        raise InputError(f"{where}: two classes have the name {', '.join(twice)}")
+    like: dict[str, str] = {}
+    for name in classes:
+        other = like.setdefault("".join(normalize("NFKC", name).casefold().split()), name)
+        if classes.count(name) > 1:
+            raise InputError(f"{where}: two classes have the name {name}")
+        if other != name:
+            raise InputError(
+                f"{where}: the class names {other} and {name} differ in capitals or blanks only"
+            )
 
 
 def first_line(error: BaseException) -> str:
@@ -207,9 +214,25 @@ def judging(path: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
+        _ask_if_packed(path)
         raise
     except (OSError, RuntimeError, ValueError, LookupError, MemoryError, OverflowError) as error:
         raise InputError(f"{path}: damaged, cannot be opened ({first_line(error)})") from None
+
+
+_PACKED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z",
+}  # fmt: skip
+
+
+def _ask_if_packed(path: Path) -> None:
+    """Says of a file that could not be read that it has to be unpacked, if that is so."""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(6)
+        for magic, name in _PACKED.items():
+            if start.startswith(magic) and not (name == "zip" and path.suffix.lower() == ".npz"):
+                raise InputError(f"{path}: packed with {name}: unpack it first")
 
 
 def open_source(reader: str, path: Path, options: Options) -> Source:
@@ -233,6 +256,7 @@ def detect(path: Path) -> str:
         with judging(path):
             if reader.recognises(path):
                 return reader.NAME
+    _ask_if_packed(path)
     looks_for = "; ".join(f"{m.NAME}: {m.LOOKS_FOR}" for m in candidates or map(module, MODULES))
     fits = [f"--from {name}" for name in SHIPPED if _described(path, name)]
     hint = f"; it can be read by {', '.join(fits)}" if fits else ""

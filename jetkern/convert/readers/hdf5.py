@@ -48,13 +48,14 @@ def dataset(file: h5py.File, name: str, *, ndim: int | None = None, kind: str = 
         found = file.get(name)
     except (KeyError, OSError, RuntimeError) as error:
         raise InputError(f"{path}: {name}: broken link ({error})") from None
-    if isinstance(link, h5py.ExternalLink):
+    if isinstance(link, h5py.ExternalLink) or (found is not None and found.file.filename != path):
         raise InputError(f"{path}: {name} is a link to another file, which is not followed")
+    if found is None and link is not None:
+        raise InputError(f"{path}: {name}: broken link (to {link.path})")
     if not isinstance(found, h5py.Dataset):
         have = ", ".join(sorted(file)) or "nothing"
         raise InputError(f"{path}: there is no dataset {name}; the file has {have}")
-    elsewhere = found.is_virtual and any(s.file_name != "." for s in found.virtual_sources())
-    if found.external or elsewhere:
+    if _elsewhere(file, found):
         raise InputError(f"{path}: {name} is stored in another file, which is not followed")
     if found.dtype.kind not in kind or found.dtype.hasobject:
         raise InputError(f"{path}: {name} has type {found.dtype}, expected numbers")
@@ -71,6 +72,17 @@ def dataset(file: h5py.File, name: str, *, ndim: int | None = None, kind: str = 
                 f"{limit:,} that are read at a time (h5repack can change chunks)"
             )
     return found
+
+
+def _elsewhere(file: h5py.File, data: Any, depth: int = 0) -> bool:
+    """Whether any of the data is in other files, perhaps by way of virtual datasets of this one."""
+    if data.external or depth > 9 or data.file.filename != file.filename:
+        return True
+    return data.is_virtual and any(
+        source.file_name != "."
+        or (source.dset_name in file and _elsewhere(file, file[source.dset_name], depth + 1))
+        for source in data.virtual_sources()
+    )
 
 
 def per_jet(file: h5py.File, name: str) -> Any:

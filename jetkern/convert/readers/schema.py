@@ -21,7 +21,8 @@
 
     [jets]
     label = "flavour"                 # or a list of one-hot columns, in the order of the classes,
-                                      # or files = ["bkg*", "sig*"], patterns of file names
+                                      # or files = ["bkg*", "sig*"], patterns of file names;
+                                      # without such a column, folders flavour=5/ say it
     codes = [[0, 4], 5]               # values of the label of each class; without, 0, 1, 2 ...
     eta = "jet_eta"                   # the axis; without eta and phi, the sum of the particles
     phi = "jet_phi"
@@ -72,9 +73,11 @@ that comes with jetkern (``jetkern/convert/readers/schemas``), which --from uses
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +120,7 @@ SUFFIXES = (".h5", ".hdf5", ".root", ".parquet", ".npz")
 LOOKS_FOR = "a description with --schema"
 _EVENTS = 500  # read at a time: their particles are many more than those of their jets
 _INDEX_ROWS = 1 << 16
+_MAX_PHI = 2 * np.pi * (1 + 1e-5)
 
 Array = NDArray[Any]
 
@@ -154,9 +158,20 @@ class Described(BaseSource):
         self.jet_columns = tuple(dict.fromkeys([*self.jet_columns, *counters]))
         names = [n for c in self.collections for n in c.names]
         names += [*self.jet_columns, *self.links.values()]
-        self.table = open_table(
-            path, schema["format"], schema.get("tree"), list(dict.fromkeys(names))
-        )
+        names = list(dict.fromkeys(names))
+        opened = path, schema["format"], schema.get("tree")
+        folder = _label_of_folder(options.name, label)
+        if folder is None:
+            self.table = open_table(*opened, names)
+        else:
+            self.table = open_table(*opened, [n for n in names if n != label])
+            if self.table.has(label):
+                self.table.close()
+                self.table = open_table(*opened, names)
+            else:
+                self.file_label = self._class_of(folder, options.classes or schema["classes"])
+                self.jet_columns = tuple(n for n in self.jet_columns if n != label)
+                self.label_columns = []
         condition = tuple(entry["name"] for entry in jets["condition"])
         layout = Layout(
             classes=options.classes or tuple(schema["classes"]),
@@ -173,6 +188,22 @@ class Described(BaseSource):
             self.num_jets = int(self.first[-1])
             if not self.num_jets and self.table.num_rows:
                 self.notes["note"] = f"none of the jets in {self.table.num_rows} rows is selected"
+
+    def _class_of(self, text: str, classes: Sequence[str]) -> int:
+        """The class that a folder's value of the label stands for; -1 for none."""
+        if text in classes:
+            return classes.index(text)
+        try:
+            code = int(text)
+        except ValueError:
+            raise InputError(
+                f"{self.path}: the folder's label is {text}, neither a class nor a whole number"
+            ) from None
+        codes = self.schema["jets"].get("codes")
+        if codes is None:
+            return code - self.shift
+        fits = [i for i, c in enumerate(codes) if code in (c if isinstance(c, list) else [c])]
+        return fits[0] if fits else -1
 
     def _depth(self) -> int:
         """How deep the lists of particles are."""
@@ -315,6 +346,7 @@ class Described(BaseSource):
                     f"{self.path}: jet {self._number(first, jet)}: {collection.count.given} is "
                     f"{number[jet]}, but there is room for {counts[jet]}"
                 )
+            self._look_behind(collection, columns, counts, number, jets, tally)
             owner = np.repeat(np.arange(len(counts)), number)
             behind = np.cumsum(counts) - counts - (np.cumsum(number) - number)
             return [(owner, np.arange(len(owner)) + behind[owner])]
@@ -335,6 +367,28 @@ class Described(BaseSource):
         if lost:
             tally["links to no particle"] = lost
         return found
+
+    def _look_behind(
+        self,
+        collection: _Collection,
+        columns: dict[str, Column],
+        counts: NDArray[np.int64],
+        number: NDArray[np.int64],
+        jets: _Jets,
+        tally: dict[str, int],
+    ) -> None:
+        """Counts jets with a particle right behind their count, which may be wrong."""
+        room = np.flatnonzero((number < counts) & jets.keep)
+        if not collection.momenta:
+            return
+        rows = (np.cumsum(counts) - counts + number)[room]
+        flat = np.array([columns[n].values[rows] for n in collection.momenta], np.float64)
+        alike = (flat == flat[:1]).all(axis=0) & (len(flat) > 1)  # as what fills up lists is
+        found = np.isfinite(flat).all(axis=0) & flat.any(axis=0) & ~alike
+        if collection.padding is not None:
+            found &= ~is_any(flat, collection.padding).all(axis=0)
+        if found.any():
+            tally["jets with a particle behind their count, left out"] = int(found.sum())
 
     def _number(self, first: int, jet: int) -> int:
         """What a jet of a range of rows is called."""
@@ -488,10 +542,13 @@ class Described(BaseSource):
     ) -> Raw:
         owner = np.repeat(np.arange(len(counts)), counts)
         pt, eta, phi, energy = (p[key] for key in ("pt", "eta", "phi", "energy"))
-        faults = []
+        faults: list[Fault] = []
+        angles: list[tuple[str, Array, Array]] = []
         with np.errstate(all="ignore"):
             if "delta_eta" not in self.schema["particles"][0]:
+                angles.append(("phi of a particle", phi, owner))
                 if "eta" in jet:
+                    angles.append(("phi of the jet", jet["phi"], np.arange(len(counts))))
                     axis_eta, axis_phi = jet["eta"], jet["phi"]
                 else:
                     px, py = pt * np.cos(phi), pt * np.sin(phi)
@@ -515,6 +572,10 @@ class Described(BaseSource):
                 )
 
             faults.append(Fault("negative pt", marked, hint))
+        for what, angle, of in angles:
+            far = np.abs(angle) > _MAX_PHI
+            if far.any():
+                faults.append(_degrees(what, angle, far, of, len(counts)))
         skip = pt == 0
         pid = self._pid(p, owner, start)
         tracks = None
@@ -610,6 +671,21 @@ class Described(BaseSource):
         self.table.close()
 
 
+def _degrees(
+    what: str, angle: Array, far: NDArray[np.bool_], of: NDArray[np.int64], jets: int
+) -> Fault:
+    """For jets with an angle that is not one in radians."""
+
+    def message(jet: int) -> str:
+        value = angle[far & (of == jet)][0]
+        return (
+            f"{what} is {value:g}, more than a turn: is it in degrees? Say "
+            'phi = "= phi * 0.017453292519943295"'
+        )
+
+    return Fault("phi beyond a turn", np.bincount(of[far], minlength=jets) > 0, message)
+
+
 def _file_label(path: Path, named: str, patterns: list[str]) -> int:
     """The class of a file by its name or, if that fits no pattern, by the nearest folder that does,
     of those that ``Options.name`` has."""
@@ -620,6 +696,14 @@ def _file_label(path: Path, named: str, patterns: list[str]) -> int:
         if fits:
             break
     raise InputError(f"{path}: the name must fit one of jets.files {patterns}")
+
+
+def _label_of_folder(named: str, label: Any) -> str | None:
+    """What a folder ``label=VALUE`` says, which such files have in place of a column."""
+    for part in reversed(PurePosixPath(named).parts[:-1]):
+        if isinstance(label, str) and part.startswith(f"{label}="):
+            return unquote(part[len(label) + 1 :])
+    return None
 
 
 def _values(columns: dict[str, Column], names: tuple[str, ...]) -> dict[str, Array]:
