@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.6)
                 hints += near if word.startswith("-") else []
         hint = f" (did you mean {', '.join(hints)}?)" if hints else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
+        self.exit(2, f"{self.prog}: error: {message}{hint} (usage: {self.prog} --help)\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -132,7 +132,7 @@ class _Judge:
         """The jets of particles that are given by their rows."""
         return np.searchsorted(self._ends, particles, side="right")
 
-    def jets_of(self, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def jets_of(self, bad: Any) -> NDArray[np.bool_]:
         """(B,) the jets with any of the particles (T,)."""
         marked = np.zeros(len(self.keep), bool)
         marked[self.owner(np.flatnonzero(bad))] = True

@@ -213,8 +213,10 @@ def judging(path: Path) -> Iterator[None]:
     which the readers expect where they read."""
     try:
         yield
-    except InputError:
-        _ask_if_packed(path)
+    except InputError as error:
+        hint = _packed(path)
+        if hint and hint not in str(error):
+            raise InputError(f"{error}{hint}") from None
         raise
     except (OSError, RuntimeError, ValueError, LookupError, MemoryError, OverflowError) as error:
         raise InputError(f"{path}: damaged, cannot be opened ({first_line(error)})") from None
@@ -226,13 +228,14 @@ _PACKED = {
 }  # fmt: skip
 
 
-def _ask_if_packed(path: Path) -> None:
-    """Says of a file that could not be read that it has to be unpacked, if that is so."""
+def _packed(path: Path) -> str:
+    """What to say of a file that could not be read, if it has to be unpacked first."""
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(6)
         for magic, name in _PACKED.items():
             if start.startswith(magic) and not (name == "zip" and path.suffix.lower() == ".npz"):
-                raise InputError(f"{path}: packed with {name}: unpack it first")
+                return f"; it is packed with {name}: unpack it first"
+    return ""
 
 
 def open_source(reader: str, path: Path, options: Options) -> Source:
@@ -256,10 +259,9 @@ def detect(path: Path) -> str:
         with judging(path):
             if reader.recognises(path):
                 return reader.NAME
-    _ask_if_packed(path)
     looks_for = "; ".join(f"{m.NAME}: {m.LOOKS_FOR}" for m in candidates or map(module, MODULES))
     fits = [f"--from {name}" for name in SHIPPED if _described(path, name)]
-    hint = f"; it can be read by {', '.join(fits)}" if fits else ""
+    hint = f"; it can be read by {', '.join(fits)}" if fits else _packed(path)
     raise InputError(f"{path}: not a format that is known here ({looks_for}){hint}")
 
 
