@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetkern.packed import Packed, check_rising, int64_offsets, offsets_from_counts
+from jetkern.packed import Packed, check_rising, int64_offsets, offsets_from_counts, readable
 
+IDENTITIES = 9  # of particles: 0 is unknown
 PER_PARTICLE = ("particles", "pid", "tracks")
 PER_JET = ("label", "condition", "index")
 
@@ -35,7 +36,8 @@ class Jets:
 
     Raises:
         ValueError: for wrong shapes or dtypes, and on the CPU for offsets that do not rise from 0
-            to T (those on a GPU are not looked at: that would wait for it).
+            to T and a pid outside 0 to 8 (those on a GPU are not looked at: that would wait for
+            it).
     """
 
     particles: Tensor
@@ -68,6 +70,27 @@ class Jets:
             value = getattr(self, name)
             if value is not None and value.shape[0] != rows:
                 raise ValueError(f"{name} has {value.shape[0]} rows, expected {rows}")
+        if self.tracks is not None and self.tracks.shape[1:] != (4,):
+            raise ValueError(
+                "tracks must be (T, 4): tanh d0, d0 error, tanh dz, dz error; got "
+                f"{tuple(self.tracks.shape)}"
+            )
+        if self.pid is not None:
+            self._check_pid(self.pid)
+
+    def _check_pid(self, pid: Tensor) -> None:
+        if pid.ndim != 1 or pid.is_floating_point():
+            raise ValueError(f"pid must be (T,) integers, got {tuple(pid.shape)} {pid.dtype}")
+        if not readable(pid) or not pid.numel():
+            return
+        low, high = map(int, pid.aminmax())
+        if low < 0 or high >= IDENTITIES:
+            row = int(((pid < 0) | (pid >= IDENTITIES)).nonzero()[0])
+            raise ValueError(
+                f"pid must be identities from 0 to {IDENTITIES - 1}, got {int(pid[row])} in jet "
+                f"{int((self.offsets[1:] <= row).sum())}: PDG codes become identities by "
+                "jetkern.convert.readers.pid.from_pdg"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -102,6 +102,12 @@ def test_join_segments_and_last_rows():
         ({"offsets": torch.zeros(4)}, "offsets must be .* int64"),
         ({"pid": torch.zeros(4)}, "pid has 4 rows, expected 5"),
         ({"label": torch.zeros(2)}, "label has 2 rows, expected 3"),
+        ({"tracks": torch.zeros(5, 3)}, r"tracks must be \(T, 4\).*got \(5, 3\)"),
+        ({"tracks": torch.zeros(5)}, r"tracks must be \(T, 4\).*got \(5,\)"),
+        ({"pid": torch.zeros(5)}, r"pid must be \(T,\) integers, got \(5,\) torch.float32"),
+        ({"pid": torch.zeros(5, 1).long()}, r"pid must be \(T,\) integers, got \(5, 1\)"),
+        ({"pid": torch.tensor([0, 8, 8, 211, 1])}, "0 to 8, got 211 in jet 2: .*from_pdg"),
+        ({"pid": torch.tensor([-11, 8, 8, 8, 1])}, "0 to 8, got -11 in jet 0: .*from_pdg"),
     ],
 )
 def test_rejects_wrong_shapes(change, message):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jetkern import ops
-from jetkern.jets import Jets, join_segments
+from jetkern.jets import IDENTITIES, Jets, join_segments
 from jetkern.model.config import HEADS, PETConfig
 from jetkern.model.heads import Classifier, Generator, MaskedModel
 from jetkern.model.layers import (
@@ -34,7 +34,7 @@ class Body(Layer):
         self.embed = MLP(4, hidden, dim)
         self.local = LocalBlock(dim, heads, config.head_layers, config.expansion)
         self.pair_bias = MLP(3, hidden, heads, norm=False)
-        self.pid_embed = nn.Embedding(9, dim, padding_idx=0) if config.use_pid else None
+        self.pid_embed = nn.Embedding(IDENTITIES, dim, padding_idx=0) if config.use_pid else None
         self.track_embed = MLP(4, hidden, dim, bias=False) if config.use_tracks else None
         self.condition_embed = MLP(config.condition_dim, dim, dim) if config.condition_dim else None
         timed = "generator" in config.parts
