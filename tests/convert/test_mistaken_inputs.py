@@ -56,6 +56,15 @@ def test_a_folder_of_no_class(tmp_path, capsys):
     refuse(capsys, tmp_path / "out", *options, says=["label is W, neither a class"])
 
 
+def test_folders_of_jets_without_a_label(tmp_path):
+    for value in ("1", "7", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / "in" / f"label={value}").mkdir(parents=True)
+        h5(tmp_path / "in" / f"label={value}" / "a.h5", **Toy().four())
+    schema = described(tmp_path)
+    jets = convert(tmp_path, tmp_path / "in", schema, "--unlabelled", "drop")
+    assert jets.label.tolist() == [1] * 20
+
+
 def test_names_that_may_tell_of_splits(tmp_path, capsys):
     for name in ("trainset", "testset"):
         omnilearned(tmp_path / "in" / f"{name}.h5", 5, slots=10)

@@ -120,6 +120,7 @@ SUFFIXES = (".h5", ".hdf5", ".root", ".parquet", ".npz")
 LOOKS_FOR = "a description with --schema"
 _EVENTS = 500  # read at a time: their particles are many more than those of their jets
 _INDEX_ROWS = 1 << 16
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a folder, as Hive, Spark and pyarrow write it
 _MAX_PHI = 2 * np.pi * (1 + 1e-5)
 
 Array = NDArray[Any]
@@ -193,6 +194,8 @@ class Described(BaseSource):
         """The class that a folder's value of the label stands for; -1 for none."""
         if text in classes:
             return classes.index(text)
+        if text == _NO_VALUE:
+            return -1
         try:
             code = int(text)
         except ValueError:
