@@ -369,4 +369,6 @@ def test_a_wrong_command_line_ends_with_code_2(good, tmp_path, capsys, arguments
     with pytest.raises(SystemExit) as exit_:
         run(good, "--out", tmp_path / "out", *arguments)
     assert exit_.value.code == 2
-    assert "usage" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert line.startswith("jetkern convert: error: ")
+    assert line.count("\n") == 1

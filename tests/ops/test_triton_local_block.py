@@ -1,4 +1,8 @@
+import sys
+
 """The Triton kernels in Triton's interpreter; on a GPU the same tests run on it."""
+
+import sys
 
 import numpy as np
 import pytest
@@ -123,13 +127,19 @@ def test_accuracy_without_optional_weights(width: int) -> None:
 
 @pytest.mark.usefixtures("both_backwards")
 @pytest.mark.parametrize("width", [16, 24])
-def test_neighbours_may_be_missing_anywhere_and_come_in_any_order(width: int) -> None:
+def test_neighbours_may_be_missing_anywhere_and_come_in_any_order(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     particles, neighbours, embed, blocks = inputs([7, 3], width, 32, 4, 1)
     neighbours = neighbours[:, [2, 0, 3, 1]]
     neighbours[5] = torch.tensor([-1, 2, -1, 1])
     values = (particles, neighbours, embed, blocks, 2)
     check_accuracy(run, *values, fixed=(0,), backend="triton")
     neighbours[5] = torch.tensor([-1, 2, 10, 1])  # 10 is beyond the last particle
+    with pytest.raises(ValueError, match="beyond the last particle"):
+        run(*values, "triton")
+    # Where looking would wait for the GPU, nothing is read outside.
+    monkeypatch.setattr(sys.modules["jetkern.ops.local_block"], "readable", lambda _: False)
     assert run(*values, "triton").equal(run(*values[:1], neighbours, *values[2:], "triton"))
 
 
