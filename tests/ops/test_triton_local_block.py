@@ -1,5 +1,3 @@
-import sys
-
 """The Triton kernels in Triton's interpreter; on a GPU the same tests run on it."""
 
 import sys
