@@ -16,6 +16,7 @@ import yaml
 
 from bench import readme
 from jetkern import Shards, Stream, cli
+from tests.sampling.jetnet_shards import write_jetnet_shards
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,8 +26,9 @@ SHORTER = {
     "pretrain": SHORT,
     "finetune": f"{SHORT} --num-jets 20",
     "evaluate": "--bootstrap 2 --num-jets 20",
+    "generate": "--num-jets 10",
 }
-RUN_HERE = ("convert", "verify", "show", "pretrain", "finetune", "evaluate", "doctor")
+RUN_HERE = ("convert", "verify", "show", "pretrain", "finetune", "generate", "evaluate", "doctor")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -67,6 +69,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, split in enumerate(("train", "val", "test")):
             jets = slice(i, 90, 3) if classes == 2 else slice(i, None, 3)
             some(source, folder / "data" / name / split / "jets.h5", jets, classes)
+    for i, split in enumerate(("train", "val", "test")):
+        write_jetnet_shards(folder / "shards" / "jetnet" / split, [12] * 40, seed=i)
     return folder
 
 

@@ -17,11 +17,10 @@ from jetkern.sampling import SOLVERS
 from jetkern.training.distributed import join_world
 
 
-@command
-def main(arguments: list[str]) -> None:
-    """Runs the command line."""
-    parser = Parser("generate", __doc__)
-    add = parser.add_argument
+def parser() -> Parser:
+    """The command line."""
+    p = Parser("generate", __doc__)
+    add = p.add_argument
     add("source", type=Path, metavar="RUN", help="run or checkpoint with a generator")
     add("--conditions", type=Path, required=True, metavar="SHARDS", help="jets to imitate")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the jets go")
@@ -32,7 +31,13 @@ def main(arguments: list[str]) -> None:
     add("--seed", type=seed, default=0, metavar="N", help="of the noise")
     add("--batch-size", type=positive, default=256, metavar="N", help="jets per pass")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1")
-    settings = GenerateSettings(**vars(parser.parse_args(arguments)))
+    return p
+
+
+@command
+def main(arguments: list[str]) -> None:
+    """Runs the command line."""
+    settings = GenerateSettings(**vars(parser().parse_args(arguments)))
     with join_world(settings.device) as world:
         shards = generate(settings, world)
         if shards is not None:
