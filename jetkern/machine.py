@@ -6,7 +6,6 @@ import functools
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")
@@ -15,6 +14,8 @@ MAX_THREADS = max(256, os.cpu_count() or 1)  # beyond what a machine has, OpenMP
 
 def version(package: str) -> str:
     """The installed version of a package."""
+    from importlib import metadata  # 0.02 s that most commands need not spend
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
