@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -156,7 +157,8 @@ def reasons(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], str]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(dispatch, "cuda_library", lambda: "")
-    rows = [line.split(maxsplit=4) for line in report().split("\n\n")[1].splitlines()[1:]]
+    table = re.sub(r"\n +", " ", report().split("\n\n")[1])  # long reasons go on below themselves
+    rows = [line.split(maxsplit=4) for line in table.splitlines()[1:]]
     return {tuple(row[:4]): row[4] for row in rows}
 
 
