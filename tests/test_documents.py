@@ -16,7 +16,7 @@ import yaml
 
 from bench import readme
 from jetkern import Shards, Stream, cli
-from tests.sampling.jetnet_shards import write_jetnet_shards
+from tests.factories import write_jetnet_shards
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

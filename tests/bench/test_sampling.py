@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from bench import sampling
-from tests.sampling.jetnet_shards import write_jetnet_shards
+from tests.factories import write_jetnet_shards
 from tests.sampling.test_generate import checkpoint
 
 

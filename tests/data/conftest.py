@@ -1,7 +1,7 @@
 import pytest
-from make_shards import write_shards
 
 from jetkern.data import Shards
+from tests.factories import write_shards
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_shards import write_shards
 
 from jetkern import jets as jets_module
 from jetkern.cli import verify
@@ -30,6 +29,7 @@ from jetkern.data.shards import (
     manifest_digest,
     write_manifest,
 )
+from tests.factories import write_shards
 
 ROOT = Path(__file__).parents[2]
 

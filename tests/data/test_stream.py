@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_shards import write_shards
 
 from jetkern.data import ShardError, Shards, Stream
 from jetkern.data.blocks import BlockReader
 from jetkern.jets import Jets
+from tests.factories import write_shards
 
 
 def number(jets):
-    """The number of each jet in file order, see make_shards."""
+    """The number of each jet in file order, see ``write_shards``."""
     return jets.condition[:, 1].long()
 
 

@@ -88,6 +88,9 @@ def test_a_training_step_changes_every_weight():
 def test_impossible_configurations(changes, message):
     with pytest.raises(ValueError, match=message):
         model_preset("micro", **{"parts": ("mpm",), **changes})
+
+
+def test_an_unknown_size():
     with pytest.raises(ValueError, match="unknown model size 'tiny': choose one of micro"):
         model_preset("tiny")
 

@@ -21,8 +21,8 @@ def batch(
     """q, k, v, their offsets, bias and particle offsets of jets with a prefix of tokens."""
     g = generator(len(counts))
     n = torch.tensor(counts, dtype=torch.int64)
-    rows = n + prefix * (torch.arange(len(n)) % 2) if prefix < 0 else n + prefix
-    rows = n - prefix * (torch.arange(len(n)) % 2) if prefix < 0 else rows
+    some = torch.arange(len(n)) % 2 if prefix < 0 else 1
+    rows = n + abs(prefix) * some
     offsets = offsets_from_counts(rows)
     q, k, v = torch.randn(3, int(offsets[-1]), heads, width, generator=g)
     if not bias:

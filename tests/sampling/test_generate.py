@@ -15,7 +15,7 @@ from jetkern.cli.generate import main
 from jetkern.data import Shards, Stream
 from jetkern.evaluation import generate as module
 from jetkern.training.checkpoints import write_checkpoint
-from tests.sampling.jetnet_shards import CLASSES, write_jetnet_shards
+from tests.factories import JETNET, write_jetnet_shards
 
 COUNTS = [1, 150, 2, 30, 7, 3, 12, 5, 9, 4]
 
@@ -87,7 +87,7 @@ def test_the_jets_have_the_conditions_and_counts_asked_for(inputs, whole):
 
 def test_jetnets_files_hold_the_same_jets(whole):
     made = next(iter(Stream(Shards(whole / "shards"), batch_size=99, shuffle=False, epochs=1)))
-    for number, name in enumerate(CLASSES):
+    for number, name in enumerate(JETNET):
         chosen = (made.label == number).nonzero()[:, 0]
         with h5py.File(whole / "jetnet" / f"{name}150.hdf5") as file:
             particles, jets = file["particle_features"][:], file["jet_features"][:]

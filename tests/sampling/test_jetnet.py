@@ -12,7 +12,7 @@ from jetkern.data import Shards
 from jetkern.evaluation.generate import first_jets, load_generator
 from jetkern.evaluation.generation import generation_figure, generation_report, generation_table
 from jetkern.training.weights import load_weights
-from tests.sampling.jetnet_shards import CLASSES, write_jetnet_shards
+from tests.factories import JETNET, write_jetnet_shards
 
 COUNTS = [5, 8, 3, 9, 4, 12, 7] * 10
 
@@ -97,7 +97,7 @@ def test_evaluate_writes_distances_and_floors(run, data, tmp_path):
     assert evaluate([str(run), "--data", str(data), "--out", str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
     distances = next(iter(report["models"].values()))["distances"]
-    assert set(distances) == {*CLASSES, "average"}
+    assert set(distances) == {*JETNET, "average"}
     names = {
         "W1 particle ln pT",
         "W1 mass",
@@ -113,29 +113,29 @@ def test_evaluate_writes_distances_and_floors(run, data, tmp_path):
     assert distances["average"]["W1 mass"]["value"][0] > 0
     assert "| W1 eta |" in (out / "table.md").read_text()
     sheets = {p.name for p in out.glob("run-*.png")}
-    assert sheets == {f"run-{kind}.png" for kind in CLASSES}
+    assert sheets == {f"run-{kind}.png" for kind in JETNET}
 
 
 def test_real_jets_are_at_the_floor_and_shifted_ones_are_not(data):
     real = first_jets(Shards(data / "test"))
     other = first_jets(Shards(data / "val"))
     moved = other.replace(particles=other.particles + torch.tensor([0.0, 0.0, 0.7, 0.7]))
-    same = generation_report(real, other, CLASSES).distances["average"]
-    shifted = generation_report(real, moved, CLASSES).distances["average"]
+    same = generation_report(real, other, JETNET).distances["average"]
+    shifted = generation_report(real, moved, JETNET).distances["average"]
     assert shifted["W1 particle ln pT"].value.value == pytest.approx(0.7, abs=0.3)
     assert same["W1 particle ln pT"].value.value < 0.5 * shifted["W1 particle ln pT"].value.value
     assert all(math.isfinite(d.floor.value) for d in same.values())
-    assert generation_report(real, other, CLASSES).distances["average"] == same
+    assert generation_report(real, other, JETNET).distances["average"] == same
 
 
 def test_a_type_without_jets_is_left_out(data):
     real = first_jets(Shards(data / "test"))
     some = real.select(real.label < 2)
-    report = generation_report(real, some, CLASSES)
+    report = generation_report(real, some, JETNET)
     assert set(report.distances) == {"g", "q", "average"}
     assert "g | g, real" in generation_table(report)
     with pytest.raises(ValueError, match="no type has"):
-        generation_report(real, real.select(slice(0, 0)), CLASSES)
+        generation_report(real, real.select(slice(0, 0)), JETNET)
 
 
 def test_the_sheet_is_drawn(data, tmp_path):

@@ -1,5 +1,6 @@
 import pytest
-from toy_shards import write_toy_shards
+
+from tests.factories import write_toy_shards
 
 
 @pytest.fixture(scope="session")

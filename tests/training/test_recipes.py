@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from drivers import ROOT
-from toy_shards import write_toy_shards
 
 from jetkern import PET, model_preset
 from jetkern.cli import evaluate, finetune, pretrain
@@ -29,6 +28,7 @@ from jetkern.training.config import (
 from jetkern.training.data import check_same, describe
 from jetkern.training.log import read_metrics
 from jetkern.training.weights import load_weights, model_config
+from tests.factories import write_toy_shards
 
 SHORT = ["--batch-size", "32", "--steps", "2", "--warmup-steps", "0", "--val-every", "2"]
 SHORT += ["--val-jets", "64", "--log-every", "1"]

@@ -57,6 +57,8 @@ def test_fifty_steps(shards, text):
         learner(jets)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
+    # DDP runs with find_unused_parameters=False: each parameter must get its gradient.
+    assert all(p.grad is not None for p in learner.parameters())
     after = losses()
     assert len(before) > 1
     for name, value in after.items():

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from drivers import PRETRAIN, flags, start
-from toy_shards import write_toy_shards
 
 from jetkern.cli import pretrain
 from jetkern.training import signals
 from jetkern.training.signals import StopSignal
 from jetkern.training.trainer import Trainer
+from tests.factories import write_toy_shards
 
 
 def processes_of(pid):
