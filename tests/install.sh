@@ -17,7 +17,7 @@ cd "$place"  # nothing of the checkout is in reach from here on
 "$python" -m pip wheel --no-deps --wheel-dir compiled jetkern-*.tar.gz
 CXX=/nonexistent "$python" -m pip wheel --no-deps --wheel-dir plain jetkern-*.tar.gz
 "$python" -m venv fresh
-fresh/bin/python -m pip install "$torch" "$(echo compiled/*.whl)[train]"
+fresh/bin/python -m pip install "$torch" "$(echo compiled/*.whl)[train,data]"
 before=$(fresh/bin/python -c "import torch; print(torch.__version__)")
 
 use() {  # use NAME: convert, pre-train 20 steps, evaluate
