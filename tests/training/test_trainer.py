@@ -21,15 +21,6 @@ from jetkern.training.weights import load_weights
 from tests.factories import write_toy_shards
 
 ALONE = World(0, 1, torch.device("cpu"))
-OBJECTIVES = [
-    "classifier",
-    "generator",
-    "mpm",
-    "classifier+generator",
-    "classifier+mpm",
-    "generator+mpm",
-    "pretrain",
-]
 
 
 def settings(data, out, **changes):
