@@ -48,9 +48,15 @@ class Body(Layer):
     def embed_particles(
         self, jets: Jets, keep_pid: Tensor | None, keep_tracks: Tensor | None
     ) -> Tensor:
-        """(T, D): kinematics, neighbourhood, identity and tracks of each particle."""
+        """(T, D): kinematics, neighbourhood, identity and tracks of each particle.
+
+        Particles keep their own precision up to here: a model in half precision still finds
+        neighbours and angles in that of the jets.
+        """
+        dtype = self.tokens.dtype
         neighbours = ops.knn(jets.particles, jets.packed, self.config.neighbours)
-        x = self.embed(self.embed_norm(jets.particles)) + self.local(jets.particles, neighbours)
+        x = self.embed(self.embed_norm(jets.particles).to(dtype))
+        x = x + self.local(jets.particles, neighbours).to(dtype)
         for name, embed, keep in (
             ("pid", self.pid_embed, keep_pid),
             ("tracks", self.track_embed, keep_tracks),
@@ -60,7 +66,7 @@ class Body(Layer):
             values = getattr(jets, name)
             if values is None:
                 raise ValueError(f"this model embeds {name}, but the jets have none")
-            extra = embed(values)
+            extra = embed(values.to(dtype) if values.is_floating_point() else values)
             x = x + (extra if keep is None else extra * keep[jets.jet_of_particle][:, None])
         return x
 
@@ -91,7 +97,7 @@ class Body(Layer):
         """(M,) times to their (M, D) tokens."""
         if self.time_embed is None or self.time_fourier is None:
             raise ValueError("time given to a model without a generator")
-        return self.time_embed(self.time_fourier(time))
+        return self.time_embed(self.time_fourier(time).to(self.tokens.dtype))
 
     def token_rows(self, jets: Jets, time: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Rows and offsets of what stands before a jet's particles.
@@ -101,7 +107,7 @@ class Body(Layer):
             time: (M, D) time tokens of the first M jets, or None.
         """
         jet = torch.arange(jets.offsets.shape[0], device=jets.offsets.device)
-        tokens = self.tokens.to(jets.particles.dtype).repeat(jets.offsets.shape[0] - 1, 1)
+        tokens = self.tokens.repeat(jets.offsets.shape[0] - 1, 1)
         sources = [(tokens, jet * self.config.global_tokens)]
         if time is not None:
             sources.append((time, jet.clamp(max=time.shape[0])))
@@ -111,7 +117,7 @@ class Body(Layer):
             condition = jets.condition
             if self.config.condition_scale is not None:
                 condition = condition / condition.new_tensor(self.config.condition_scale)
-            sources.append((self.condition_embed(condition), jet))
+            sources.append((self.condition_embed(condition.to(self.tokens.dtype)), jet))
         return sources
 
     def mix(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:

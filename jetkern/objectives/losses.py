@@ -125,6 +125,7 @@ class Classification(Loss):
         label = view.whole.label
         if label is None:
             raise ValueError("the classifier's loss needs the label of each jet")
+        output = output.to(torch.promote_types(output.dtype, torch.float32))  # a sum over jets
         if view.time is None:
             return cross_entropy(output, label, reduction="sum")
         each = cross_entropy(output, label, reduction="none")

@@ -112,9 +112,9 @@ BACKENDS = ("auto", "reference", *TABLE)
 
 def register_compiled() -> None:
     """Makes the C++ and CUDA ops known to ``torch.ops``, and loads the C++ library if it is there,
-    so that compiled and exported graphs find them before an op was called."""
-    for path in sorted(Path(__file__).parent.glob("*/c*.py")):
-        if path.stem in TABLE:
+    so that compiled and exported graphs find them, and the references, before an op was called."""
+    for path in sorted(Path(__file__).parent.glob("*/*.py")):
+        if path.stem in ("cpu", "cuda", "reference"):
             importlib.import_module(f"jetkern.ops.{path.parent.name}.{path.stem}")
     _load(LIBRARY)
 

@@ -1,5 +1,6 @@
 """Properties of the model: what it must not depend on, and what it must."""
 
+import copy
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from test_jets import make
 
 from jetkern import PET, Jets, PETConfig, model_preset
 from jetkern.jets import offsets_from_counts
+from jetkern.objectives import Objective
 
 
 def build(parts=("classifier", "generator", "mpm"), **changes):
@@ -113,3 +115,67 @@ def test_model_and_ops_need_nothing_but_torch_and_numpy():
         "jetkern.PET(jetkern.model_preset('micro'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3), (torch.float64, 1e-5)]
+)
+def test_a_model_in_another_precision_takes_the_same_jets(dtype, error):
+    model, jets = build(), jets_of([1, 12, 25])
+    want = Objective(model)(jets)
+    other = copy.deepcopy(model).to(dtype)
+    logits = other.classify(jets)
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.double(), model.classify(jets).double(), rtol=0, atol=error)
+    have = Objective(other)(jets)
+    for name, value in want.items():
+        torch.testing.assert_close(have[name].double(), value.double(), rtol=error, atol=error)
+    have["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in other.parameters() if p.grad is not None)
+
+
+def test_autocast_is_near_float32():
+    model, jets = build().float(), jets_of([1, 12, 25])
+    jets = jets.replace(particles=jets.particles.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        have = model.classify(jets)
+    torch.testing.assert_close(have.float(), model.classify(jets), rtol=0, atol=2e-2)
+
+
+COLD = """
+import sys, torch
+from jetkern import PET, Jets, model_preset
+from jetkern.jets import offsets_from_counts
+
+class Plain(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+    def forward(self, particles, offsets):
+        return self.model.classify(Jets(particles=particles, offsets=offsets))
+
+def batch(*counts):
+    offsets = offsets_from_counts(torch.tensor(counts))
+    return torch.randn(int(offsets[-1]), 4), offsets
+
+torch.manual_seed(0)
+plain = Plain(PET(model_preset("micro", ["classifier"], use_pid=False, use_tracks=False)).eval())
+first, second = batch(3, 1, 20, 7), batch(5, 30, 1, 2, 9, 16)
+if sys.argv[1] == "compile":
+    made = torch.compile(plain, fullgraph=True, backend="eager")
+else:
+    particles, jets = torch.export.Dim("T"), torch.export.Dim("B", min=3)
+    shapes = ({0: particles}, {0: jets})
+    strict = sys.argv[1] == "strict"
+    made = torch.export.export(plain, first, dynamic_shapes=shapes, strict=strict).module()
+with torch.no_grad():
+    for inputs in (first, second):
+        torch.testing.assert_close(made(*inputs), plain(*inputs))
+"""
+
+
+@pytest.mark.parametrize("how", ["compile", "strict", "non-strict"])
+def test_the_whole_model_is_one_graph_for_any_number_of_jets(how):
+    """In a process of its own, in which no op has run before."""
+    done = subprocess.run([sys.executable, "-c", COLD, how], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -26,9 +26,10 @@ def local_block(
     # (E, 4) edges. Not indexing: its backward adds a particle's rows in the order of the threads.
     first, second = embedding(centre, particles), embedding(neighbours[exists], particles)
     features = torch.cat([first - second, pair_features(first, second)], dim=-1)
-    x = mlp(features, embed)
+    x = mlp(features.to(embed.fc1_weight.dtype), embed)
     sets = offsets_from_counts(counts)
     for block in blocks:
         x = attention_block(x, sets, block, heads, None, None)
     total = x.new_zeros(len(particles), x.shape[1]).index_add(0, centre, x)
-    return total / (counts + 1e-9 * neighbours.shape[1])[:, None].clamp(min=1e-9)
+    share = (counts + 1e-9 * neighbours.shape[1])[:, None].clamp(min=1e-9)
+    return (total / share).to(total.dtype)

@@ -21,5 +21,6 @@ def pair_bias(
     i, j = pair_index(offsets, num_pairs)
     # Not indexing: its backward adds a particle's rows in the order of the threads.
     first, second = embedding(i, particles), embedding(j, particles)
-    bias = mlp(pair_features(first, second), parameters).t()
+    features = pair_features(first, second).to(parameters.fc1_weight.dtype)
+    bias = mlp(features, parameters).t()
     return bias if dtype is None else bias.to(dtype)
