@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from jetkern.jets import pad, segment_index
+from jetkern.jets import segment_index, unpack
 from jetkern.ops.pair_features import pair_index
 
 MASKED = -1e9  # of keys that are not there, as in the reference code
@@ -26,8 +26,8 @@ def padded_inputs(
         q, k, v: (T, H, d) packed; rows: (B + 1,) their offsets.
         bias: (H, P) and offsets: (B + 1,) of the particles, the last rows of each jet.
     """
-    _, mask = pad(q, rows)
-    heads_first = [pad(t.detach(), rows)[0].transpose(1, 2).contiguous() for t in (q, k, v)]
+    _, mask = unpack(q, rows)
+    heads_first = [unpack(t.detach(), rows)[0].transpose(1, 2).contiguous() for t in (q, k, v)]
     full = bias.new_zeros(*mask.shape, mask.shape[1], len(bias))
     i, j = pair_index(offsets)
     jet = segment_index(offsets)[i]

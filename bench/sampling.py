@@ -32,7 +32,7 @@ from jetkern.data import Shards
 from jetkern.evaluation.generate import first_jets, load_generator
 from jetkern.interop.omnilearned import rename
 from jetkern.io import write_atomically
-from jetkern.jets import pad
+from jetkern.jets import unpack
 from jetkern.metrics.generation import bootstrap_wasserstein
 from jetkern.metrics.substructure import observables
 from jetkern.model.pet import PET
@@ -178,7 +178,7 @@ def run_peer(model: PET, start: Jets, fine: Jets) -> dict[str, Any]:
     ours = model.state_dict()
     theirs = network.state_dict()
     network.load_state_dict({n: ours[rename(n)].view_as(t) for n, t in theirs.items()})
-    noise, mask = pad(start.particles, start.offsets)
+    noise, mask = unpack(start.particles, start.offsets)
     present = mask[..., None].float()
     condition = start.condition
     if condition is not None and config.condition_scale is not None:

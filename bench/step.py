@@ -155,7 +155,7 @@ def peer_steps(size: str, objective: str) -> Steps:
     from omnilearned.network import PET2
     from omnilearned.utils import get_loss
 
-    from jetkern.jets import pad
+    from jetkern.jets import unpack
     from jetkern.model.presets import SIZES
 
     mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
@@ -180,7 +180,7 @@ def peer_steps(size: str, objective: str) -> Steps:
 
     def prepare(jets: Any) -> Any:
         parts = (jets.particles, jets.pid, jets.tracks)
-        return *(pad(t, jets.offsets)[0] for t in parts), jets.label
+        return *(unpack(t, jets.offsets)[0] for t in parts), jets.label
 
     def loss(batch: Any) -> Any:
         x, pid, tracks, label = batch

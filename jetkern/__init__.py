@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jetkern import data, evaluation, metrics, ops
     from jetkern.data import Shards, Stream
-    from jetkern.jets import Jets
+    from jetkern.jets import Jets, pack, unpack
     from jetkern.model import PET, PETConfig, model_preset
     from jetkern.objectives import Objective
 
 __version__ = "0.1.0"
 __all__ = [
     "PET", "Jets", "Objective", "PETConfig", "Shards", "Stream", "__version__", "data",
-    "evaluation", "metrics", "model_preset", "ops",
+    "evaluation", "metrics", "model_preset", "ops", "pack", "unpack",
 ]  # fmt: skip
 
 # Imported on first use: tools that only move data start without torch.
@@ -24,6 +24,8 @@ _HOME = {
     "Shards": "data",
     "Stream": "data",
     "model_preset": "model",
+    "pack": "jets",
+    "unpack": "jets",
 }
 _MODULES = ("data", "evaluation", "metrics", "ops")
 

@@ -216,13 +216,7 @@ class Jets:
         """
         if particles.ndim != 3 or particles.shape[2] != 4:
             raise ValueError(f"particles must be (B, N, 4), got {tuple(particles.shape)}")
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool, got {mask.dtype}")
-        if mask.shape != particles.shape[:2]:
-            raise ValueError(
-                f"mask must have the (B, N) of particles, {tuple(particles.shape[:2])}, got "
-                f"{tuple(mask.shape)}"
-            )
+        rows, offsets = pack(particles, mask)
         for name, value in (("pid", pid), ("tracks", tracks)):
             if value is not None and value.shape[:2] != mask.shape:
                 raise ValueError(
@@ -230,8 +224,8 @@ class Jets:
                     f"{tuple(value.shape)}"
                 )
         return cls(
-            particles=particles[mask],
-            offsets=offsets_from_counts(mask.sum(1)),
+            particles=rows,
+            offsets=offsets,
             pid=None if pid is None else pid[mask],
             tracks=None if tracks is None else tracks[mask],
             label=label,
@@ -240,7 +234,7 @@ class Jets:
 
     def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
         """(particles (B, N, 4) padded with zeros, mask (B, N)), N the longest jet or ``length``."""
-        return pad(self.particles, self.offsets, length)
+        return unpack(self.particles, self.offsets, length)
 
 
 def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
@@ -253,7 +247,26 @@ def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
     return segments.repeat_interleave(offsets.diff(), output_size=total)
 
 
-def pad(rows: Tensor, offsets: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (T, ...) and offsets (B + 1,) of padded (B, N, ...); ``unpack`` is the way back.
+
+    Args:
+        x: (B, N, ...) of any dtype; mask: (B, N) bool, true where a row is real. Real rows need
+            not come first.
+
+    Raises:
+        ValueError: if the mask is not bool or not (B, N).
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, got {mask.dtype}")
+    if mask.ndim != 2 or mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"mask must have the (B, N) of particles, {tuple(x.shape[:2])}, got {tuple(mask.shape)}"
+        )
+    return x[mask], offsets_from_counts(mask.sum(1))
+
+
+def unpack(rows: Tensor, offsets: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
     """Padded (B, N, ...) copy of packed rows, zeros elsewhere, and the (B, N) mask.
 
     Args:

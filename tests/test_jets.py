@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jetkern
 from jetkern import Jets
-from jetkern.jets import join_segments, last_rows, offsets_from_counts, pad
+from jetkern.jets import join_segments, last_rows, offsets_from_counts, unpack
 from jetkern.packed import Packed
 
 COUNTS = st.lists(st.integers(0, 9), max_size=8)
@@ -28,7 +29,7 @@ def make(counts, seed=0, **extra):
 def test_padded_and_back(counts):
     jets = make(counts)
     particles, mask = jets.to_padded(12)
-    pid, _ = pad(jets.pid, jets.offsets, 12)
+    pid, _ = unpack(jets.pid, jets.offsets, 12)
     back = Jets.from_padded(particles, mask, pid=pid, label=jets.label)
     assert torch.equal(back.particles, jets.particles)
     assert torch.equal(back.offsets, jets.offsets)
@@ -158,3 +159,24 @@ def test_a_mask_or_a_field_of_another_shape_is_named():
         Jets.from_padded(particles, mask, tracks=torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"particles must be \(B, N, 4\)"):
         Jets.from_padded(particles[..., :3], mask)
+
+
+def test_any_features_are_packed_and_unpacked():
+    x = torch.randn(5, 7, 3, 2, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[2] = False
+    rows, offsets = jetkern.pack(x, mask)
+    assert rows.shape == (int(mask.sum()), 3, 2)
+    assert offsets.diff().equal(mask.sum(1))
+    back, real = jetkern.unpack(rows, offsets, 7)
+    assert real.sum(1).equal(mask.sum(1))
+    assert back[real].equal(rows)
+    assert (back[~real] == 0).all()
+    (gradient,) = torch.autograd.grad(back.square().sum(), x)
+    torch.testing.assert_close(gradient, 2 * x * mask[..., None, None])
+    codes, _ = jetkern.pack(torch.arange(6).view(2, 3), torch.tensor([[True] * 3, [False] * 3]))
+    assert codes.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="mask must be bool"):
+        jetkern.pack(x, mask.float())
+    with pytest.raises(ValueError, match=r"mask must have the \(B, N\)"):
+        jetkern.pack(x, mask[:, :3])

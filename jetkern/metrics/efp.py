@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jetkern.jets import pad
+from jetkern.jets import unpack
 
 Floats = NDArray[np.float64]
 Edges = tuple[tuple[int, int], ...]
@@ -96,7 +96,7 @@ def energy_flow_polynomials(
         starts, lengths = bounds[:-1][jets], counts[jets]
         own = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         shift = (starts - own[:-1]).repeat_interleave(lengths)
-        padded, _ = pad(rows[torch.arange(len(shift)) + shift], own)
+        padded, _ = unpack(rows[torch.arange(len(shift)) + shift], own)
         energy = padded[..., 0]
         if normed:
             total = energy.sum(1, keepdim=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jetkern.jets import Jets, pad
+from jetkern.jets import Jets, unpack
 from jetkern.metrics.generation import Sample
 
 Floats = NDArray[np.float64]
@@ -110,7 +110,7 @@ def d2(pt: Floats, eta: Floats, phi: Floats, offsets: NDArray[np.int64]) -> Floa
     result = []
     for first in range(0, len(offsets) - 1, CHUNK):
         bounds = torch.from_numpy(offsets[first : first + CHUNK + 1])
-        padded, _ = pad(rows[bounds[0] : bounds[-1]], bounds - bounds[0])
+        padded, _ = unpack(rows[bounds[0] : bounds[-1]], bounds - bounds[0])
         z = padded[..., 0]
         z = z / z.sum(1, keepdim=True).clamp(min=1e-300)
         difference = padded[:, :, None, 1:] - padded[:, None, :, 1:]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench import peers
 from jetkern import ops
-from jetkern.jets import offsets_from_counts, pad, segment_index
+from jetkern.jets import offsets_from_counts, segment_index, unpack
 from jetkern.ops.pair_features import pair_index
 
 HEADS, WIDTH = 2, 8
@@ -66,6 +66,6 @@ def test_flex_is_attention(packed: list[Tensor], monkeypatch: pytest.MonkeyPatch
 
 def test_padding_is_masked(packed: list[Tensor]) -> None:
     padded, mask = peers.padded_inputs(*packed)
-    assert mask.equal(pad(packed[0], packed[3])[1])
+    assert mask.equal(unpack(packed[0], packed[3])[1])
     masked = padded[3] == peers.MASKED
     assert masked.equal(~mask[:, None, None, :].expand_as(masked))

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from jetkern import Jets, ops
 from jetkern.interop import omnilearned
-from jetkern.jets import pad
+from jetkern.jets import unpack
 from jetkern.model import layers
 from jetkern.model.pet import PET
 from jetkern.objectives import flow
@@ -198,6 +198,6 @@ def test_masks_hide_the_recorded_number_of_particles():
 
 def test_padded_round_trip():
     fixture = load(FIXTURES[0], torch.float64)
-    particles, mask = pad(fixture.jets.particles, fixture.jets.offsets, fixture.mask.shape[1])
+    particles, mask = unpack(fixture.jets.particles, fixture.jets.offsets, fixture.mask.shape[1])
     assert torch.equal(mask, fixture.mask)
     assert torch.equal(particles[mask], fixture.data["x"][fixture.mask])

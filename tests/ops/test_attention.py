@@ -182,3 +182,13 @@ def test_bad_input_is_refused() -> None:
         attention(q, k, v, offsets, offsets, bias, torch.tensor([0, 4, 8]), backend="cpu")
     with pytest.raises(RuntimeError, match="offsets must rise"):
         attention(q, k, v, torch.tensor([0, 9, 7]), offsets, backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_scale_may_be_given(backend: str) -> None:
+    q, k, v, rows, _ = batch([3, 1, 9], 2, 8, bias=False)
+    out = attention(q, k, v, rows, rows, scale=0.3, backend=backend)
+    start, end = int(rows[2]), int(rows[3])
+    jet = [t[start:end].transpose(0, 1) for t in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(*jet, scale=0.3).transpose(0, 1)
+    torch.testing.assert_close(out[start:end], want)

@@ -24,10 +24,11 @@ def attention(
     bias: Tensor | None = None,
     particle_offsets: Tensor | Packed | None = None,
     *,
+    scale: float | None = None,
     precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v, jet by jet.
+    """softmax(scale q k^T + bias) v, jet by jet.
 
     The particles are the last rows of a jet's segment; the rows before them (global, time and
     condition tokens) are a prefix without bias, whose length may differ from jet to jet.
@@ -40,6 +41,7 @@ def attention(
         particle_offsets: (B + 1,), needed with a bias: jet b has
             ``particle_offsets[b + 1] - particle_offsets[b]`` particles. As a ``Packed`` what the
             backends derive from it is computed once, not in each layer.
+        scale: of the products, 1 / sqrt(d) if None.
         precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
@@ -52,6 +54,8 @@ def attention(
     """
     check_float("q", q)
     check_shape("q", q, None, None, None)
+    if scale is not None:  # the backends scale by 1 / sqrt(d)
+        q = q * (scale * q.shape[2] ** 0.5)
     check_shape("k", k, None, *q.shape[1:])
     check_shape("v", v, *k.shape)
     queries = check_offsets("query_offsets", query_offsets, q)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from jetkern.jets import pad, segment_index
+from jetkern.jets import segment_index, unpack
 from jetkern.ops.pair_features import pair_index
 from jetkern.packed import Packed
 
@@ -18,9 +18,9 @@ def attention(
     particles: Packed | None,
 ) -> Tensor:
     acc = torch.promote_types(q.dtype, torch.float32)
-    queries, is_query = pad(q.to(acc), query_offsets)  # (B, N, H, d), (B, N)
-    keys, is_key = pad(k.to(acc), key_offsets)
-    values, _ = pad(v.to(acc), key_offsets)
+    queries, is_query = unpack(q.to(acc), query_offsets)  # (B, N, H, d), (B, N)
+    keys, is_key = unpack(k.to(acc), key_offsets)
+    values, _ = unpack(v.to(acc), key_offsets)
     scores = torch.einsum("bihd,bjhd->bijh", queries, keys) * q.shape[-1] ** -0.5
     if bias is not None and particles is not None:
         own = particles.offsets

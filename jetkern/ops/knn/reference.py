@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from jetkern.jets import pad
+from jetkern.jets import unpack
 
 
 @torch.no_grad()
 def knn(coordinates: Tensor, offsets: Tensor, k: int, columns: int) -> Tensor:
-    points, mask = pad(coordinates[:, :columns], offsets)  # (B, N, C), (B, N)
+    points, mask = unpack(coordinates[:, :columns], offsets)  # (B, N, C), (B, N)
     squares = points.new_zeros(*mask.shape, mask.shape[1])
     for x in points.unbind(-1):
         squares += (x[:, :, None] - x[:, None]).square()
