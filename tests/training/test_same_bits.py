@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import OBJECTIVES
+from test_seven_objectives import OBJECTIVES
 
 from jetkern import PET, Jets, Objective, PETConfig, ops
 from jetkern.jets import offsets_from_counts
