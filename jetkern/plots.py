@@ -129,7 +129,8 @@ def label_curves(
     placed = sorted(
         (float(transform.transform((x, y))[1]), name, x, y, color) for name, x, y, color in points
     )
-    step = 1.25 * matplotlib.rcParams["font.size"] / (PANEL[1] * 72)
+    points_high = 72 * axes.bbox.height / axes.figure.dpi
+    step = 1.5 * matplotlib.rcParams["font.size"] / points_high
     heights: list[float] = []
     for height, *_ in placed:
         heights.append(max(height, heights[-1] + step if heights else lowest))
@@ -215,6 +216,10 @@ def training_figure(records: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
                         last = int(np.flatnonzero(np.isfinite(values))[-1])
                         ends.append((name, steps[last], values[last], f"C{number % 10}"))
             axes.set(xlabel="update", title=_words(loss))
+            seen = np.concatenate([line.get_ydata() for line in axes.lines] or [[np.nan]])
+            low, high = np.nanmin(seen, initial=np.inf), np.nanmax(seen, initial=-np.inf)
+            if 0 < 5 * low < high < np.inf:  # or the first losses would flatten all later ones
+                axes.set_yscale("log")
             label_curves(axes, ends, column=1.02)
         save(figure, Path(path))
 
