@@ -41,6 +41,7 @@ from jetkern.sampling import (
     PETVelocity,
     SamplingError,
     Scheme,
+    Velocity,
     fit,
     guided,
     noise_jets,
@@ -103,8 +104,8 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
     velocity = PETVelocity(model.to(world.device))
     conditions = Shards(settings.conditions)
     wanted = first_jets(conditions, settings.num_jets)
-    scheme = _scheme(settings, velocity, weights, wanted, world)
     field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
+    scheme = _scheme(settings, field, weights, wanted, world)
     identity = {
         "weights": weights.sha256,
         "conditions": conditions.fingerprint,
@@ -169,7 +170,7 @@ def first_jets(shards: Shards, num_jets: int | None = None) -> Jets:
 
 
 def _scheme(
-    settings: GenerateSettings, velocity: PETVelocity, weights: Weights, wanted: Jets, world: World
+    settings: GenerateSettings, velocity: Velocity, weights: Weights, wanted: Jets, world: World
 ) -> Scheme:
     """The solver that was asked for; a fitted one is kept beside the checkpoint."""
     if settings.solver != "fitted":
@@ -182,6 +183,8 @@ def _scheme(
             stored = json.loads(path.read_text())
             known = stored["schemes"] if stored.get("weights") == weights.sha256 else {}
         name = str(settings.evaluations)
+        if settings.guidance != 1:
+            name += f", guidance {settings.guidance}"
         if name not in known:
             some = wanted.select(slice(0, FITTED_ON))
             # Noise of other numbers than that of the jets to be made.

@@ -75,6 +75,9 @@ class PETConfig:
     """embed the impact parameters"""
     feature_drop: float = 0.1
     """probability that a training jet's identity (or track) embedding is dropped, per jet"""
+    label_drop: float = 0.0
+    """probability that the generator is not told a training jet's type; above 0 it also knows jets
+    without a type (label -1), for classifier-free guidance"""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -96,5 +99,10 @@ class PETConfig:
                 raise ValueError(
                     f"condition_scale {scale} must be {self.condition_dim} numbers above 0"
                 )
+        if not 0 <= self.label_drop < 1 or (self.label_drop and self.num_classes < 2):
+            raise ValueError(
+                f"label_drop must lie in [0, 1), and be 0 for one type; got {self.label_drop} for "
+                f"{self.num_classes}"
+            )
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")

@@ -49,7 +49,9 @@ class Generator(nn.Module):
         super().__init__()
         dim = config.dim
         typed = config.num_classes > 1
-        self.type_embed = nn.Embedding(config.num_classes, dim) if typed else None
+        self.untyped = config.label_drop > 0  # the last row is that of jets without a type
+        types = config.num_classes + self.untyped
+        self.type_embed = nn.Embedding(types, dim) if typed else None
         self.type_mlp = MLP(dim, config.expansion * dim, dim, norm=False) if typed else None
         self.blocks = nn.ModuleList(
             AttentionBlock(dim, config.heads, config.expansion) for _ in range(config.head_layers)
@@ -69,7 +71,9 @@ class Generator(nn.Module):
         if jets.label is None:
             raise ValueError("the generator needs the type of each jet as its label")
         jet = torch.arange(jets.offsets.shape[0], device=jets.offsets.device)
-        return [(self.type_mlp(self.type_embed(jets.label)), jet)]
+        last = self.type_embed.num_embeddings - 1
+        types = torch.where(jets.label < 0, last, jets.label) if self.untyped else jets.label
+        return [(self.type_mlp(self.type_embed(types)), jet)]
 
     def mix(self, x: Tensor, offsets: Tensor, particles: Tensor) -> Tensor:
         """All rows of the jets to the velocities of the rows ``particles`` (T,)."""

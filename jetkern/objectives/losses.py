@@ -141,7 +141,10 @@ class FlowMatching(Loss):
 
     def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
         assert model.generator is not None
-        return [model.generator(*view.read(), view.whole) for view in seen]
+        return [
+            model.generator(*view.read(), view.whole if view.told is None else view.told)
+            for view in seen
+        ]
 
     def sum(self, output: Tensor, view: View) -> Tensor:
         jets = view.whole

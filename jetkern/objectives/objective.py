@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jetkern.jets import Jets
 from jetkern.model.pet import PET
 from jetkern.objectives.losses import LOSSES, Loss
-from jetkern.objectives.views import DROP_PID, DROP_TRACKS, MakeView, View, index_of
+from jetkern.objectives.views import DROP_LABEL, DROP_PID, DROP_TRACKS, MakeView, View, index_of
 from jetkern.random import uniform
 
 
@@ -118,6 +118,7 @@ class Objective(nn.Module):
             self._keep_feature(body.pid_embed, DROP_PID, index, len(views)),
             self._keep_feature(body.track_embed, DROP_TRACKS, index, len(views)),
         )
+        told = self._told(jets, index)
         # Sizes are known without asking the device: particles plus tokens of each view.
         config = self.model.config
         tokens = config.global_tokens + bool(config.condition_dim)
@@ -127,8 +128,17 @@ class Objective(nn.Module):
             size = len(part.particles) + len(part) * (tokens + (view.time is not None))
             view.rows = rows[row : row + size]
             view.offsets = offsets[jet : jet + len(part) + 1] - offsets[jet]
+            view.told = told
             row, jet = row + size, jet + len(part)
         return dict(made)
+
+    def _told(self, jets: Jets, index: Tensor) -> Jets | None:
+        """The jets, each without its type with probability ``label_drop``; None if none is."""
+        drop = self.model.config.label_drop
+        if not drop or not self.training or jets.label is None:
+            return None
+        keep = uniform(self.seed, DROP_LABEL, index) >= drop
+        return jets.replace(label=torch.where(keep, jets.label, -1))
 
     def _keep_feature(
         self, embed: nn.Module | None, stream: int, index: Tensor, passes: int

@@ -18,7 +18,7 @@ from jetkern.objectives.masking import random_keep
 from jetkern.random import uniform
 
 # Streams of random numbers: two uses never share one. Losses from elsewhere take 100 and above.
-TIME, NOISE, MASK, DROP_PID, DROP_TRACKS = 1, 2, 3, 10, 20
+TIME, NOISE, MASK, DROP_PID, DROP_TRACKS, DROP_LABEL = 1, 2, 3, 10, 20, 30
 
 
 @dataclass
@@ -31,6 +31,8 @@ class View:
         time: (B,) flow-matching time, or None; a view with one has a time token.
         target: (T, ...) what was hidden, for views whose loss needs it.
         keep: (T,) bool, the particles of ``whole`` that are in ``jets``, or None for all.
+        told: the jets as the generator knows them, some without their type (label -1); None for
+            ``whole``.
         rows, offsets: (T', D) and (B + 1,) of the body, once it has run.
     """
 
@@ -39,6 +41,7 @@ class View:
     time: Tensor | None = None
     target: Tensor | None = None
     keep: Tensor | None = None
+    told: Jets | None = None
     rows: Tensor | None = None
     offsets: Tensor | None = None
 

@@ -72,8 +72,10 @@ class PETVelocity:
         if config.num_classes > 1:
             if jets.label is None:
                 raise SamplingError("the model needs the type of each jet as its label")
-            if len(jets) and int(jets.label.min()) < 0:
-                raise SamplingError("this model has not been trained on jets without a type")
+            if not config.label_drop and len(jets) and int(jets.label.min()) < 0:
+                raise SamplingError(
+                    "this model has not been trained on jets without a type (--label-drop)"
+                )
             if len(jets) and int(jets.label.max()) >= config.num_classes:
                 raise SamplingError(
                     f"type {int(jets.label.max())} is unknown: the model has types 0 to "

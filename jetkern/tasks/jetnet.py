@@ -70,6 +70,7 @@ class JetNet(Task):
             condition_scale=tuple(SCALES.get(name, 1.0) for name in train.condition),
             use_pid=False,
             use_tracks=False,
+            label_drop=settings.label_drop,
         )
 
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:

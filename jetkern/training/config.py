@@ -180,6 +180,9 @@ class FinetuneSettings(TrainSettings):
     """learning rate of the layers that are new, over that of the others"""
     num_classes: int = 2
     """outputs of the classifier (the published runs kept 10)"""
+    label_drop: float = 0.0
+    """jetnet: probability that a training jet's type is hidden, such as 0.1, for generate
+    --guidance"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +190,8 @@ class FinetuneSettings(TrainSettings):
             raise ValueError(f"lr_factor must be a finite number above 0, got {self.lr_factor}")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if not 0 <= self.label_drop < 1:
+            raise ValueError(f"label_drop must lie in [0, 1), got {self.label_drop}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,8 @@ class Run:
             changes = [
                 printable(f"{key}: {old.get(key)!r} -> {identity.get(key)!r}")
                 for key in sorted(old.keys() | identity.keys())
-                if old.get(key) != identity.get(key)
+                # What a version before did not know is as if it were off.
+                if (old.get(key) or None) != (identity.get(key) or None)
             ]
             if not changes:
                 return

@@ -177,6 +177,12 @@ def test_other_settings_are_refused_by_name(run, messages):
     assert "\n" not in str(caught.value)
 
 
+def test_a_setting_that_came_later_and_is_off_is_no_other_setting(run, messages):
+    reopen(run, identity={"model.label_drop": 0.0, "model.later": ()}).close()
+    with pytest.raises(RunError, match=r"model\.label_drop: None -> 0\.1"):
+        reopen(run, identity={"model.label_drop": 0.1})
+
+
 def test_other_settings_can_be_allowed(run, messages):
     again = reopen(run, identity={"lr": 0.2}, allow_mismatch=True)
     assert messages == ["continuing with changed settings: lr: 0.1 -> 0.2"]
