@@ -2,10 +2,10 @@
 
 namespace jetkern::JETKERN_ISA {
 
-// Neighbours of the particles of one jet: rows `first` to `first + n`, x their coordinates (row
-// `stride` apart), out (n, k). `scratch` holds (columns + 2) round_up(n, W) floats.
-void knn(const float* x, int64_t stride, int64_t columns, int64_t first, int64_t n, int64_t k,
-         int64_t* out, float* scratch) {
+namespace {
+
+JETKERN_INLINE void neighbours(const float* x, int64_t stride, int64_t columns, int64_t first,
+                               int64_t n, int64_t k, int64_t* out, float* scratch) {
   int64_t width = round_up(n, W);
   float *square = scratch, *points = scratch + 2 * width;  // (columns, width)
   float* rows = scratch + width;  // 0, 1, 2, ...: floats hold them exactly
@@ -45,6 +45,16 @@ void knn(const float* x, int64_t stride, int64_t columns, int64_t first, int64_t
       }
     }
   }
+}
+
+}  // namespace
+
+// Neighbours of the particles of one jet: rows `first` to `first + n`, x their coordinates (row
+// `stride` apart), out (n, k). `scratch` holds (columns + 2) round_up(n, W) floats.
+void knn(const float* x, int64_t stride, int64_t columns, int64_t first, int64_t n, int64_t k,
+         int64_t* out, float* scratch) {
+  if (columns == 2) return neighbours(x, stride, 2, first, n, k, out, scratch);  // unrolled
+  neighbours(x, stride, columns, first, n, k, out, scratch);
 }
 
 }  // namespace jetkern::JETKERN_ISA

@@ -9,23 +9,24 @@ namespace {
 
 // Pairs i < j, gathered over the jets of a run; entries past `used` repeat the pair (0, 0, 0, 0).
 struct Tile {
-  float d_eta[PAIR_TILE], d_phi[PAIR_TILE], d_ln_pt[PAIR_TILE];
-  float sum_ln_pt[PAIR_TILE], min_ln_pt[PAIR_TILE];
+  float d_eta[PAIR_TILE], d_phi[PAIR_TILE];
+  float ln_pt_i[PAIR_TILE], ln_pt_j[PAIR_TILE];
   int64_t upper[PAIR_TILE], lower[PAIR_TILE];  // columns of (i, j) and (j, i)
   int64_t first[PAIR_TILE], second[PAIR_TILE]; // rows of i and j
   int64_t used;
 
   void clear() {
     for (int64_t q = 0; q < PAIR_TILE; q++)
-      d_eta[q] = d_phi[q] = d_ln_pt[q] = sum_ln_pt[q] = min_ln_pt[q] = 0.0f;
+      d_eta[q] = d_phi[q] = ln_pt_i[q] = ln_pt_j[q] = 0.0f;
     used = 0;
   }
 
   // ln m^2, ln delta R and ln kT (3, PAIR_TILE); the specification is in pair_features/reference.py.
   void features(float* to) const {
     for (int64_t q = 0; q < PAIR_TILE; q += W) {
-      const PairFeatures pair = pair_features(load(d_eta + q), load(d_phi + q),
-                                              load(sum_ln_pt + q), load(min_ln_pt + q));
+      const vfloat i = load(ln_pt_i + q), j = load(ln_pt_j + q);
+      const vfloat least = select((i < j) | (i != i), i, j);  // NaN stays
+      const PairFeatures pair = pair_features(load(d_eta + q), load(d_phi + q), i + j, least);
       store(to + q, pair.ln_m2);
       store(to + PAIR_TILE + q, pair.ln_r);
       store(to + 2 * PAIR_TILE + q, pair.ln_kt);
@@ -49,9 +50,8 @@ void each_tile(const PairRun& run, const Flush& flush, const Diagonal& diagonal)
         const int64_t q = tile.used++;
         tile.d_eta[q] = a[0] - c[0];
         tile.d_phi[q] = a[1] - c[1];
-        tile.d_ln_pt[q] = a[2] - c[2];
-        tile.sum_ln_pt[q] = a[2] + c[2];
-        tile.min_ln_pt[q] = a[2] < c[2] || a[2] != a[2] ? a[2] : c[2];  // NaN stays
+        tile.ln_pt_i[q] = a[2];
+        tile.ln_pt_j[q] = c[2];
         tile.upper[q] = start + i * n + j;
         tile.lower[q] = start + j * n + i;
         tile.first[q] = run.offsets[b] + i;
@@ -100,7 +100,8 @@ void particles_backward(const Tile& tile, const float* d_features, float* to) {
         load(tile.d_eta + start), load(tile.d_phi + start),
         {load(d_features + start), load(d_features + PAIR_TILE + start),
          load(d_features + 2 * PAIR_TILE + start)});
-    const vfloat share = share_of_first(load(tile.d_ln_pt + start)) * slopes.min_ln_pt;
+    const vfloat d_ln_pt = load(tile.ln_pt_i + start) - load(tile.ln_pt_j + start);
+    const vfloat share = share_of_first(d_ln_pt) * slopes.min_ln_pt;
     const vfloat one = slopes.sum_ln_pt + share;
     const vfloat other = slopes.sum_ln_pt + (slopes.min_ln_pt - share);
     for (int64_t l = 0; l < smaller(tile.used - start, W); l++) {
