@@ -39,13 +39,15 @@ from jetkern.jets import Jets, offsets_from_counts
 from jetkern.model.layers import MLP, AttentionBlock, LocalBlock, initialise
 from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch
+from jetkern.ops.pair_features import DEFAULT
 
 LENGTHS = ("10", "real", "150")
-OPS = ("knn", "pair_bias", "attention", "attention_block", "local_block", "mlp")
+OPS = ("knn", "pair_bias", "pair_mlp", "attention", "attention_block", "local_block", "mlp")
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
     "cuda": {"micro": 160_000, "small": 80_000, "medium": 20_000, "large": 10_000},
 }
+MADE_FOR = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 CHECKED = 16  # jets of the comparison with float64 on a GPU
 TINY = 1e-5  # error relative to the largest element that is never held against an op
 ROUNDED = {"tf32": 2e-3, "bf16": 1e-2}  # root mean square error allowed, relative
@@ -92,6 +94,7 @@ def make(op: str, size: str, jets: Jets) -> Case:
     rows = offsets + 4 * torch.arange(len(offsets), device=device)  # four global tokens
     pairs = int(jets.counts.square().sum())
     bias = torch.randn(heads, pairs, device=device)
+    i, j = ops.unordered_pairs(offsets)
     neighbours = ops.knn(particles, offsets, k)
     tokens = torch.randn(3, int(rows[-1]), heads, dim // heads, device=device)
     cases = {
@@ -104,6 +107,18 @@ def make(op: str, size: str, jets: Jets) -> Case:
             0,
             lambda m, t, b, p: ops.pair_bias(
                 t[0], offsets, m.weights, num_pairs=pairs, precision=p, backend=b
+            ),
+        ),
+        "pair_mlp": lambda: Case(  # Particle Transformer's, without its norms
+            nn.Sequential(*map(nn.Linear, (4, 64, 64, 64), (64, 64, 64, heads))),
+            [ops.pair_features(particles[i], particles[j], (*DEFAULT, "ln_z"))],
+            0,
+            lambda m, t, b, p: ops.pair_mlp(
+                t[0],
+                offsets,
+                [ops.LinearParameters(x.weight, x.bias) for x in m],
+                num_pairs=pairs,
+                backend=b,
             ),
         ),
         "attention": lambda: Case(
@@ -153,11 +168,10 @@ def make(op: str, size: str, jets: Jets) -> Case:
 
 def our_backends(op: str, device: str) -> list[str]:
     """Our backends that run ``op`` here, best first; the reference is a peer."""
-    made_for = ("cpu",) if device == "cpu" else ("triton", "cuda")
     return [
         b
         for b in dispatch.backends_of(op)
-        if b in made_for and not dispatch.unavailable(op, b, device, torch.float32)
+        if b in MADE_FOR[device] and not dispatch.unavailable(op, b, device, torch.float32)
     ]
 
 
@@ -336,7 +350,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=list(PARTICLES), default="cpu")
     parser.add_argument("--precision", choices=dispatch.PRECISIONS, default="ieee")
-    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--ops", nargs="+", choices=OPS, help="default: all with a backend")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="default: all but large on a CPU")
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
     parser.add_argument("--data", default="", help="folder of HDF5 files; without it, drawn jets")
@@ -374,7 +388,7 @@ def main() -> None:
         names += ["sdpa", "flex", "cuda"]
     print(header(names, rates is not None), flush=True)
     results, refused = [], []
-    for op in settings.ops:
+    for op in settings.ops or [o for o in OPS if {*dispatch.backends_of(o)} & {*MADE_FOR[device]}]:
         ours = our_backends(op, device)
         if not ours:
             refused.append(f"{op}: none of our backends runs it on {device}")

@@ -9,17 +9,27 @@ from jetkern.ops.linear import linear
 from jetkern.ops.local_block import local_block
 from jetkern.ops.mlp import mlp
 from jetkern.ops.pair_bias import pair_bias, shared_pair_bias
-from jetkern.ops.pair_features import pair_features, pair_index, pair_offsets
-from jetkern.ops.parameters import BlockParameters, MLPParameters
+from jetkern.ops.pair_features import (
+    pair_features,
+    pair_index,
+    pair_offsets,
+    unordered_entry,
+    unordered_pairs,
+)
+from jetkern.ops.pair_mlp import pair_mlp
+from jetkern.ops.pair_mlp.fold import fold_batch_norms
+from jetkern.ops.parameters import BlockParameters, LinearParameters, MLPParameters
 
 register_compiled()
 
 __all__ = [
     "BlockParameters",
+    "LinearParameters",
     "MLPParameters",
     "attention",
     "attention_block",
     "dynamic_tanh",
+    "fold_batch_norms",
     "knn",
     "linear",
     "local_block",
@@ -27,6 +37,9 @@ __all__ = [
     "pair_bias",
     "pair_features",
     "pair_index",
+    "pair_mlp",
     "pair_offsets",
     "shared_pair_bias",
+    "unordered_entry",
+    "unordered_pairs",
 ]

@@ -26,6 +26,14 @@ class MLPParameters(NamedTuple):
     fc2_bias: Tensor | None
 
 
+class LinearParameters(NamedTuple):
+    """Weights of one layer of a perceptron of any depth: weight (D_out, D_in), bias (D_out,) or
+    None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class BlockParameters(NamedTuple):
     """Weights of one pre-norm attention block of width D.
 
@@ -57,7 +65,7 @@ def tensors(*groups: MLPParameters | BlockParameters) -> list[Tensor]:
     return found
 
 
-def not_float32(*groups: MLPParameters | BlockParameters) -> str:
+def not_float32(*groups: MLPParameters | BlockParameters | LinearParameters) -> str:
     """Why the C++ ops do not take these weights: one that is not float32 on the CPU; else ""."""
     for group in groups:
         for i, weight in enumerate(group):

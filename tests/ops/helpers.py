@@ -26,7 +26,7 @@ HURTING = {
 ROUNDED = {"tf32": 2e-3, "bf16": 1e-2}  # relative error of the root mean square allowed
 
 
-for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias"):
+for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias", "pair_mlp"):
     importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
 dispatch.cpu_library()
 

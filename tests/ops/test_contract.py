@@ -29,11 +29,21 @@ NEIGHBOURS = ops.knn(PARTICLES, OFFSETS, 3, backend="reference")
 BLOCK, EMBED, PAIR = random_block(8, 12), random_mlp(7, 16, 8), random_mlp(3, 16, 2, norm=False)
 BIAS = torch.randn(2, 53, generator=generator(1))
 KEYS = torch.randn(2, 11, 2, 4, generator=generator(2))
+LAYERS = [
+    ops.LinearParameters(EMBED.fc1_weight[:5, :4], EMBED.fc1_bias[:5]),
+    ops.LinearParameters(EMBED.fc2_weight[:2, :5], None),
+]
+FIRST, SECOND = ops.unordered_pairs(OFFSETS)
 X, TANGENT = torch.randn(2, 11, 8, generator=generator(3))
 
 
 def like(value: Any, x: Tensor) -> Any:
     return convert(value, lambda t: t.to(x.dtype))
+
+
+def pairs_of(x: Tensor) -> Tensor:
+    """(32, 4) of the pairs i <= j."""
+    return x[FIRST, :4] * x[SECOND, 4:]
 
 
 # Each op as a function of 11 rows of 8 numbers; its other inputs follow their dtype.
@@ -54,6 +64,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "mlp": lambda x, **o: ops.mlp(x, like(BLOCK.mlp, x), **o),
     "pair_bias": lambda x, **o: ops.pair_bias(x[:, :4], OFFSETS, like(PAIR, x), **o),
     "pair_features": lambda x, **o: ops.pair_features(x[:5, :4], x[5:10, :4], **o),
+    "pair_mlp": lambda x, **o: ops.pair_mlp(pairs_of(x), OFFSETS, like(LAYERS, x), **o),
 }
 COMPILED = [op for op in OPS if "cpu" in dispatch.backends_of(op)]
 
@@ -123,7 +134,7 @@ def test_hessians_are_right(op: str) -> None:
     assert close(have, want)
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "mlp": (BLOCK.mlp, lambda p: ops.mlp(X.to(p.fc1_weight), p)),
     "attention_block": (
         BLOCK,
@@ -136,6 +147,7 @@ WEIGHTS = {
         ),
     ),
     "pair_bias": (PAIR, lambda p: ops.pair_bias(PARTICLES.to(p.fc1_weight), OFFSETS, p)),
+    "pair_mlp": (LAYERS, lambda p: ops.pair_mlp(pairs_of(X.to(p[0].weight)), OFFSETS, p)),
 }
 
 
@@ -170,6 +182,10 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mlp": lambda x, o: ops.mlp(x, BLOCK.mlp),
     "pair_bias": lambda x, o: ops.pair_bias(x[:, :4], o[[0, -1]], PAIR, num_pairs=x.shape[0] ** 2),
     "pair_features": lambda x, o: ops.pair_features(x[:, :4], x[:, 4:]),
+    # Of jets of one particle, which may be any number.
+    "pair_mlp": lambda x, o: ops.pair_mlp(
+        x[:, :4], torch.arange(x.shape[0] + 1), LAYERS, num_pairs=x.shape[0]
+    ),
 }
 
 
@@ -234,6 +250,13 @@ NOT_COVERED: dict[str, tuple[str, Callable[..., Tensor], str]] = {
         "cpu",
         lambda b: ops.pair_bias(PARTICLES, OFFSETS, PAIR._replace(fc1_bias=None), backend=b),
         "two biases and no norm",
+    ),
+    "cpu pair_mlp depth": (
+        "cpu",
+        lambda b: ops.pair_mlp(
+            pairs_of(X), OFFSETS, [ops.LinearParameters(torch.eye(4), None)] * 17, backend=b
+        ),
+        "at most 16 layers",
     ),
     "cpu mlp dtype": (
         "cpu",
@@ -325,6 +348,10 @@ def test_offsets_and_neighbours_may_be_int32_or_a_layout(backend: str) -> None:
                 ops.pair_bias(PARTICLES, OFFSETS, PAIR, backend=backend),
             ),
             (
+                ops.pair_mlp(pairs_of(X), offsets, LAYERS, backend=backend),
+                OPS["pair_mlp"](X, backend=backend),
+            ),
+            (
                 ops.attention(X.view(11, 2, 4), *KEYS, offsets, offsets, BIAS, offsets,
                               backend=backend),
                 OPS["attention"](X, backend=backend),
@@ -387,6 +414,7 @@ def test_what_is_not_finite_shows_where_the_reference_shows_it(value: float, col
             particles.repeat(1, 2).view(11, 2, 4), *KEYS, OFFSETS, OFFSETS, backend=b
         ),
         lambda b: ops.knn(particles, OFFSETS, 4, backend=b),
+        lambda b: ops.pair_mlp(particles[FIRST] * particles[SECOND], OFFSETS, LAYERS, backend=b),
     ):
         have, want = op("cpu"), op("reference")
         assert torch.equal(have.isfinite(), want.isfinite())

@@ -15,12 +15,15 @@ PARTICLES, OFFSETS = random_particles([4, 0, 1, 6])
 NEIGHBOURS = ops.knn(PARTICLES, OFFSETS, 3, backend="reference")
 BLOCK, EMBED, PAIR = random_block(8, 12), random_mlp(7, 16, 8), random_mlp(3, 16, 2, norm=False)
 BIAS = torch.randn(2, 53, generator=generator(1))
+FEATURES = torch.randn(32, 3, generator=generator(2))
+LAYERS = [ops.LinearParameters(PAIR.fc1_weight, PAIR.fc1_bias)]
 X = torch.randn(11, 8, generator=generator(3))
 Q = X.view(11, 2, 4)
 EXTREME = [-(2**63), -(2**31), -11, -2, -1, 0, 1, 2, 10, 11, 12, 53, 2**31, 2**40, 2**63 - 1]
 CALLS = {
     "knn": (OFFSETS, lambda o, b: ops.knn(PARTICLES, o, 3, backend=b)),
     "pair_bias": (OFFSETS, lambda o, b: ops.pair_bias(PARTICLES, o, PAIR, backend=b)),
+    "pair_mlp": (OFFSETS, lambda o, b: ops.pair_mlp(FEATURES, o, LAYERS, backend=b)),
     "queries": (OFFSETS, lambda o, b: ops.attention(Q, Q, Q, o, OFFSETS, backend=b)),
     "keys": (OFFSETS, lambda o, b: ops.attention(Q, Q, Q, OFFSETS, o, backend=b)),
     "biased": (

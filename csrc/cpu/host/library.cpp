@@ -54,6 +54,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(jetkern, m) {
 #define MLP "Tensor x, Tensor weights, int hidden, int out, int parts, bool bf16"
   m.def("cpu_mlp(" MLP ") -> Tensor");
   m.def("cpu_mlp_backward(Tensor d_out, " MLP ", bool want_x) -> (Tensor, Tensor)");
+#define PAIRS "Tensor features, Tensor offsets, Tensor weights, Tensor widths"
+  m.def("cpu_pair_mlp(" PAIRS ", int num_pairs) -> Tensor");
+  m.def("cpu_pair_mlp_backward(Tensor d_out, " PAIRS ", bool want_features) -> (Tensor, Tensor)");
 #define BLOCK                                                                                 \
   "Tensor x, Tensor offsets, Tensor weights, Tensor? bias, Tensor? particle_offsets, int heads, " \
   "int hidden, int parts, bool bf16"
