@@ -10,6 +10,8 @@ from jetkern.packed import Packed, check_rising, int64_offsets, readable
 
 def check_shape(name: str, tensor: Tensor, *shape: int | None) -> None:
     """Raises ValueError unless ``tensor`` has the given shape; None matches any length."""
+    if tensor.shape == shape:
+        return
     fits = tensor.ndim == len(shape)
     for have, want in zip(tensor.shape, shape, strict=False):  # a generator takes twice as long
         fits = fits and (want is None or have == want)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from jetkern import ops
 from jetkern.build import BuildError, build, compiler
 from jetkern.cli.doctor import report
 from jetkern.ops import dispatch, knn
-from tests.ops.helpers import random_particles
+from jetkern.ops.parameters import tensors
+from tests.ops.helpers import random_block, random_mlp, random_particles
 
 ROOT = Path(__file__).parents[2]
 FLOAT32, FLOAT64 = torch.float32, torch.float64
@@ -184,3 +187,36 @@ def test_the_report_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "not cpu: the data is on cuda; not triton: triton is not installed; "
     expected += "not cuda: by name only"
     assert reasons(monkeypatch)["knn", "cuda", "float32", "reference"] == expected
+
+
+class Untouched(TorchDispatchMode):
+    """Calls what it is given: with it, ops go through the dispatcher."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_calls_past_the_dispatcher_are_the_same():
+    particles, offsets = random_particles([3, 0, 1, 9])
+    block, embed = random_block(8, 12), random_mlp(7, 16, 8)
+    pair = random_mlp(3, 16, 2, norm=False)
+    x = torch.linspace(-1, 1, 13 * 8).reshape(13, 8).requires_grad_()
+    weights = [w.requires_grad_() for w in tensors(block, embed, pair)]
+
+    def gradients():
+        neighbours = ops.knn(particles, offsets, 3)
+        bias = ops.pair_bias(particles, offsets, pair)
+        out = ops.attention_block(x, offsets, block, 2, bias, offsets)
+        out = out + ops.local_block(particles, neighbours, embed, [block], 2)
+        out = ops.mlp(out, block.mlp)
+        heads = out.unflatten(1, (2, 4))
+        out = ops.attention(heads, heads, heads, offsets, offsets, bias, offsets)
+        return out.detach(), *torch.autograd.grad(out.square().sum(), [x, *weights])
+
+    direct = gradients()
+    with Untouched():
+        dispatched = gradients()
+    for ours, theirs in zip(direct, dispatched, strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        assert not ops.mlp(x, block.mlp).requires_grad
