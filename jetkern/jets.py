@@ -12,7 +12,7 @@ from torch import Tensor
 from jetkern.packed import Packed, check_rising, int64_offsets, offsets_from_counts, readable
 
 IDENTITIES = 9  # of particles: 0 is unknown
-PER_PARTICLE = ("particles", "pid", "tracks")
+PER_PARTICLE = ("particles", "pid", "tracks", "vertex", "origin")
 PER_JET = ("label", "condition", "index")
 
 
@@ -28,6 +28,10 @@ class Jets:
         pid: (T,) int64 particle identity, 0 (unknown) to 8, or None.
         tracks: (T, 4) float tanh d0, d0 error, tanh dz, dz error (mm before the tanh), or None;
             shards' columns say where d0 and dz are asinh or the values themselves.
+        vertex: (T,) int64 number of the vertex that the particle comes from, 0 for the primary, or
+            None; 255 for particles without that truth.
+        origin: (T,) int64 what decayed there: 0 nothing (primary), 1 a charm hadron, 2 a bottom
+            hadron, 3 another particle, 255 unknown; or None.
         label: (B,) int64 class of the jet, or None.
         condition: (B, C) float quantities that condition generation, or None.
         index: (B,) int64 position of the jet in the training order, or None. It keys the random
@@ -44,6 +48,8 @@ class Jets:
     offsets: Tensor
     pid: Tensor | None = None
     tracks: Tensor | None = None
+    vertex: Tensor | None = None
+    origin: Tensor | None = None
     label: Tensor | None = None
     condition: Tensor | None = None
     index: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Simulates jets: ten JetClass-like classes, top tagging, or five JetNet-like types.
+"""Simulates jets: ten JetClass-like classes, top tagging, five JetNet-like types, or flavours.
 
 Example, 20,000 jets in ten classes on two cores:
 
@@ -42,7 +42,7 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("simulate", __doc__, renamed={"--plots": "--figure"})
     add = parser.add_argument
-    add("data_set", choices=("jetclass", "toptag", "jetnet"), help="kinds of jets")
+    add("data_set", choices=("jetclass", "toptag", "jetnet", "flavour"), help="kinds of jets")
     add("--out", type=user_path, required=True, metavar="DIR", help="folder for the files")
     add("--jets-per-class", type=positive, default=2000, metavar="N", help="over all splits")
     add(

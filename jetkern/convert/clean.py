@@ -267,6 +267,8 @@ def _take(raw: Raw, counts: Array, rows: Array, jets: Array) -> Raw:
         label=pick(raw.label, jets),
         pid=pick(raw.pid, rows),
         tracks=pick(raw.tracks, rows),
+        vertex=pick(raw.vertex, rows),
+        origin=pick(raw.origin, rows),
         condition=pick(raw.condition, jets),
         split=pick(raw.split, jets),
     )

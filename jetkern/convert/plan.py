@@ -148,6 +148,7 @@ class Plan:
         return make_fields(
             pid=self.layout.pid,
             tracks=self.layout.tracks,
+            vertices=self.layout.vertices,
             condition=self.layout.condition,
             dtype=self.dtype,
             track_scale=self.options.tracks,

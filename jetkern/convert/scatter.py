@@ -31,7 +31,7 @@ from jetkern.data.shards import Field, npy_bytes
 from jetkern.io import AtomicFile
 
 _SPLIT, _DEAL = 101, 102
-_ARRAYS = ("particles", "pid", "tracks", "condition")
+_ARRAYS = ("particles", "pid", "tracks", "vertex", "origin", "condition")
 TABLE = np.dtype(
     [("offset", "<i8"), ("bytes", "<i8"), ("jets", "<i8"), ("particles", "<i8"), ("xxh3", "<u8")]
 )

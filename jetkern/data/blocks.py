@@ -341,7 +341,7 @@ class Resident:
 
 def as_jets(tensors: dict[str, torch.Tensor], offsets: torch.Tensor, index: torch.Tensor) -> Jets:
     """The packed batch of stored fields, in the types that ``Jets`` promises."""
-    kinds = {"pid": torch.int64, "label": torch.int64}
+    kinds = dict.fromkeys(("pid", "vertex", "origin", "label"), torch.int64)
     return Jets(
         offsets=offsets,
         index=index,

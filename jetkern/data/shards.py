@@ -34,7 +34,13 @@ from jetkern.io import AtomicFile, Document, explain, printable, read_json, regu
 FORMAT = "jetkern-shards"
 VERSION = 1
 MANIFEST, INDEX, MULTIPLICITY = "manifest.json", "index.npy", "multiplicity.npy"
-PER_PARTICLE = ("particles", "pid", "tracks")  # as in jetkern.jets, which needs torch
+PER_PARTICLE = (
+    "particles",
+    "pid",
+    "tracks",
+    "vertex",
+    "origin",
+)  # as in jetkern.jets, which needs torch
 MAX_PARTICLES = 150  # of a jet; the multiplicities are stored in one byte
 
 Block = Mapping[str, NDArray[Any]]
@@ -80,6 +86,8 @@ DTYPES = {  # that each field may have
     "particles": ("<f4", "<f2"),
     "pid": ("|u1",),
     "tracks": ("<f4", "<f2"),
+    "vertex": ("|u1",),
+    "origin": ("|u1",),
     "label": ("<i2",),
     "condition": ("<f4",),
 }
@@ -92,13 +100,14 @@ def make_fields(
     *,
     pid: bool = False,
     tracks: bool = False,
+    vertices: bool = False,
     label: bool = True,
     condition: Iterable[str] = (),
     dtype: str = "float32",
     track_scale: str = "tanh",
 ) -> tuple[Field, ...]:
     """The fields of a set of shards, in the order of their members; ``track_scale`` is tanh, asinh
-    or raw, what d0 and dz are stored as."""
+    or raw, what d0 and dz are stored as; ``vertices`` the truth of where particles come from."""
     real = np.dtype(dtype).newbyteorder("<").str
     condition = tuple(condition)
     chosen = [Field("offsets", "<i4"), Field("particles", real, KINEMATICS)]
@@ -107,6 +116,7 @@ def make_fields(
         prefix = "" if track_scale == "raw" else f"{track_scale}_"
         names = tuple(name.replace("tanh_", prefix) for name in TRACKS)
         chosen.append(Field("tracks", real, names))
+    chosen += [Field(name, "|u1") for name in ("vertex", "origin") if vertices]
     chosen += [Field("label", "<i2")] if label else []
     chosen += [Field("condition", "<f4", condition)] if condition else []
     return tuple(chosen)

@@ -20,7 +20,7 @@ from jetkern.data.shards import MAX_PARTICLES, ShardError, Shards
 from jetkern.jets import Jets
 
 _SPARE_BLOCKS = 8
-_OPTIONAL = ("pid", "tracks")
+_OPTIONAL = ("pid", "tracks", "vertex", "origin")
 
 
 class Stream(IterableDataset):
@@ -37,8 +37,8 @@ class Stream(IterableDataset):
         rank, world_size: this process gets the positions p with ``p % world_size == rank``.
         shuffle: false reads in the order of the files.
         num_jets: use only so many jets, a random subset given by ``subset_seed``.
-        fields: the optional particle fields to read, of "pid" and "tracks"; None for those that the
-            shards have. Labels and conditions always come where there are any.
+        fields: the optional particle fields to read, of "pid", "tracks", "vertex" and "origin";
+            None for those that the shards have. Labels and conditions always come where there are.
         epochs: stop after so many; None never stops. The last batch may then be smaller, on some
             ranks down to no jet.
         particles_per_batch: instead of ``batch_size`` jets, a global batch holds as many jets as

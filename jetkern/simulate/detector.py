@@ -134,12 +134,14 @@ class Candidates:
         event: (T,) int64. pid: (T,) identity code 1 to 8.
         p: (T, 4) px, py, pz, E in GeV.
         tracks: (T, 4) d0, d0 error, dz, dz error in mm; 0 for neutrals.
+        source: (T,) row of the particle that made the track; -1 for neutrals.
     """
 
     event: NDArray[np.int64]
     pid: NDArray[np.int64]
     p: Array
     tracks: Array
+    source: NDArray[np.int64]
 
     @classmethod
     def concat(cls, parts: list[Candidates]) -> Candidates:
@@ -155,7 +157,8 @@ def detect(particles: Particles, card: Card, rng: np.random.Generator) -> Candid
         np.abs(particles.vertex[:, 2]) < card.half_length * 1e3
     )
     invisible = np.isin(np.abs(particles.id), NEUTRINOS) | ~particles.p[:, :2].any(1)
-    particles = particles.select(inside & ~invisible)
+    source = np.flatnonzero(inside & ~invisible)
+    particles = particles.select(source)
     eta, phi = calorimeter_position(particles, card)
     code = np.abs(particles.id)
 
@@ -196,6 +199,7 @@ def detect(particles: Particles, card: Card, rng: np.random.Generator) -> Candid
         identity,
         np.concatenate([p, energy[:, None]], axis=1) * factor[:, None],
         measured_impact(tracks, card.field, rng),
+        source[is_track],
     )
     keep = np.hypot(found.p[:, 0], found.p[:, 1]) > 0
     parts.append(Candidates(**{name: values[keep] for name, values in vars(found).items()}))
@@ -276,7 +280,7 @@ def _neutral_candidates(hits: Hits, pid: int) -> Candidates:
         [pt * np.cos(hits.phi), pt * np.sin(hits.phi), pt * np.sinh(hits.eta), hits.energy], axis=1
     )
     count = len(hits.energy)
-    return Candidates(hits.event, np.full(count, pid), p, np.zeros((count, 4)))
+    return Candidates(hits.event, np.full(count, pid), p, np.zeros((count, 4)), np.full(count, -1))
 
 
 def log_normal(mean: Array, sigma: Array, rng: np.random.Generator) -> Array:

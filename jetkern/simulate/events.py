@@ -19,6 +19,7 @@ class Events:
         id, status: (T,) PDG code and Pythia status, positive in the final state.
         daughter1, daughter2: (T,) rows of the first and last daughter, counted over all events;
             the row of the event's first entry where there is none.
+        mother: (T,) row of the first mother, likewise.
         p: (T, 4) px, py, pz, E in GeV.
         mass: (T,) GeV.
         vertex: (T, 3) x, y, z of production in mm.
@@ -30,6 +31,7 @@ class Events:
     status: NDArray[np.int64]
     daughter1: NDArray[np.int64]
     daughter2: NDArray[np.int64]
+    mother: NDArray[np.int64]
     p: NDArray[np.floating]
     mass: NDArray[np.floating]
     vertex: NDArray[np.floating]

@@ -100,8 +100,9 @@ class Generator:
         rows = layout.content[offsets[0] : offsets[-1]]
         offsets -= offsets[0]
         first = np.repeat(offsets[:-1], np.diff(offsets))
-        ids, status, daughter1, daughter2, mass = (
-            np.asarray(rows[name].data) for name in ("id", "status", "daughter1", "daughter2", "m")
+        ids, status, daughter1, daughter2, mother, mass = (
+            np.asarray(rows[name].data)
+            for name in ("id", "status", "daughter1", "daughter2", "mother1", "m")
         )
         # Particles without a production vertex come from the origin.
         vertices = rows["vProd"].to_IndexedOptionArray64()
@@ -114,6 +115,7 @@ class Generator:
             status=status.astype(np.int64),
             daughter1=first + daughter1,
             daughter2=first + daughter2,
+            mother=first + mother,
             p=_columns(rows["p"], "px", "py", "pz", "e"),
             mass=mass,
             vertex=vertex,

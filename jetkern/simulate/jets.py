@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import awkward as ak
 import fastjet
@@ -45,6 +46,13 @@ class ClusteredJets:
             np.arange(offsets[-1]) + np.repeat(self.offsets[jets] - offsets[:-1], count)
         ]
         return ClusteredJets(self.event[jets], self.p[jets], offsets, rows)
+
+
+def only(jets: ClusteredJets, keep: NDArray[np.bool_]) -> ClusteredJets:
+    """The same jets with those constituents that are kept, by a mask (T,) of the candidates."""
+    kept = keep[jets.rows]
+    offsets = np.concatenate([[0], np.cumsum(kept)])[jets.offsets]
+    return ClusteredJets(jets.event, jets.p, offsets, jets.rows[kept])
 
 
 def cluster(candidates: Candidates, events: int, radius: float, min_pt: float) -> ClusteredJets:
@@ -96,6 +104,8 @@ class PaddedJets:
         pid: (M, P) identity codes. tracks: (M, P, 4) d0, d0 error, dz, dz error in mm.
         jets: (M, 4) pT, eta, phi, mass of the whole jet.
         count: (M,) constituents kept. dropped: (M,) constituents beyond P.
+        source: (M, P) rows of the particles that made the tracks, -1 for none.
+        truth: further arrays (M, ...) by the name of their dataset.
     """
 
     features: NDArray[np.floating]
@@ -104,6 +114,8 @@ class PaddedJets:
     jets: NDArray[np.floating]
     count: NDArray[np.int64]
     dropped: NDArray[np.int64]
+    source: NDArray[np.int64]
+    truth: dict[str, NDArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.jets)
@@ -113,13 +125,18 @@ class PaddedJets:
         return np.arange(self.features.shape[1]) < self.count[:, None]
 
     def __getitem__(self, rows: slice) -> PaddedJets:
-        return PaddedJets(**{name: values[rows] for name, values in vars(self).items()})
+        return self._map(lambda name: vars(self)[name][rows], lambda name: self.truth[name][rows])
 
     @classmethod
     def concat(cls, parts: list[PaddedJets]) -> PaddedJets:
-        return cls(
-            **{name: np.concatenate([vars(p)[name] for p in parts]) for name in vars(parts[0])}
+        return parts[0]._map(
+            lambda name: np.concatenate([vars(p)[name] for p in parts]),
+            lambda name: np.concatenate([p.truth[name] for p in parts]),
         )
+
+    def _map(self, values: Callable[[str], NDArray], truth: Callable[[str], NDArray]) -> PaddedJets:
+        arrays = {name: values(name) for name in vars(self) if name != "truth"}
+        return PaddedJets(**arrays, truth={name: truth(name) for name in self.truth})
 
 
 def padded(jets: ClusteredJets, candidates: Candidates, length: int) -> PaddedJets:
@@ -149,5 +166,7 @@ def padded(jets: ClusteredJets, candidates: Candidates, length: int) -> PaddedJe
     pid[place] = candidates.pid[rows]
     tracks = np.zeros((len(total), length, 4))
     tracks[place] = candidates.tracks[rows]
+    source = np.full((len(total), length), -1)
+    source[place] = candidates.source[rows]
     count = np.minimum(total, length)
-    return PaddedJets(features, pid, tracks, summary, count, total - count)
+    return PaddedJets(features, pid, tracks, summary, count, total - count, source)

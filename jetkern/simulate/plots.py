@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jetkern.plots import STYLE, ridges, save, sheet
-from jetkern.simulate import SimulationError
+from jetkern.simulate import SimulationError, flavour
 from jetkern.simulate.detector import PID
 from jetkern.simulate.files import reading
 from jetkern.simulate.jets import fastjet_input
@@ -53,26 +53,49 @@ def sanity_sheet(out: Path, name: str, path: Path) -> str:
         SimulationError: if a class has no file in ``out``.
     """
     data_set = DATA_SETS[name]
-    classes = {kind: summarise(out, data_set, kind) for kind in data_set.class_names}
     with mpl.rc_context(STYLE):
+        if data_set.flavour:
+            flavours = {kind: _flavour(out, data_set, kind) for kind in data_set.class_names}
+            save(flavour.figure(flavours, data_set), path)
+            return flavour.summary_table(flavours)
+        classes = {kind: summarise(out, data_set, kind) for kind in data_set.class_names}
         save(figure(classes, data_set), path)
     return summary_table(classes)
 
 
-def summarise(out: Path, data_set: DataSet, kind: str) -> Summary:
-    """The jet-level quantities of one class."""
+def _flavour(out: Path, data_set: DataSet, kind: str) -> flavour.Summary:
+    parts: list[flavour.Summary] = []
+    for path in _paths(out, data_set, kind):
+        missing = MAX_JETS - sum(len(part.tracks) for part in parts)
+        if missing > 0:
+            parts.append(flavour.summarise(path, missing))
+    return flavour.merge(parts)
+
+
+def _paths(out: Path, data_set: DataSet, kind: str) -> list[Path]:
+    """The files of a class.
+
+    Raises:
+        SimulationError: if there is none.
+    """
     if data_set.name == "jetnet":
         paths = [jetnet_path(out, kind)]
     else:
         paths = sorted(out.glob(f"*/{data_set.name}_{kind}_*.h5"), key=lambda path: path.name)
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        raise SimulationError(f"{out} has no jets of class {kind}")
+    return paths
+
+
+def summarise(out: Path, data_set: DataSet, kind: str) -> Summary:
+    """The jet-level quantities of one class."""
     parts: list[tuple[NDArray, ...]] = []
     missing = MAX_JETS
-    for path in paths:
-        if missing and path.exists():
+    for path in _paths(out, data_set, kind):
+        if missing:
             parts.append(_read(path, data_set, missing))
             missing -= len(parts[-1][0])
-    if not parts:
-        raise SimulationError(f"{out} has no jets of class {kind}")
     momenta, mask, mass, others = (np.concatenate(p) for p in zip(*parts, strict=True))
     soft_drop_mass, tau = substructure(momenta, mask, data_set.radius)
     third = lepton = None

@@ -1,7 +1,8 @@
 """What is simulated: the hard processes and decays of every kind of jet, and how jets are chosen.
 
 The jets are *like* those of JetClass (arXiv:2202.03772), of the top-tagging reference set
-(arXiv:1902.09914) and of JetNet (arXiv:2106.11535): leading-order Pythia without matching, no
+(arXiv:1902.09914), of JetNet (arXiv:2106.11535) and of the flavour-tagging set that secondary
+vertices are found in (arXiv:2008.02831): leading-order Pythia without matching, no
 pile-up and a parametric detector, so absolute performance differs from the published sets.
 """
 
@@ -52,6 +53,8 @@ class DataSet:
         padding: largest number of constituents kept, highest pT first.
         tracks: whether particle identity and impact parameters are stored.
         label_shift: added to the label in files, as in OmniLearned's data sets.
+        flavour: whether the label is the flavour of the hadrons in the jet, and the constituents
+            are its tracks (pT above 0.5 GeV, made within 300 mm of the beam) with their vertices.
     """
 
     name: str
@@ -70,6 +73,7 @@ class DataSet:
     padding: int
     tracks: bool
     label_shift: int
+    flavour: bool = False
 
     def settings(self, mpi: bool) -> tuple[str, ...]:
         """The Pythia settings that all kinds share."""
@@ -214,4 +218,27 @@ JETNET = DataSet(
     label_shift=0,
 )
 
-DATA_SETS = {data_set.name: data_set for data_set in (JETCLASS, TOPTAG, JETNET)}
+FLAVOUR = DataSet(
+    name="flavour",
+    title="Flavour-tagging-like, simulated with jetkern",
+    kinds=tuple(
+        Kind(name, label, ((*TOPS, *W_TO_QUARKS),), (), speed)
+        for label, (name, speed) in enumerate({"light": 100, "charm": 40, "bottom": 80}.items())
+    ),
+    matching="",
+    energy=13000,
+    pt_hat=(0, 13000),
+    mpi=True,
+    veto=False,
+    radius=0.4,
+    jet_pt=(20, 1000),
+    jet_eta=2.5,
+    leading=False,
+    card="ATLAS",
+    padding=15,
+    tracks=True,
+    label_shift=0,
+    flavour=True,
+)
+
+DATA_SETS = {data_set.name: data_set for data_set in (JETCLASS, TOPTAG, JETNET, FLAVOUR)}

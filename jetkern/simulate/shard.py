@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,13 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetkern.simulate import SimulationError
-from jetkern.simulate.detector import CARDS, Particles, detect
+from jetkern.simulate.detector import CARDS, Candidates, Particles, detect
 from jetkern.simulate.events import Events, direction
 from jetkern.simulate.files import replacing
 from jetkern.simulate.generator import Generator, HardProcessVeto
-from jetkern.simulate.jets import PaddedJets, cluster, leading, padded
+from jetkern.simulate.jets import PaddedJets, cluster, leading, only, padded
 from jetkern.simulate.processes import DATA_SETS, DataSet, Kind
-from jetkern.simulate.truth import find_targets, matched
+from jetkern.simulate.truth import (
+    NO_TRUTH,
+    find_origins,
+    find_targets,
+    jet_flavour,
+    matched,
+    number_vertices,
+)
 
 REVISION = 1  # raised when the same seed gives other jets
 LIBRARIES = ("pythia8mc", "fastjet", "numpy")
@@ -32,6 +39,9 @@ MAX_FRUITLESS_EVENTS = 50_000
 VETO_PT_SLACK = 60.0
 VETO_ETA_SLACK = 0.3
 VETO_SPREAD_SLACK = 0.05
+
+MIN_TRACK_PT = 0.5  # GeV, of a flavour jet's tracks
+MAX_TRACK_RADIUS = 300.0  # mm from the beam, of where they are made
 
 GLOBAL_COLUMNS = ("jet_pt", "jet_eta", "jet_phi", "jet_mass", "multiplicity/100")
 
@@ -147,7 +157,7 @@ def make_shard(unit: Unit, report: Callable[[int], None]) -> None:
 
 def jets_of(events: Events, data_set: DataSet, kind: Kind, rng: np.random.Generator) -> PaddedJets:
     """The selected jets of a batch of events, after the detector."""
-    final = events.status > 0
+    final = np.flatnonzero(events.status > 0)
     particles = Particles(
         events.event[final],
         events.id[final],
@@ -167,7 +177,50 @@ def jets_of(events: Events, data_set: DataSet, kind: Kind, rng: np.random.Genera
         targets = find_targets(events, kind.targets, data_set.matching)
         rows = np.flatnonzero(keep)
         keep[rows] = matched(targets, jets.event[rows], eta[rows], phi[rows], data_set.radius)
-    return padded(jets.select(keep), candidates, data_set.padding)
+    if data_set.flavour:
+        jets = only(jets, _good_tracks(particles, candidates))
+        flavour = jet_flavour(events, jets.event, eta, phi, data_set.radius)
+        keep &= (flavour == kind.label) & (np.diff(jets.offsets) > 0)
+    chosen = padded(jets.select(keep), candidates, data_set.padding)
+    return replace(chosen, truth=vertices(events, final, chosen)) if data_set.flavour else chosen
+
+
+def _good_tracks(particles: Particles, candidates: Candidates) -> NDArray[np.bool_]:
+    """(T,) the tracks that a jet is tagged with."""
+    made = np.hypot(*particles.vertex[:, :2].T)[candidates.source]
+    good = (candidates.source >= 0) & (made < MAX_TRACK_RADIUS)
+    return good & (np.hypot(*candidates.p[:, :2].T) > MIN_TRACK_PT)
+
+
+def vertices(events: Events, final: NDArray[np.int64], jets: PaddedJets) -> dict[str, NDArray]:
+    """The truth of jets' tracks.
+
+    Args:
+        final: (F,) rows of the events that ``jets.source`` counts.
+
+    Returns:
+        ``vertex`` (M, P) number of each track's vertex in its jet, 0 for the primary, and
+        ``origin`` (M, P), see ``truth.Origins``, both 255 without a track; ``vertices``
+        (M, P + 1, 3) their positions in mm, ``hadron`` (M, P + 1) what decayed there and
+        ``proper_length`` (M, P + 1) c times its proper time in mm, zeros where there is none.
+    """
+    mask = jets.source >= 0
+    found = find_origins(events, final[jets.source[mask]])
+    owner = np.nonzero(mask)[0]
+    number = number_vertices(owner, found.point)
+    shape = (len(jets), jets.source.shape[1])
+    truth = {
+        "vertex": np.full(shape, NO_TRUTH, np.uint8),
+        "origin": np.full(shape, NO_TRUTH, np.uint8),
+        "vertices": np.zeros((shape[0], shape[1] + 1, 3), np.float32),
+        "hadron": np.zeros((shape[0], shape[1] + 1), np.int32),
+        "proper_length": np.zeros((shape[0], shape[1] + 1), np.float32),
+    }
+    truth["vertex"][mask], truth["origin"][mask] = number, found.kind
+    per_vertex = {"vertices": found.point, "hadron": found.hadron, "proper_length": found.proper}
+    for name, values in per_vertex.items():
+        truth[name][owner, number] = values
+    return truth
 
 
 def _veto_limits(data_set: DataSet) -> dict[str, float]:
@@ -196,6 +249,8 @@ def write_omnilearned(file: h5py.File, jets: PaddedJets, data_set: DataSet, kind
     file["global"] = np.column_stack([jets.jets, jets.count / 100]).astype(np.float32)
     file["global"].attrs["columns"] = GLOBAL_COLUMNS
     file["num_particles"] = jets.count.astype(np.int32)
+    for name, values in jets.truth.items():
+        file[name] = values
     file.attrs["label_shift"] = data_set.label_shift
 
 

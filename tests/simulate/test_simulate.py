@@ -272,7 +272,8 @@ def _events(copies=1):
     p = np.stack([np.cos(phi), np.sin(phi), np.sinh(eta), np.cosh(eta)], axis=1) * 100
     zeros = np.zeros(len(ids))
     vertex = np.zeros((len(ids), 3))
-    return Events(offsets, ids, status, start + first, start + last, p, zeros, vertex, zeros)
+    first, last, mother = start + first, start + last, start
+    return Events(offsets, ids, status, first, last, mother, p, zeros, vertex, zeros)
 
 
 def test_targets_are_the_visible_products_of_the_last_copy():
@@ -306,7 +307,7 @@ def test_clustering_recovers_made_up_jets():
     p = np.stack([pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), pt * np.cosh(eta)], 1)
     tracks = rng.random((2 * count, 4))
     pid = rng.integers(1, 9, 2 * count)
-    candidates = Candidates(event, pid, p, tracks)
+    candidates = Candidates(event, pid, p, tracks, np.arange(2 * count))
     jets = jets_module.cluster(candidates, 3, 0.8, 100)
     assert jets.event.tolist() == [0, 2]
     np.testing.assert_allclose(jets.p, [p[:count].sum(0), p[count:].sum(0)])

@@ -61,6 +61,7 @@ class Layout:
     classes: tuple[str, ...]
     pid: bool = False
     tracks: bool = False
+    vertices: bool = False
     condition: tuple[str, ...] = ()
 
 
@@ -90,6 +91,7 @@ class Raw:
         particles: (T, 4) delta eta, delta phi, ln pT, ln E (GeV).
         label: (B,) class; one that is out of range is no label.
         pid: (T,) identity, 0 to 8; tracks: (T, 4); condition: (B, C); all optional.
+        vertex, origin: (T,) uint8 as in ``Jets``, both or none.
         split: (B,) number in the source's ``splits``, if the rows decide it.
         skip: (T,) true for particles without momentum, which have no direction: they are left out.
         faults: jets that cannot be used.
@@ -101,6 +103,8 @@ class Raw:
     label: NDArray[Any]
     pid: NDArray[Any] | None = None
     tracks: NDArray[Any] | None = None
+    vertex: NDArray[Any] | None = None
+    origin: NDArray[Any] | None = None
     condition: NDArray[Any] | None = None
     split: NDArray[Any] | None = None
     skip: NDArray[np.bool_] | None = None

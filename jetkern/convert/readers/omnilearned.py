@@ -5,7 +5,8 @@ identity and four impact-parameter columns (F = 4: neither, 5: identity, 8: impa
 9: both). ``pid`` (N,), in spite of its name, is the label of the jet, shifted by a number that
 depends on the data set. ``global`` (N, C) holds quantities of the jet, the last one multiplicity /
 100. ``num_particles`` (N,), if there, is the number of real particles; without it, rows that are
-zero in every column are padding, so a particle of exactly 1 GeV (ln pT = 0) is kept.
+zero in every column are padding, so a particle of exactly 1 GeV (ln pT = 0) is kept. ``vertex`` and
+``origin`` (N, P), of simulated flavour jets, say where the particles come from, as in ``Jets``.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class OmniLearned(BaseSource):
             self.counts = hdf5.per_jet(self.file, "num_particles")
             lengths["num_particles"] = len(self.counts)
         num_jets = hdf5.same_length(path, **lengths)
+        self.truth = self._truth()
         features = self.data.shape[2]
         if features not in _COLUMNS:
             raise InputError(
@@ -113,6 +115,7 @@ class OmniLearned(BaseSource):
                 classes=tuple(classes),
                 pid=self.pid_column is not None,
                 tracks=self.track_column is not None,
+                vertices=bool(self.truth),
                 condition=condition,
             ),
             notes=notes,
@@ -131,7 +134,13 @@ class OmniLearned(BaseSource):
             at += len(padded)
         particles, pid, tracks = zip(*kept, strict=True)
         label = hdf5.integers(hdf5.read_per_jet(self.label, start, stop), "pid", self.path, start)
+        truth: dict[str, Any] = {}
+        for name, data in self.truth.items():
+            assert counts is not None
+            real = np.arange(data.shape[1]) < counts[:, None]
+            truth[name] = hdf5.read(data, start, stop)[real]
         return Raw(
+            **truth,
             counts=np.concatenate(number),
             particles=np.concatenate(particles),
             label=label - self.shift,
@@ -139,6 +148,21 @@ class OmniLearned(BaseSource):
             tracks=None if self.track_column is None else np.concatenate(tracks),
             condition=None if self.globals is None else hdf5.read(self.globals, start, stop),
         )
+
+    def _truth(self) -> dict[str, Any]:
+        """The datasets that say where particles come from, if the file has them."""
+        if not {"vertex", "origin"} <= set(self.file):
+            return {}
+        if self.counts is None:
+            raise InputError(f"{self.file.filename}: vertex and origin need num_particles")
+        found = {name: hdf5.dataset(self.file, name, ndim=2) for name in ("vertex", "origin")}
+        for name, data in found.items():
+            if data.shape != self.data.shape[:2] or data.dtype != np.uint8:
+                raise InputError(
+                    f"{self.file.filename}: {name} is {data.dtype} {data.shape}, expected uint8 "
+                    f"{self.data.shape[:2]}, as data has jets and particles"
+                )
+        return found
 
     def _counts(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """Real particles of each jet, if the file has their numbers."""
