@@ -108,19 +108,39 @@ class Steps(NamedTuple):
     weights: int
 
 
-def steps_of(model: Any, prepare: Callable[[Any], Any], loss: Callable[[Any], Any]) -> Steps:
-    """Train step and inference of a model, given the loss of a prepared batch."""
+LR, DECAY, CLIP = 1e-5, 0.1, 1.0
+
+
+def our_steps(size: str, objective: str, precision: str) -> Steps:
+    """Our train step, as ``Trainer`` makes it, and inference."""
     import torch
 
+    from jetkern import PET
+    from jetkern.model.presets import model_preset
+    from jetkern.objectives import Objective, parse_objective
+    from jetkern.training.distributed import World
+    from jetkern.training.flat import FlatParameters
     from jetkern.training.optim import Lion
+    from jetkern.training.step import Step
 
-    optimiser = Lion(model.parameters(), lr=1e-5, weight_decay=0.1)
+    torch.manual_seed(0)
+    model = PET(model_preset(size, parse_objective(objective)), precision=precision)
+    losses = Objective(model)
+    weights = FlatParameters([{"params": list(model.parameters())}])
+    optimizer = Lion(weights.groups, lr=LR, weight_decay=DECAY)
+    world = World(0, 1, torch.device("cpu"))
+    step = Step(losses, weights, optimizer, world, lr=lambda _: LR, clip=CLIP, per_pass=1 << 30)
+    return Steps(
+        lambda jets: jets,
+        lambda jets: step(jets, 0),
+        without_gradients(model, losses),
+        len(weights.values),
+    )
 
-    def train(batch: Any) -> None:
-        optimiser.zero_grad()
-        loss(batch).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+
+def without_gradients(model: Any, loss: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Inference: the loss of a batch."""
+    import torch
 
     @torch.no_grad()
     def inference(batch: Any) -> None:
@@ -128,21 +148,7 @@ def steps_of(model: Any, prepare: Callable[[Any], Any], loss: Callable[[Any], An
         loss(batch)
         model.train()
 
-    return Steps(prepare, train, inference, sum(p.numel() for p in model.parameters()))
-
-
-def our_steps(size: str, objective: str, precision: str) -> Steps:
-    """Our train step and inference."""
-    import torch
-
-    from jetkern import PET
-    from jetkern.model.presets import model_preset
-    from jetkern.objectives import Objective, parse_objective
-
-    torch.manual_seed(0)
-    model = PET(model_preset(size, parse_objective(objective)), precision=precision)
-    losses = Objective(model)
-    return steps_of(model, lambda jets: jets, lambda jets: losses(jets)["loss"])
+    return inference
 
 
 def peer_steps(size: str, objective: str) -> Steps:
@@ -157,6 +163,7 @@ def peer_steps(size: str, objective: str) -> Steps:
 
     from jetkern.jets import unpack
     from jetkern.model.presets import SIZES
+    from jetkern.training.optim import Lion
 
     mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
     shape = SIZES[size]
@@ -188,7 +195,16 @@ def peer_steps(size: str, objective: str) -> Steps:
         outputs = model(x, label, pid=pid, add_info=tracks)
         return get_loss(outputs, label, mode, class_loss, generator_loss, False, False, None, logs)
 
-    return steps_of(model, prepare, loss)
+    optimiser = Lion(model.parameters(), lr=LR, weight_decay=DECAY)
+
+    def train(batch: Any) -> None:
+        optimiser.zero_grad()
+        loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimiser.step()
+
+    size_of_model = sum(p.numel() for p in model.parameters())
+    return Steps(prepare, train, without_gradients(model, loss), size_of_model)
 
 
 def resident_mb() -> float:

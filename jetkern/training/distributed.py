@@ -36,6 +36,11 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def copy(self, values: Tensor) -> None:
+        """Makes ``values`` those of the main process, in every process."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))))

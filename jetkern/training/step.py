@@ -8,17 +8,15 @@ applies it. The losses and the norm stay on the device until a report asks for t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from jetkern.jets import Jets
 from jetkern.objectives import Objective
 from jetkern.training.distributed import World
+from jetkern.training.flat import FlatParameters
 from jetkern.training.optim import Lion, Lookahead, set_lr
 
 
@@ -27,94 +25,106 @@ class Step:
 
     Args:
         objective: whose losses go down.
-        optimizer: of its model.
-        world: the processes that share the batch.
+        weights: those to learn, in one buffer.
+        optimizer: of ``weights.groups``.
+        world: the processes that share the batch; all start with the weights of the first.
         lr: learning rate by updates done.
         clip: largest norm of the gradient.
         per_pass: jets of a pass; gradients of the passes of a batch are summed.
-        average: a copy of the objective that follows its weights, and its ``decay``.
+        average: a copy of the objective that follows its weights, these weights in one buffer, and
+            its ``decay``.
 
     Attributes:
         skipped: updates in a row, up to the last, that were left out for a gradient that is not
             finite.
-        norm: () of the last gradient, before clipping.
+        gradient: (N,) of the last batch, clipped, laid out as ``weights``.
+        norm: () of it, before clipping.
         good: jets of the last update that was not left out.
     """
 
     def __init__(
         self,
         objective: Objective,
+        weights: FlatParameters,
         optimizer: Lion | Lookahead,
         world: World,
         *,
         lr: Callable[[int], float],
         clip: float,
         per_pass: int,
-        average: Objective | None = None,
+        average: tuple[Objective, FlatParameters] | None = None,
         decay: float = 0.0,
     ) -> None:
-        self.objective, self.optimizer, self.world = objective, optimizer, world
-        self.lr, self.clip, self.per_pass = lr, clip, per_pass
-        self.average = average
-        self._follow = get_ema_multi_avg_fn(decay)
-        self._forward: nn.Module = objective
-        if world.size > 1:
-            self._forward = DistributedDataParallel(
-                objective,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+        self.objective, self.weights, self.optimizer = objective, weights, optimizer
+        self.world, self.lr, self.clip, self.per_pass = world, lr, clip, per_pass
+        self.average, self.decay = average, decay
+        for tensor in (weights.values, *objective.buffers()):
+            world.copy(tensor)
         self.skipped = 0
-        self.norm = torch.zeros(())
+        self.gradient, self.norm = torch.zeros(0), torch.zeros(())
         self.good: Jets | None = None
-        self._losses: dict[str, Tensor] = {}
+        self._sums: Tensor | None = None
+        self._names: list[str] = []
         self._updates = 0
 
     def __call__(self, jets: Jets, number: int) -> None:
         """Makes update ``number``, counted from 0, from ``jets``."""
-        self.gradients(jets)
+        unused = self.gradients(jets)
         self._updates += 1
         if not self.norm.isfinite():  # the one thing that the host waits for
             self.skipped += 1
             return
         self.skipped, self.good = 0, jets
         set_lr(self.optimizer, self.lr(number))
+        self.weights.set_gradient(self.gradient)
+        before = [(p, p.detach().clone()) for p in unused]
         self.optimizer.step()
-        if self.average is not None:
-            pairs = zip(self.average.parameters(), self.objective.parameters(), strict=True)
-            averaged, current = map(list, zip(*pairs, strict=True))
-            self._follow(averaged, [p.detach() for p in current], 0)
+        with torch.no_grad():
+            for p, value in before:  # no gradient is not a gradient of zero: they do not decay
+                p.copy_(value)
+            if self.average is not None:
+                self.average[1].values.lerp_(self.weights.values, 1 - self.decay)
 
-    def gradients(self, jets: Jets) -> None:
-        """Leaves the clipped gradient of the global batch in the parameters."""
-        self.optimizer.zero_grad()
+    def gradients(self, jets: Jets) -> list[Any]:
+        """Finds the clipped gradient of the global batch; returns the weights that have none."""
         weights = self.world.sum(self.objective.weights(jets))
         per_jet = weights / (len(jets) * self.world.size)
-        parts = list(self._parts(jets))
-        for part in parts:
+        parameters = self.weights.parameters
+        unused: list[Any] = []
+        total: Tensor | None = None
+        for part in self._parts(jets):
             share = len(part) / len(jets)
-            with nullcontext() if part is parts[-1] else self._no_sync():
-                losses = self._forward(part, per_jet)
-                (losses["loss"] * share).backward()
-            for name, value in losses.items():
-                self._losses[name] = self._losses.get(name, 0) + value.detach() * share
-        self.norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.clip)
+            losses = self.objective(part, per_jet)
+            found = torch.autograd.grad(losses["loss"] * share, parameters, allow_unused=True)
+            unused = [p for p, g in zip(parameters, found, strict=True) if g is None]
+            if unused:
+                pairs = zip(parameters, found, strict=True)
+                found = tuple(torch.zeros_like(p) if g is None else g for p, g in pairs)
+            row = self.weights.row(found)
+            total = row if total is None else total.add_(row)
+            self._names = list(losses)
+            values = torch.stack(list(losses.values())).detach().double() * share
+            self._sums = values if self._sums is None else self._sums.add_(values)
+        assert total is not None
+        if self.world.size > 1:
+            total = self.world.sum(total.div_(self.world.size))
+        self.norm = torch.linalg.vector_norm(total)
+        self.gradient = total.mul_((self.clip / (self.norm + 1e-6)).clamp_(max=1.0))
+        return unused
 
     def means(self) -> dict[str, float]:
         """Mean losses of the updates since the last call, over all processes."""
-        values = self.world.sum(torch.stack([v.double() for v in self._losses.values()]))
-        values /= self._updates * self.world.size
-        means = dict(zip(self._losses, values.tolist(), strict=True))
-        self._losses, self._updates = {}, 0
-        return means
+        assert self._sums is not None
+        values = self.world.sum(self._sums) / (self._updates * self.world.size)
+        self._sums, self._updates = None, 0
+        return dict(zip(self._names, values.tolist(), strict=True))
 
     def sound(self) -> bool:
         """Whether the weights, and their average, give finite losses of the last good jets."""
         if self.good is None:
             return True
         jets = next(self._parts(self.good))
-        objectives = [o for o in (self.objective, self.average) if o is not None]
+        objectives = [self.objective, *([] if self.average is None else [self.average[0]])]
         with torch.no_grad():
             sums = [value for o in objectives for value in o.sums(jets).sums.values()]
         return not self.world.any(not bool(torch.stack(sums).isfinite().all()))
@@ -125,7 +135,3 @@ class Step:
             return
         for start in range(0, len(jets), self.per_pass):
             yield jets.select(slice(start, start + self.per_pass))
-
-    def _no_sync(self) -> Any:
-        ddp = isinstance(self._forward, DistributedDataParallel)
-        return self._forward.no_sync() if ddp else nullcontext()  # type: ignore[operator]

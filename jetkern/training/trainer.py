@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jetkern.data import Shards, Stream
 from jetkern.io import explain, write_atomically
@@ -30,6 +31,7 @@ from jetkern.training.checkpoints import RunError, checkpoint_folders
 from jetkern.training.config import TrainSettings, as_dict
 from jetkern.training.data import describe
 from jetkern.training.distributed import World
+from jetkern.training.flat import FlatParameters
 from jetkern.training.log import TrainingLog
 from jetkern.training.optim import build_optimizer, parameter_groups
 from jetkern.training.runs import Run
@@ -84,28 +86,30 @@ class Trainer:
         set_precision(objective, settings.optim.precision)
         self.objective = objective.to(world.device)
         self.model: PET = objective.model
-        self.optimizer = build_optimizer(
-            self.optim.optimizer,
-            parameter_groups(
-                self.model.named_parameters(),
-                self.optim.weight_decay,
-                new=new,
-                lr_factor=lr_factor,
-            ),
-            lr=self.optim.lr,
-            betas=self.optim.betas,
-        )
-        self.average = None
+
+        def flat(objective: Objective) -> FlatParameters:
+            named = objective.model.named_parameters()
+            decay = self.optim.weight_decay
+            return FlatParameters(parameter_groups(named, decay, new=new, lr_factor=lr_factor))
+
+        self.average, average = None, None
         if self.optim.ema_decay is not None:
-            self.average = copy.deepcopy(objective).requires_grad_(False)
+            self.average = copy.deepcopy(objective)
+            average = self.average, flat(self.average)
+            self.average.requires_grad_(False)
+        self.weights = flat(objective)
+        self.optimizer = build_optimizer(
+            self.optim.optimizer, self.weights.groups, lr=self.optim.lr, betas=self.optim.betas
+        )
         self.update = Step(
             self.objective,
+            self.weights,
             self.optimizer,
             world,
             lr=self._lr,
             clip=self.optim.clip,
             per_pass=self._per_pass(),
-            average=self.average,
+            average=average,
             decay=self.optim.ema_decay or 0.0,
         )
         config = self.model.config
@@ -336,12 +340,12 @@ class Trainer:
         return improved
 
     def _weights(self) -> dict[str, Any]:
-        average = None if self.average is None else self.average.model.state_dict()
+        average = None if self.average is None else _apart(self.average.model)
         return {
             "step": self.step,
             "model_config": _plain(dataclasses.asdict(self.model.config)),
-            "model": dict(self.model.state_dict()),
-            "average": None if average is None else dict(average),
+            "model": _apart(self.model),
+            "average": average,
             "data": self.data,
         }
 
@@ -355,7 +359,7 @@ class Trainer:
             return
         state = {
             **self._weights(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.weights.split(self.optimizer.state_dict()),
             "stream": self.stream.state(),
             "best": self.best,
             "misses": self.misses,
@@ -373,7 +377,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             if self.average is not None and state["average"] is not None:
                 self.average.model.load_state_dict(state["average"])
-            restore_optimizer(self.optimizer, state["optimizer"])
+            restore_optimizer(self.optimizer, self.weights.joined(state["optimizer"]))
             self.step = state["step"]
             self.best, self.misses = state["best"], state["misses"]
             self.update.skipped = state["skipped"]
@@ -444,6 +448,11 @@ def open_splits(data: Path) -> tuple[Shards, Shards | None]:
 
 def _at_most(wanted: int | None, available: int) -> int | None:
     return None if wanted is None or wanted >= available else wanted
+
+
+def _apart(model: PET) -> dict[str, Tensor]:
+    """A copy of the state: saved views would each bring along their whole buffer."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
