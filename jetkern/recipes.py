@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from jetkern.training.distributed import choose_device, join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.plugins import load_plugins
 from jetkern.training.trainer import Trainer, open_splits
+from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_matching, load_weights, model_config
 
 
@@ -85,18 +87,31 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
         else:
             base = model_config(weights)
         config = task.config(base, train, settings)
+        if settings.probe is not None and "classifier" not in config.parts:
+            raise ValueError("--probe reads classes from a body: not for a task without classes")
+        config = replace(config, probe=settings.pool if settings.probe else None)
+        if settings.probe is not None or settings.freeze is not None:
+            config = replace(config, feature_drop=0.0)  # of features that no longer learn from it
         model = PET(config)
+        names = [name for name, _ in model.named_parameters()]
         new: set[str] = set()
         if weights is not None:
             check_same(weights.data, train, config.fields, str(weights.path))
             report = load_matching(model, weights.state, reset=task.reset)
-            new = set(report.new) & {name for name, _ in model.named_parameters()}
+            new = set(report.new) & set(names)
             if world.is_main:
                 print(f"from {weights.path}:\n{report}")
-        identity = {
+        # Without a checkpoint a probe tells what the features of a body that knows nothing say.
+        kept = "body" if settings.probe else settings.freeze
+        freeze(model, kept, set(names) - (set() if weights is None else new))
+        identity: dict[str, Any] = {
             "source": None if weights is None else weights.sha256,
             "lr_factor": settings.lr_factor,
         }
+        if kept is not None:
+            identity["freeze"] = kept
+        if settings.layer_decay != 1:
+            identity["layer_decay"] = settings.layer_decay
         return Trainer(
             settings,
             task.objective(model, settings),
@@ -104,8 +119,13 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
             train,
             val,
             identity=identity,
-            new=new,
-            lr_factor=settings.lr_factor,
+            lr_factors=lr_factors(
+                names,
+                layers=config.layers,
+                decay=settings.layer_decay,
+                new=new,
+                new_factor=settings.lr_factor,
+            ),
             task=task.name,
         ).fit()
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Head = TypeVar("Head", bound=Callable[["PETConfig"], nn.Module])
 
 PARTS = ("classifier", "generator", "mpm")  # those of the study
+PROBES = ("token", "mean")
 HEADS: dict[str, Callable[[PETConfig], nn.Module]] = {}
 
 
@@ -78,6 +79,9 @@ class PETConfig:
     label_drop: float = 0.0
     """probability that the generator is not told a training jet's type; above 0 it also knows jets
     without a type (label -1), for classifier-free guidance"""
+    probe: str | None = None
+    """the classifier is one linear layer on what the body says: "token" for its global tokens side
+    by side, "mean" for the mean of its other rows; None for the whole head"""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -104,5 +108,7 @@ class PETConfig:
                 f"label_drop must lie in [0, 1), and be 0 for one type; got {self.label_drop} for "
                 f"{self.num_classes}"
             )
+        if self.probe is not None and self.probe not in PROBES:
+            raise unknown("probe", self.probe, PROBES)
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")

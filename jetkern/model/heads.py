@@ -14,6 +14,11 @@ MAX_MASKED = 150  # rows of the mask embedding, as in the reference
 
 
 @register_head("classifier")
+def classifier(config: PETConfig) -> nn.Module:
+    """The classifier's head, or the linear layer that stands for it in a probe."""
+    return Probe(config) if config.probe else Classifier(config)
+
+
 class Classifier(nn.Module):
     """The global tokens attend to all other rows twice; a perceptron reads them out."""
 
@@ -39,6 +44,30 @@ class Classifier(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, token_offsets, rest, rest_offsets)
         return self.out(self.fc(tokens.reshape(offsets.shape[0] - 1, self.tokens * x.shape[1])))
+
+
+class Probe(nn.Module):
+    """One linear layer: what of the classes the body's rows say by themselves."""
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        self.tokens, self.pool = config.global_tokens, config.probe
+        width = config.dim * (self.tokens if self.pool == "token" else 1)
+        self.out = nn.Linear(width, config.num_classes)
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits.
+
+        The mean of a jet without particles is zero.
+        """
+        if self.pool == "token":
+            rows = offsets[:-1, None] + torch.arange(self.tokens, device=x.device)
+            return self.out(x[rows.flatten()].reshape(len(rows), self.tokens * x.shape[1]))
+        jet = torch.arange(offsets.shape[0], device=x.device)
+        rest = offsets - self.tokens * jet
+        particles = x[last_rows(offsets, rest, x.shape[0] - self.tokens * (len(offsets) - 1))]
+        sums = torch.segment_reduce(particles, "sum", offsets=rest, initial=0.0)
+        return self.out(sums / rest.diff().clamp(min=1)[:, None].to(sums.dtype))
 
 
 @register_head("generator")

@@ -116,6 +116,8 @@ class RunSettings:
     """minutes between checkpoints, if that is sooner"""
     keep_last: int = 2
     """checkpoints kept besides the best"""
+    keep_every: int | None = None
+    """keep also the checkpoints after each so many updates, and make them"""
     allow_mismatch: bool = False
     """continue a run although its settings or data differ"""
 
@@ -123,8 +125,10 @@ class RunSettings:
         for name in ("log_every", "save_every", "save_minutes", "keep_last"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+        for name in ("micro_batch", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         _check_threads(self.threads)
         if self.prefetch < 0:
             raise ValueError(f"prefetch must not be negative, got {self.prefetch}")
@@ -178,6 +182,15 @@ class FinetuneSettings(TrainSettings):
     """model size; by default that of the checkpoint, or micro from scratch"""
     lr_factor: float = 5.0
     """learning rate of the layers that are new, over that of the others"""
+    layer_decay: float = 1.0
+    """learning rate of each block, over that of the one above it; 1 for the same in all"""
+    freeze: Literal["body", "all-but-head"] | None = None
+    """keep what comes from the checkpoint: body, or all but each head's perceptron and last layer;
+    what is new is trained all the same"""
+    probe: Literal["linear"] | None = None
+    """linear: train one linear layer on the features of the body, which stays as it is"""
+    pool: Literal["token", "mean"] = "token"
+    """features of a probe: the global tokens side by side, or the mean over the particles"""
     num_classes: int = 2
     """outputs of the classifier (the published runs kept 10)"""
     label_drop: float = 0.0
@@ -188,6 +201,12 @@ class FinetuneSettings(TrainSettings):
         super().__post_init__()
         if not 0 < self.lr_factor < math.inf:
             raise ValueError(f"lr_factor must be a finite number above 0, got {self.lr_factor}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+        if self.probe is not None and self.freeze is not None:
+            raise ValueError("a probe freezes the body by itself: give --freeze or --probe")
+        if self.freeze is not None and self.source is None:
+            raise ValueError("freeze keeps what comes from a checkpoint: --from names one")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if not 0 <= self.label_drop < 1:

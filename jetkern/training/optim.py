@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -181,10 +181,9 @@ def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     weight_decay: float,
     *,
-    new: Collection[str] = (),
-    lr_factor: float = 1.0,
+    factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups with and without weight decay, at the base and at the raised learning rate.
+    """Groups with and without weight decay, one for each factor of the learning rate.
 
     Parameters whose name contains ``norm``, ``token`` or ``scale`` do not decay; biases and
     embeddings do, as in the reference implementation of arXiv 2606.14870.
@@ -192,32 +191,32 @@ def parameter_groups(
     Args:
         named_parameters: as from ``model.named_parameters()``.
         weight_decay: of the decaying groups.
-        new: names of parameters that did not come from a checkpoint.
-        lr_factor: learning rate of the new parameters over that of the others.
+        factors: learning rate of parameters over the common one, by name; 1 for the others.
 
     Returns:
         Groups for an optimiser, each with the entry ``lr_factor`` that ``set_lr`` reads.
 
     Raises:
-        ValueError: if a name in ``new`` is not a parameter.
+        ValueError: if a name in ``factors`` is not a parameter.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    missing = set(new)
+    factors = factors or {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    missing = set(factors)
     for name, parameter in named_parameters:
+        missing.discard(name)
         if not parameter.requires_grad:
             continue
-        missing.discard(name)
         decays = not any(word in name.lower() for word in NO_DECAY)
-        groups.setdefault((decays, name in new), []).append(parameter)
+        groups.setdefault((decays, factors.get(name, 1.0)), []).append(parameter)
     if missing:
         raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
     return [
         {
             "params": members,
             "weight_decay": weight_decay if decays else 0.0,
-            "lr_factor": lr_factor if is_new else 1.0,
+            "lr_factor": factor,
         }
-        for (decays, is_new), members in groups.items()
+        for (decays, factor), members in groups.items()
     ]
 
 

@@ -44,6 +44,7 @@ class Run:
     Args:
         path: the folder; made if it is not there.
         keep_last: checkpoints to keep besides the best one.
+        keep_every: keep also those after each so many updates.
         say: called with each message for the user.
 
     Raises:
@@ -51,12 +52,17 @@ class Run:
     """
 
     def __init__(
-        self, path: Path | str, *, keep_last: int = 2, say: Callable[[str], None] = print
+        self,
+        path: Path | str,
+        *,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         if keep_last < 1:
             raise RunError(f"keep_last must be at least 1, got {keep_last}")
         self.path = Path(path)
-        self.keep_last = keep_last
+        self.keep_last, self.keep_every = keep_last, keep_every
         self._say = say
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is not a folder")
@@ -165,7 +171,8 @@ class Run:
 
     def _drop_old_steps(self) -> None:
         for old in checkpoint_folders(self.path, "step")[: -self.keep_last]:
-            discard(old)
+            if not self.keep_every or step_of(old) % self.keep_every:
+                discard(old)
 
     def load_latest(self) -> dict[str, Any] | None:
         """The state of the newest checkpoint that is whole, or None if there is no checkpoint.

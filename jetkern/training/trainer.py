@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,7 @@ class Trainer:
         train: jets to train on.
         val: jets to validate on; None for no validation.
         identity: what else, besides the settings, the result depends on.
-        new: names of the model's parameters that did not come from a checkpoint; they learn at
-            ``lr_factor`` times the rate of the others.
+        lr_factors: learning rate of parameters over the common one, by name; 1 for the others.
         task: its name, for the checkpoints.
 
     Raises:
@@ -75,8 +74,7 @@ class Trainer:
         val: Shards | None = None,
         *,
         identity: Mapping[str, Any] | None = None,
-        new: Collection[str] = (),
-        lr_factor: float = 1.0,
+        lr_factors: Mapping[str, float] | None = None,
         task: str | None = None,
     ) -> None:
         self.settings, self.world = settings, world
@@ -90,7 +88,7 @@ class Trainer:
         def flat(objective: Objective) -> FlatParameters:
             named = objective.model.named_parameters()
             decay = self.optim.weight_decay
-            return FlatParameters(parameter_groups(named, decay, new=new, lr_factor=lr_factor))
+            return FlatParameters(parameter_groups(named, decay, factors=lr_factors))
 
         self.average, average = None, None
         if self.optim.ema_decay is not None:
@@ -237,7 +235,11 @@ class Trainer:
         error = None
         if self.world.is_main:
             try:
-                run = Run(self.settings.out, keep_last=self.run_settings.keep_last)
+                run = Run(
+                    self.settings.out,
+                    keep_last=self.run_settings.keep_last,
+                    keep_every=self.run_settings.keep_every,
+                )
                 stack.callback(run.close)
                 run.open(
                     as_dict(self.settings),
@@ -286,6 +288,7 @@ class Trainer:
                 or stopping
                 or self._finished()
                 or self.step % self.run_settings.save_every == 0
+                or self.step % (self.run_settings.keep_every or self.optim.steps) == 0
                 or minutes >= self.run_settings.save_minutes
             ):
                 self._save(run)
@@ -394,11 +397,13 @@ class Trainer:
 
     def _summary(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        of = "" if trained == parameters else f" ({trained:,} of them trained)"
         per_pass = self._per_pass()
         passes = -(-self.optim.batch_size // (per_pass * self.world.size))
         start = f"from step {self.step}" if self.step else "from the start"
         return (
-            f"{'+'.join(self.model.config.parts)}: {parameters:,} parameters, "
+            f"{'+'.join(self.model.config.parts)}: {parameters:,} parameters{of}, "
             f"{self.stream.num_jets:,} jets, {self.optim.steps:,} steps of {self.optim.batch_size} "
             f"jets, {self.world.size} x {self.world.device.type}"
             + (f", {passes} passes of {per_pass}" if passes > 1 else "")

@@ -175,6 +175,7 @@ def model_config(weights: Weights) -> PETConfig:
             "bool": lambda v: type(v) is bool,
             "float": lambda v: type(v) in (int, float) and 0 <= v <= 1,
             "tuple[float, ...] | None": lambda v: v is None or _is_numbers(v),
+            "str | None": lambda v: v is None or isinstance(v, str),
         }.get(str(fields[name].type), lambda v: _is_names(v))
         if not fits(value):
             raise RunError(f"{path}: model_config.{name} is {printable(repr(value)[:60])}")

@@ -30,7 +30,7 @@ def objective_of(text):
 
 def groups_of(objective):
     return parameter_groups(
-        objective.model.named_parameters(), 0.1, new={"body.norm.weight"}, lr_factor=3.0
+        objective.model.named_parameters(), 0.1, factors={"body.norm.weight": 3.0}
     )
 
 

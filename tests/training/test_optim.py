@@ -134,9 +134,8 @@ class Toy(nn.Module):
 
 def test_parameter_groups():
     model = Toy()
-    groups = parameter_groups(
-        model.named_parameters(), 0.3, new={"out.weight", "out.bias", "norm1.bias"}, lr_factor=5
-    )
+    factors = dict.fromkeys(("out.weight", "out.bias", "norm1.bias"), 5)
+    groups = parameter_groups(model.named_parameters(), 0.3, factors=factors)
     names = {id(p): n for n, p in model.named_parameters()}
     found = {names[id(p)]: (g["weight_decay"], g["lr_factor"]) for g in groups for p in g["params"]}
     assert found == {
@@ -152,7 +151,7 @@ def test_parameter_groups():
     set_lr(optimizer, 0.1)
     assert {g["lr"] for g in optimizer.param_groups} == {0.1, 0.5}
     with pytest.raises(ValueError, match=r"no such parameter: nose\.weight"):
-        parameter_groups(model.named_parameters(), 0.3, new={"nose.weight"})
+        parameter_groups(model.named_parameters(), 0.3, factors={"nose.weight": 2.0})
 
 
 @pytest.mark.parametrize(

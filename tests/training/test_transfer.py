@@ -1,0 +1,156 @@
+"""What is frozen stays, what is new learns, rates by depth, probes; and runs go on the same."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from jetkern.jets import Jets
+from jetkern.model.config import PETConfig
+from jetkern.model.heads import Probe
+from jetkern.model.pet import PET
+from jetkern.model.presets import model_preset
+from jetkern.recipes import finetune, pretrain
+from jetkern.training.checkpoints import RunError, facts_of, find_checkpoint
+from jetkern.training.config import finetune_defaults, parse, pretrain_defaults
+from jetkern.training.transfer import freeze, lr_factors
+from jetkern.training.weights import load_weights
+from tests.training.drivers import FINETUNE, PRETRAIN, flags
+
+
+def settings(defaults, *words, **changes):
+    base = PRETRAIN if defaults is pretrain_defaults else FINETUNE
+    return parse(defaults, [str(word) for word in (*flags(base, **changes), *words)])
+
+
+@pytest.fixture(scope="module")
+def pretrained(jetclass, tmp_path_factory):
+    """A generator: its classifier is new to those who take from it."""
+    out = tmp_path_factory.mktemp("pretrained")
+    more = {"objective": "classifier+generator", "data": jetclass, "out": out, "steps": 4}
+    pretrain(settings(pretrain_defaults, **more))
+    return out
+
+
+def moved(before, after):
+    """Parts, by their first two words, of which some parameter is another."""
+    shared = before.keys() & after.keys()
+    return {
+        ".".join(name.split(".")[:2])
+        for name in shared
+        if before[name].shape != after[name].shape or not before[name].equal(after[name])
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--freeze", "body"), {"classifier.blocks", "classifier.fc", "classifier.out"}),
+        (("--freeze", "all-but-head"), {"classifier.fc", "classifier.out"}),
+        (("--probe", "linear"), {"classifier.out"}),
+        (("--probe", "linear", "--pool", "mean", "--ema-decay", "0.5"), {"classifier.out"}),
+    ],
+)
+def test_only_what_is_not_frozen_moves(pretrained, toptag, tmp_path, words, expected):
+    before = load_weights(pretrained)
+    more = settings(finetune_defaults, "--from", pretrained, *words, data=toptag, out=tmp_path)
+    finetune("top", more)
+    after = load_weights(tmp_path)
+    assert moved(before.state, after.state) == expected
+    assert after.config["probe"] == (None if "--freeze" in words else more.pool)
+    facts = facts_of(find_checkpoint(tmp_path))
+    assert facts["identity"]["freeze"] == (more.freeze or "body")
+    with pytest.raises(RunError, match="freeze"):  # the same folder, but all of it trained
+        finetune("top", replace(more, freeze=None, probe=None))
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(pretrained, toptag, tmp_path, monkeypatch):
+    words = ("--from", pretrained, "--freeze", "body", "--layer-decay", "0.7")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finetune("top", settings(finetune_defaults, *words, data=toptag, out=whole))
+    from jetkern.training import step
+
+    done = step.Step.__call__
+
+    def stopping(self, jets, number):
+        done(self, jets, number)
+        if number == 10:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(step.Step, "__call__", stopping)
+    more = settings(finetune_defaults, *words, data=toptag, out=parts)
+    assert finetune("top", more)["step"] == 11
+    monkeypatch.setattr(step.Step, "__call__", done)
+    finetune("top", more)
+    one, other = load_weights(whole), load_weights(parts)
+    assert one.step == other.step
+    assert all(one.state[name].equal(other.state[name]) for name in one.state)
+
+
+def test_what_cannot_be_frozen_is_said(pretrained, toptag, tmp_path):
+    with pytest.raises(SystemExit):
+        settings(finetune_defaults, "--freeze", "body", data=toptag, out=tmp_path)
+    more = ("--freeze", "body", "--probe", "linear", "--from", pretrained)
+    with pytest.raises(SystemExit):
+        settings(finetune_defaults, *more, data=toptag, out=tmp_path)
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match="nothing to train"):
+        freeze(model, "body", {"body.weight", "body.bias"})
+    with pytest.raises(ValueError, match="nothing came"):
+        freeze(model, "body", set())
+
+
+def test_new_parameters_are_never_frozen():
+    model = PET(model_preset("micro", ["classifier"]))
+    names = {name for name, _ in model.named_parameters()}
+    loaded = {name for name in names if not name.startswith("classifier")}
+    assert freeze(model, "all-but-head", loaded) == loaded
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == names - loaded
+
+
+def test_rates_by_depth():
+    names = ["body.tokens", "body.local.mlp.fc1.weight", "body.blocks.0.norm1.alpha"]
+    names += ["body.blocks.2.mlp.fc1.weight", "body.norm.weight", "classifier.fc.fc1.bias"]
+    found = lr_factors(
+        [*names, "classifier.out.bias"],
+        layers=3,
+        decay=0.5,
+        new={"classifier.out.bias"},
+        new_factor=5.0,
+    )
+    assert list(found.values()) == [1 / 8, 1 / 8, 1 / 4, 1, 1, 1, 5]
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_a_probe_is_linear_in_the_rows_of_each_jet(pool):
+    config = PETConfig(dim=8, layers=1, heads=2, neighbours=2, num_classes=3, probe=pool)
+    probe = Probe(config).double()
+    counts = torch.tensor([3, 0, 1, 70_000 // 1000])
+    rows = counts + config.global_tokens
+    offsets = torch.nn.functional.pad(rows.cumsum(0), (1, 0))
+    x = torch.randn(int(rows.sum()), 8, dtype=torch.float64, requires_grad=True)
+    found = probe(x, offsets)
+    for jet in range(len(counts)):
+        own = x[offsets[jet] : offsets[jet + 1]]
+        tokens, rest = own[: config.global_tokens], own[config.global_tokens :]
+        mean = rest.mean(0) if len(rest) else torch.zeros(8, dtype=torch.float64)
+        features = tokens.flatten() if pool == "token" else mean
+        torch.testing.assert_close(found[jet], probe.out(features))
+    weights = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), x)
+    assert gradient[offsets[1] : offsets[2]].any() == (pool == "token")  # no particles there
+    none = Jets.from_padded(torch.zeros(0, 5, 4), torch.zeros(0, 5, dtype=torch.bool))
+    model = PET(replace(config, use_pid=False, use_tracks=False))
+    assert model.classify(none).shape == (0, 3)
+
+
+def test_an_unknown_probe_is_refused():
+    with pytest.raises(ValueError, match="did you mean token"):
+        model_preset("micro", ["classifier"], probe="tokens")
+
+
+def test_checkpoints_of_the_trajectory_stay(jetclass, tmp_path):
+    pretrain(settings(pretrain_defaults, "--keep-every", "8", data=jetclass, out=tmp_path))
+    found = {p.name for p in (tmp_path / "checkpoints").glob("step-*")}
+    assert found == {"step-00000008", "step-00000016", "step-00000018", "step-00000024"}
