@@ -7,8 +7,8 @@ size (8 layers and 2 class layers of width 128, pairs through 64-64-64-8), with 
 float32 without dropout. weaver gets its jets trimmed to the longest and padded to 128. Before the
 clock starts the outputs are compared. "inference" is a forward pass, "train" forward and backward
 with batch norms in training, "frozen norms" with their running statistics, as in fine-tuning; "pair
-embedding" is that part alone, in inference. The contenders take turns; times are medians, behind each
-(slowest - fastest) / median. On one thread CPU seconds count.
+embedding" is that part alone, in inference. The contenders take turns; times are medians, behind
+each (slowest - fastest) / median. On one thread CPU seconds count.
 
 weaver is taken from DIR: pip install --no-deps --target DIR weaver-core==0.5.3
 """
@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def contenders(version: float, jets: Jets) -> dict[str, dict[str, Callable[[], A
     for name, length in (("weaver, trimmed", None), (f"weaver, padded to {LENGTH}", LENGTH)):
         arguments = padded(jets, x, v, length)
         _, momenta, mask = arguments
-        made[name] = runs(weaver, arguments, lambda v=momenta, m=mask: weaver.pair_embed(v, mask=m))
+        embed = partial(weaver.pair_embed, momenta, mask=mask)
+        made[name] = runs(weaver, arguments, embed)
     outputs = [run["inference"]() for run in made.values()]
     for other in outputs[1:]:
         error = (other - outputs[0]).abs().max() / outputs[0].abs().max()

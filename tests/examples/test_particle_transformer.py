@@ -1,7 +1,7 @@
 """weaver's outputs and gradients, given by examples/particle_transformer.py with weaver's weights.
 
-particle_transformer.npz holds those of weaver-core 0.5.3 in float64, for small random models of each
-version (weights are float16 numbers) on jets of 5, 1, 9 and 2 particles around phi = 3.
+particle_transformer.npz holds those of weaver-core 0.5.3 in float64, for small random models of
+each version (weights are float16 numbers) on jets of 5, 1, 9 and 2 particles around phi = 3.
 """
 
 import json

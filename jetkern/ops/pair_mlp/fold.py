@@ -14,9 +14,9 @@ def fold_batch_norms(modules: Iterable[nn.Module]) -> list[LinearParameters]:
 
     A norm s x + t before a layer W x + b gives W diag(s) and b + W t, one behind it diag(s) W and
     s b + t, with s = weight / sqrt(running_var + eps) and t = bias - s running_mean. Gradients
-    reach the weights of layers and norms. In training, where a norm takes the statistics of the batch,
-    call the modules themselves on the (S, F) features of the batch and spread the result with
-    ``unordered_entry``: README.md of this op.
+    reach the weights of layers and norms. In training, where a norm takes the statistics of the
+    batch, call the modules themselves on the (S, F) features of the batch and spread the result
+    with ``unordered_entry``: README.md of this op.
 
     Args:
         modules: such as an ``nn.Sequential`` of ``BatchNorm1d``, ``Linear`` or ``Conv1d`` with
