@@ -4,7 +4,8 @@ jetkern generate runs/jetnet --conditions shards/jetnet/test --out generated
 
 Types, conditions and multiplicities are those of the jets of a folder of shards. "fitted" is a
 scheme made for this model and kept beside its checkpoints; the first run with a number of
-evaluations makes it. torchrun runs it on several processes. The same command again continues one
+evaluations makes it. A distilled model (finetune distill) takes 1, 2 or 4 evaluations of its own
+solver, flow-map. torchrun runs it on several processes. The same command again continues one
 that was stopped or killed, to the same bytes.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive, seed
 from jetkern.evaluation.generate import GenerateSettings, generate
-from jetkern.sampling import SOLVERS
+from jetkern.sampling import FLOW_MAP, SOLVERS
 from jetkern.training.distributed import join_world
 
 
@@ -25,8 +26,10 @@ def parser() -> Parser:
     add("--conditions", type=Path, required=True, metavar="SHARDS", help="jets to imitate")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the jets go")
     add("--num-jets", type=positive, metavar="N", help="the first N of them; all by default")
-    add("--solver", choices=("fitted", *SOLVERS), default="fitted", help="how to integrate")
-    add("--evaluations", type=positive, default=12, metavar="N", help="of the network for a jet")
+    solvers = ("fitted", *SOLVERS, FLOW_MAP)
+    add("--solver", choices=solvers, help="how to integrate (default: fitted, or flow-map)")
+    network = "of the network for a jet (default: 12, or the most that a distilled model knows)"
+    add("--evaluations", type=positive, metavar="N", help=network)
     add("--guidance", type=float, default=1.0, metavar="W", help="classifier-free; 1 for none")
     add("--seed", type=seed, default=0, metavar="N", help="of the noise")
     add("--batch-size", type=positive, default=256, metavar="N", help="jets per pass")

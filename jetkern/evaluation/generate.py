@@ -36,8 +36,10 @@ from jetkern.io import (
 from jetkern.jets import Jets
 from jetkern.machine import environment
 from jetkern.metrics.substructure import jet_eta, mass_and_pt
+from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.sampling import (
+    FLOW_MAP,
     PETVelocity,
     SamplingError,
     Scheme,
@@ -53,6 +55,7 @@ from jetkern.training.distributed import World
 from jetkern.training.weights import Weights, load_matching, load_weights, model_config
 
 PART = 2000  # jets of a part, and of a shard
+EVALUATIONS = 12  # of the fitted scheme
 FITTED_ON = 200  # jets of the reference that a scheme is fitted to
 SAMPLER = "sampler.json"
 RECORD = "generated.json"
@@ -60,14 +63,17 @@ RECORD = "generated.json"
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """What to generate, from what; the result is a function of these but for ``device``."""
+    """What to generate, from what; the result is a function of these but for ``device``.
+
+    None as solver and evaluations stands for what ``default_scheme`` says.
+    """
 
     source: Path
     conditions: Path
     out: Path
     num_jets: int | None = None
-    solver: str = "fitted"
-    evaluations: int = 12
+    solver: str | None = None
+    evaluations: int | None = None
     guidance: float = 1.0
     seed: int = 0
     batch_size: int = 256
@@ -105,6 +111,8 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
     conditions = Shards(settings.conditions)
     wanted = first_jets(conditions, settings.num_jets)
     field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
+    if settings.guidance != 1 and model.config.few_steps:
+        raise SamplingError(f"{weights.path}: a distilled model takes no guidance")
     scheme = _scheme(settings, field, weights, wanted, world)
     identity = {
         "weights": weights.sha256,
@@ -169,12 +177,36 @@ def first_jets(shards: Shards, num_jets: int | None = None) -> Jets:
     return everything.replace(index=torch.arange(len(everything)))
 
 
+def default_scheme(
+    config: PETConfig, solver: str | None = None, evaluations: int | None = None
+) -> tuple[str, int]:
+    """The solver and number of evaluations for a model, where they are not given.
+
+    Of a distilled model its own; of another 12 evaluations of the fitted scheme.
+
+    Raises:
+        SamplingError: for a distilled model and others than those it was made for.
+    """
+    if not config.few_steps:
+        return solver or "fitted", evaluations or EVALUATIONS
+    solver, evaluations = solver or FLOW_MAP, evaluations or max(config.few_steps)
+    if solver != FLOW_MAP or evaluations not in config.few_steps:
+        known = ", ".join(map(str, config.few_steps))
+        raise SamplingError(
+            f"{solver} with {evaluations} evaluations: this model was distilled for {FLOW_MAP} "
+            f"with {known}"
+        )
+    return solver, evaluations
+
+
 def _scheme(
     settings: GenerateSettings, velocity: Velocity, weights: Weights, wanted: Jets, world: World
 ) -> Scheme:
     """The solver that was asked for; a fitted one is kept beside the checkpoint."""
-    if settings.solver != "fitted":
-        return with_evaluations(settings.solver, settings.evaluations)
+    config = model_config(weights)
+    solver, evaluations = default_scheme(config, settings.solver, settings.evaluations)
+    if solver != "fitted":
+        return with_evaluations(solver, evaluations)
     scheme: Scheme | None = None
     if world.is_main:
         path = weights.path.parent.parent / SAMPLER
@@ -182,7 +214,7 @@ def _scheme(
         if path.exists():
             stored = json.loads(path.read_text())
             known = stored["schemes"] if stored.get("weights") == weights.sha256 else {}
-        name = str(settings.evaluations)
+        name = str(evaluations)
         if settings.guidance != 1:
             name += f", guidance {settings.guidance}"
         if name not in known:
@@ -191,7 +223,7 @@ def _scheme(
             start = noise_jets(
                 some.counts, seed=~settings.seed, label=some.label, condition=some.condition
             ).to(world.device)
-            fitted = fit(velocity, trajectory(velocity, start), settings.evaluations)
+            fitted = fit(velocity, trajectory(velocity, start), evaluations)
             known[name] = fitted.as_json()
             content = {"weights": weights.sha256, "schemes": known}
             write_atomically(path, json.dumps(content, indent=1).encode())

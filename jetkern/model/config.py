@@ -82,6 +82,9 @@ class PETConfig:
     probe: str | None = None
     """the classifier is one linear layer on what the body says: "token" for its global tokens side
     by side, "mean" for the mean of its other rows; None for the whole head"""
+    few_steps: tuple[int, ...] = ()
+    """numbers of steps that a distilled generator takes: it predicts the mean velocity between two
+    times; () for one that predicts the velocity at one"""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -110,5 +113,8 @@ class PETConfig:
             )
         if self.probe is not None and self.probe not in PROBES:
             raise unknown("probe", self.probe, PROBES)
+        object.__setattr__(self, "few_steps", tuple(map(int, self.few_steps)))
+        if any(steps < 1 for steps in self.few_steps):
+            raise ValueError(f"few_steps {self.few_steps} must be at least 1")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")

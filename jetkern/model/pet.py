@@ -40,6 +40,8 @@ class Body(Layer):
         timed = "generator" in config.parts
         self.time_fourier = TimeFourier(dim) if timed else None
         self.time_embed = MLP(dim, hidden, dim, bias=False) if timed else None
+        stepping = timed and bool(config.few_steps)
+        self.step_embed = MLP(dim, hidden, dim, bias=False) if stepping else None
         self.blocks = nn.ModuleList(
             AttentionBlock(dim, heads, config.expansion) for _ in range(config.layers)
         )
@@ -81,8 +83,9 @@ class Body(Layer):
 
         Args:
             jets: the batch.
-            time: (M,) flow-matching time of the first M jets. The others are clean and have no
-                time token (the reference code masks it out at t = 0).
+            time: (M,) flow-matching time of the first M jets, or (M, 2) with the end of a step.
+                The others are clean and have no time token (the reference code masks it out at
+                t = 0).
             keep_pid, keep_tracks: (B,) float, 0 where the feature dropout drops a jet's embedding.
 
         Returns:
@@ -94,10 +97,21 @@ class Body(Layer):
         return self.mix(x, offsets, jets), offsets
 
     def embed_time(self, time: Tensor) -> Tensor:
-        """(M,) times to their (M, D) tokens."""
+        """(M,) times, or (M, 2) begins and ends of steps, to their (M, D) tokens.
+
+        A step of no length adds nothing: ``time_fourier`` of 0 is 0, and the perceptrons have no
+        bias.
+        """
         if self.time_embed is None or self.time_fourier is None:
             raise ValueError("time given to a model without a generator")
-        return self.time_embed(self.time_fourier(time).to(self.tokens.dtype))
+        begin = time if time.dim() == 1 else time[:, 0]
+        token = self.time_embed(self.time_fourier(begin).to(self.tokens.dtype))
+        if time.dim() == 1:
+            return token
+        if self.step_embed is None:
+            raise ValueError("the end of a step given to a model that was not distilled")
+        step = self.time_fourier(begin - time[:, 1])
+        return token + self.step_embed(step.to(self.tokens.dtype))
 
     def token_rows(self, jets: Jets, time: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Rows and offsets of what stands before a jet's particles.
@@ -156,6 +170,8 @@ class PET(nn.Module):
             setattr(self, part, HEADS[part](config))
         initialise(self)
         nn.init.trunc_normal_(self.body.tokens, std=0.02, a=-2, b=2)
+        if self.body.step_embed is not None:  # to begin with, the velocity where the step begins
+            nn.init.zeros_(self.body.step_embed.fc2.weight)
         for part in config.parts:
             own = getattr(getattr(self, part), "initialise", None)
             if own is not None:
@@ -203,10 +219,11 @@ class PET(nn.Module):
 
         Args:
             jets: particles at ``time`` on the path, with ``label`` if there are several types.
-            time: (B,), 1 for noise, 0 for data.
+            time: (B,), 1 for noise, 0 for data; (B, 2) for the mean velocity of steps from the
+                first time to the second, of a distilled model.
 
         Raises:
-            ValueError: if the model has no generator.
+            ValueError: if the model has no generator, or was not distilled.
         """
         if self.generator is None:
             raise ValueError("this model has no generator")

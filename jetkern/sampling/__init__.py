@@ -23,6 +23,7 @@ from jetkern.sampling.sampler import (
     sample,
 )
 from jetkern.sampling.solvers import (
+    FLOW_MAP,
     SOLVERS,
     Scheme,
     integrate,
@@ -32,6 +33,7 @@ from jetkern.sampling.solvers import (
 )
 
 __all__ = [
+    "FLOW_MAP",
     "SOLVERS",
     "PETVelocity",
     "SamplingError",

@@ -8,6 +8,7 @@ from torch import Tensor
 from jetkern.jets import Jets, join_segments, last_rows, segment_index
 from jetkern.model.pet import PET
 from jetkern.sampling.sampler import SamplingError, Steps
+from jetkern.sampling.solvers import FLOW_MAP
 
 
 class PETVelocity:
@@ -32,12 +33,12 @@ class PETVelocity:
         self.model = model
 
     def __call__(self, jets: Jets, time: Tensor) -> Tensor:
-        self._check(jets)
+        self._check(jets, time)
         return self.model.velocity(jets, time)
 
     def prepare(self, jets: Jets, times: Tensor) -> Steps:
         """Rows of tokens and types, their places and the time table; as ``Velocity`` says."""
-        self._check(jets)
+        self._check(jets, times)
         body, generator = self.model.body, self.model.generator
         assert generator is not None
         table = body.embed_time(times)
@@ -62,8 +63,12 @@ class PETVelocity:
 
         return velocity
 
-    def _check(self, jets: Jets) -> None:
+    def _check(self, jets: Jets, times: Tensor) -> None:
         config = self.model.config
+        if (times.dim() == 2) != bool(config.few_steps):
+            raise SamplingError(
+                f"{FLOW_MAP} and distilled models (finetune distill) go with each other only"
+            )
         if config.condition_dim and (
             jets.condition is None or jets.condition.shape[1] != config.condition_dim
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +30,13 @@ class Velocity(Protocol):
     A field may also have a method ``prepare(jets, times)``, which does once what is the same at
     every evaluation and returns a function of the (T, 4) particles and the number of the
     evaluation, at ``times[k]``. ``jets`` are those to be made, their particles the noise.
+
+    A field of mean velocities, for schemes with ``ends``, gets (B, 2) times: where a step begins
+    and where it ends.
     """
 
     def __call__(self, jets: Jets, time: Tensor, /) -> Tensor:
-        """(T, 4) velocity of ``jets`` at ``time`` (B,)."""
+        """(T, 4) velocity of ``jets`` at ``time`` (B,), or between the times (B, 2)."""
 
 
 def noise_jets(
@@ -143,7 +147,8 @@ def _integrate(velocity: Velocity, jets: Jets, scheme: Scheme) -> Jets:
 
 def steps_of(velocity: Velocity, jets: Jets, scheme: Scheme) -> Steps:
     """The velocity of the jets' particles at evaluation k of the scheme."""
-    times = torch.tensor(scheme.times, dtype=jets.particles.dtype, device=jets.offsets.device)
+    rows = scheme.times if scheme.ends is None else np.stack([scheme.times, scheme.ends], axis=1)
+    times = torch.tensor(rows, dtype=jets.particles.dtype, device=jets.offsets.device)
     return _prepared(velocity, jets, times)
 
 
@@ -191,7 +196,8 @@ def _prepared(velocity: Velocity, jets: Jets, times: Tensor) -> Steps:
     prepare = getattr(velocity, "prepare", None)
     if prepare is not None:
         return prepare(jets, times)
-    return lambda x, k: velocity(jets.replace(particles=x), times[k].expand(len(jets)))
+    size = (len(jets), *times.shape[1:])
+    return lambda x, k: velocity(jets.replace(particles=x), times[k].expand(size))
 
 
 def _batches(jets: Jets, size: int) -> Iterator[Jets]:

@@ -27,6 +27,7 @@ TABLEAUS: dict[str, tuple[tuple[float, ...], ...]] = {
     "rk4": ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
 }
 SOLVERS = (*TABLEAUS, "ab2")
+FLOW_MAP = "flow-map"  # of a field that knows the mean velocity of a whole step
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,14 @@ class Scheme:
             position is start + sum over j <= k of ``weights[k, j]`` times velocity j; there the
             next evaluation takes place, and the last position is the result.
         name: for tables and records.
+        ends: (S,) of the steps that begin at ``times``, for a field of mean velocities; it is asked
+            with both. None for a field of velocities at one time.
     """
 
     times: Floats
     weights: Floats
     name: str = "custom"
+    ends: Floats | None = None
 
     def __post_init__(self) -> None:
         times = np.asarray(self.times, np.float64)
@@ -61,6 +65,11 @@ class Scheme:
             raise ValueError(f"scheme {self.name} uses velocities before they are known")
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "weights", weights)
+        if self.ends is not None:
+            ends = np.asarray(self.ends, np.float64)
+            if ends.shape != times.shape or not np.isfinite(ends).all():
+                raise ValueError(f"scheme {self.name} needs {steps} finite ends of its steps")
+            object.__setattr__(self, "ends", ends)
 
     @property
     def evaluations(self) -> int:
@@ -69,7 +78,8 @@ class Scheme:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values that ``from_json`` reads back to the last bit."""
-        return {"name": self.name, "times": self.times.tolist(), "weights": self.weights.tolist()}
+        record = {"name": self.name, "times": self.times.tolist(), "weights": self.weights.tolist()}
+        return record if self.ends is None else {**record, "ends": self.ends.tolist()}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Scheme:
@@ -79,7 +89,9 @@ class Scheme:
             ValueError: if it is none.
         """
         try:
-            return cls(np.array(record["times"]), np.array(record["weights"]), str(record["name"]))
+            ends = None if record.get("ends") is None else np.array(record["ends"])
+            times, weights = np.array(record["times"]), np.array(record["weights"])
+            return cls(times, weights, str(record["name"]), ends)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a sampling scheme: {error!r}") from error
 
@@ -89,7 +101,8 @@ def scheme(solver: str, grid: Sequence[float] | Floats) -> Scheme:
 
     Args:
         solver: "euler", "midpoint", "heun" and "rk4" (the 3/8 rule) take 1, 2, 2 and 4 evaluations
-            a step, "ab2" (two-step Adams-Bashforth, whose first step is Euler's) one.
+            a step, "ab2" (two-step Adams-Bashforth, whose first step is Euler's) one; "flow-map"
+            takes one of a field that knows the mean velocity of a step.
         grid: (n + 1,) times, strictly in- or decreasing, the start first.
 
     Raises:
@@ -100,7 +113,11 @@ def scheme(solver: str, grid: Sequence[float] | Floats) -> Scheme:
         return _runge_kutta(solver, nodes)
     if solver == "ab2":
         return _adams_bashforth(nodes)
-    raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
+    if solver == FLOW_MAP:
+        euler = _runge_kutta("euler", nodes)
+        return Scheme(euler.times, euler.weights, solver, nodes[1:])
+    names = ", ".join((*SOLVERS, FLOW_MAP))
+    raise ValueError(f"unknown solver {solver!r}: choose one of {names}")
 
 
 def check_grid(grid: Sequence[float] | Floats) -> Floats:

@@ -5,6 +5,7 @@ A task of yours is a subclass of ``Task`` with the decorator ``register``: ``exa
 
 from jetkern.tasks.task import TASKS, Task, find_task, register  # isort: skip
 from jetkern.tasks.classification import Classify, TopTagging
+from jetkern.tasks.distill import Distill
 from jetkern.tasks.jetnet import JetNet
 
-__all__ = ["TASKS", "Classify", "JetNet", "Task", "TopTagging", "find_task", "register"]
+__all__ = ["TASKS", "Classify", "Distill", "JetNet", "Task", "TopTagging", "find_task", "register"]

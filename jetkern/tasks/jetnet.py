@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from jetkern.data import Shards
-from jetkern.evaluation.generate import first_jets, load_generator
+from jetkern.evaluation.generate import default_scheme, first_jets, load_generator
 from jetkern.evaluation.generation import (
     GenerationReport,
     generation_figure,
@@ -24,7 +24,6 @@ from jetkern.sampling import PETVelocity, noise_jets, sample, with_evaluations
 from jetkern.tasks.task import Task, register
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
 
-EVALUATIONS = 12  # of two-step Adams-Bashforth, with which a run is judged
 SCALES = {"jet_pt": 1000.0, "jet_mass": 100.0}  # GeV; multiplicity comes as n / 100
 
 
@@ -33,7 +32,7 @@ class JetNet(Task):
     """Conditional generation as in arXiv 2606.14870: kinematics only, the type after the body."""
 
     name = "jetnet"
-    reset = ("generator.type_embed", "generator.out", "body.condition_embed")
+    reset: tuple[str, ...] = ("generator.type_embed", "generator.out", "body.condition_embed")
 
     def defaults(
         self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
@@ -90,10 +89,11 @@ class JetNet(Task):
         start = noise_jets(
             real.counts, seed=settings.seed, label=real.label, condition=real.condition
         )
+        few = bool(model.config.few_steps)
         made = sample(
             PETVelocity(model.to(device)),
             start.to(device),
-            with_evaluations("ab2", EVALUATIONS),
+            with_evaluations(*default_scheme(model.config, None if few else "ab2")),
             batch_size=settings.batch_size,
             progress=True,
         )

@@ -20,9 +20,10 @@ from tests.factories import JETNET, write_jetnet_shards
 COUNTS = [1, 150, 2, 30, 7, 3, 12, 5, 9, 4]
 
 
-def checkpoint(folder, parts=("generator",)):
+def checkpoint(folder, parts=("generator",), **more):
     torch.manual_seed(0)
-    model = PET(model_preset("micro", parts, num_classes=5, use_pid=False, use_tracks=False))
+    options = {"num_classes": 5, "use_pid": False, "use_tracks": False, **more}
+    model = PET(model_preset("micro", parts, **options))
     state = {
         "step": 1,
         "model_config": {

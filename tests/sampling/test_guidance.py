@@ -108,18 +108,8 @@ def test_from_training_to_guided_jets(tmp_path):
     for number, split in enumerate(("train", "val")):
         write_jetnet_shards(tmp_path / split, COUNTS, seed=number)
     run, out = tmp_path / "run", tmp_path / "out"
-    flags = [
-        "--steps",
-        "2",
-        "--batch-size",
-        "10",
-        "--warmup-steps",
-        "0",
-        "--val-every",
-        "2",
-        "--label-drop",
-        "0.2",
-    ]
+    short = {"steps": 2, "batch-size": 10, "warmup-steps": 0, "val-every": 2, "label-drop": 0.2}
+    flags = [word for name, value in short.items() for word in (f"--{name}", str(value))]
     assert finetune(["jetnet", "--data", str(tmp_path), "--out", str(run), *flags]) == 0
     model, _ = load_generator(run)
     assert model.config.label_drop == 0.2
