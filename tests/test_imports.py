@@ -28,7 +28,6 @@ FLOORS = (
 )
 FLOOR = {part: height for height, floor in enumerate(FLOORS) for part in floor}
 ONLY_IN = {
-    "tyro": ("jetkern.cli", "jetkern.training.config"),
     "pythia8": ("jetkern.simulate",),
     "fastjet": ("jetkern.simulate", "jetkern.metrics.substructure"),
 }

@@ -5,9 +5,7 @@ python train/demo.py                    everything below demo/; the same command
 Every stage is one of the commands that a user would type; each is printed before it runs.
 """
 
-import argparse
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -15,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from jetkern.cli.parser import threads
+from jetkern.cli.parser import Parser, positive, processes, threads
 from jetkern.io import user_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,15 +22,14 @@ RATE = {"pretrained": 3e-4, "scratch": 1e-3}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=user_path, default=Path("demo"), help="folder (default demo)")
-    parser.add_argument("--jobs", type=threads, default=os.cpu_count(), help="processes")
-    parser.add_argument("--jetclass", type=int, default=20_000, help="jets to pre-train with")
-    parser.add_argument("--toptag", type=int, default=40_000, help="jets to tag tops in")
-    parser.add_argument("--steps", type=int, default=1200, help="updates of the pre-training")
-    parser.add_argument("--tuning", type=int, default=400, help="updates of each fine-tuning")
+    parser = Parser("demo", __doc__)
+    parser.prog, add = "demo.py", parser.add_argument
+    add("--out", type=user_path, default=Path("demo"), metavar="DIR", help="folder")
+    add("--jobs", type=threads, default=processes(), metavar="N", help="processes; default: cores")
+    add("--jetclass", type=positive, default=20_000, metavar="N", help="jets to pre-train with")
+    add("--toptag", type=positive, default=40_000, metavar="N", help="jets to tag tops in")
+    add("--steps", type=positive, default=1200, metavar="N", help="updates of the pre-training")
+    add("--tuning", type=positive, default=400, metavar="N", help="updates of each fine-tuning")
     options = parser.parse_args()
     folder = options.out.resolve()
     out, jobs = shlex.quote(str(folder)), f"--jobs {options.jobs}"

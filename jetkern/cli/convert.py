@@ -18,7 +18,7 @@ import argparse
 import re
 
 from jetkern.cli import command
-from jetkern.cli.parser import Parser, positive, seed, threads
+from jetkern.cli.parser import Parser, positive, processes, seed, threads
 from jetkern.convert import readers
 from jetkern.convert.workers import start_server
 from jetkern.io import user_path
@@ -65,7 +65,9 @@ def parser() -> Parser:
         choices=["auto", *readers.MODULES, *readers.SHIPPED],
         help="format of the sources (default: judged by their content)",
     )
-    p.add_argument("--jobs", type=threads, default=1, metavar="N", help="processes (default 1)")
+    p.add_argument(
+        "--jobs", type=threads, default=processes(), metavar="N", help="processes; default: cores"
+    )
     p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the shuffle (default 0)")
     p.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     p.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -6,14 +6,14 @@ jetkern evaluate runs/scratch runs/finetuned --data shards/toptag --out results/
 import os
 
 from jetkern.cli import command
+from jetkern.cli.settings import parse
 from jetkern.recipes import evaluate
-from jetkern.training.config import evaluate_defaults, parse
+from jetkern.training.config import evaluate_defaults
 
 
 @command
 def main(arguments: list[str]) -> None:
     """Runs the command line."""
-    prog = "jetkern evaluate"
-    settings = parse(evaluate_defaults, arguments, description=__doc__, prog=prog)
+    settings = parse(evaluate_defaults, arguments, name="evaluate", description=__doc__)
     if not int(os.environ.get("RANK", "0")):  # below torchrun, one process does it
         evaluate(settings)

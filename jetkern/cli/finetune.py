@@ -10,9 +10,10 @@ same command again continues a run that was stopped or killed.
 """
 
 from jetkern.cli import command
+from jetkern.cli.settings import load_named_plugins, parse
 from jetkern.recipes import finetune
 from jetkern.tasks import find_task
-from jetkern.training.config import SettingsError, load_named_plugins, parse
+from jetkern.training.config import SettingsError
 
 
 @command
@@ -28,5 +29,4 @@ def main(arguments: list[str]) -> None:
         task = find_task(name)
     except ValueError as error:
         raise SettingsError(f"{error}: say jetkern finetune top ...") from None
-    prog = f"jetkern finetune {name}"
-    finetune(task, parse(task.defaults, flags, description=__doc__, prog=prog))
+    finetune(task, parse(task.defaults, flags, name=f"finetune {name}", description=__doc__))

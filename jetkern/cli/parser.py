@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -31,11 +32,16 @@ class Parser(argparse.ArgumentParser):
         self.renamed = renamed
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self.spelled(words), namespace)
+
+    def spelled(self, args: Sequence[str]) -> list[str]:
+        """The words with today's spelling of the flags."""
         words = []
-        for word in args or ():
+        for word in args:
             flag, equals, value = word.partition("=")
             words.append(f"{self.renamed.get(flag, flag)}{equals}{value}")
-        return super().parse_known_args(words, namespace)
+        return words
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]

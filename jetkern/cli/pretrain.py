@@ -8,11 +8,12 @@ The same command again continues a run that was stopped or killed.
 """
 
 from jetkern.cli import command
+from jetkern.cli.settings import parse
 from jetkern.recipes import pretrain
-from jetkern.training.config import parse, pretrain_defaults
+from jetkern.training.config import pretrain_defaults
 
 
 @command
 def main(arguments: list[str]) -> None:
     """Runs the command line."""
-    pretrain(parse(pretrain_defaults, arguments, description=__doc__, prog="jetkern pretrain"))
+    pretrain(parse(pretrain_defaults, arguments, name="pretrain", description=__doc__))

@@ -1,33 +1,23 @@
-"""Typed settings of the drivers: presets, then a file, then flags.
+"""Typed settings of the recipes and the presets of the study.
 
-The field docstrings are the text of ``--help``. A settings file is TOML or JSON with the names of
-the flags as keys, in tables or not; the ``config.json`` of a run is such a file too.
+The docstrings of the fields are the text of ``--help``; ``jetkern.cli.settings`` reads flags and
+files.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
-import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from jetkern.data.order import MAX_SEED
-from jetkern.io import printable, read_json, read_toml, user_path
 from jetkern.machine import MAX_THREADS
 from jetkern.model.presets import SIZES
 from jetkern.objectives import parse_objective
-from jetkern.training.plugins import load_plugins
 
-if TYPE_CHECKING:
-    import tyro  # only ``parse`` needs it
-
-S = TypeVar("S")
 UNSET = Path()  # where nobody has said which
 
 
@@ -176,7 +166,7 @@ class PretrainSettings(TrainSettings):
 class FinetuneSettings(TrainSettings):
     """Fine-tuning of a pre-trained model, or training from scratch to compare with."""
 
-    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    source: Path | None = field(default=None, metadata={"flag": "from"})
     """run or checkpoint of a pre-training; None trains from scratch"""
     preset: Literal["micro", "small", "medium", "large"] | None = None
     """model size; by default that of the checkpoint, or micro from scratch"""
@@ -217,7 +207,7 @@ class FinetuneSettings(TrainSettings):
 class EvaluateSettings:
     """Evaluation of classifiers on labelled jets."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tuple[Path, ...] = field(metadata={"positional": True})
     """runs or checkpoints; of a run, the best checkpoint"""
     data: Path
     """folder with the shard folders of the splits"""
@@ -361,72 +351,6 @@ def size_of(model_config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def parse(
-    defaults: Callable[..., S],
-    argv: Sequence[str] | None = None,
-    *,
-    description: str | None = "",
-    prog: str | None = None,
-) -> S:
-    """Settings from flags, over those of ``--config FILE``, over presets.
-
-    Args:
-        defaults: makes the settings; its parameters are the settings that choose a preset, and
-            are looked up in the flags and the file first.
-        argv: flags, by default those of this process.
-        description: first lines of ``--help``.
-        prog: the command, for ``--help``; by default the name of the script.
-
-    Raises:
-        SystemExit: with code 2 and a message for wrong flags, with code 0 after ``--help``.
-        SettingsError: for a settings file that cannot be used.
-    """
-    import tyro
-
-    globals()["tyro"] = tyro  # where the annotations of the settings look for it
-    argv = list(sys.argv[1:] if argv is None else argv)
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config", type=Path)
-    file, flags = files.parse_known_args(argv)
-    base = defaults()
-    if file.config is not None:
-        flags = [*_flags_of(file.config, base), *flags]
-    load_named_plugins(flags)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, parameter in inspect.signature(defaults).parameters.items():
-        kind = _optional_int if "int" in str(parameter.annotation) else str
-        first.add_argument(*_spellings(name), dest=name, type=kind)
-    known, _ = first.parse_known_args(flags)
-    chosen = {name: v for name, v in vars(known).items() if v not in (None, "None")}
-    preset: Any = defaults(**chosen)
-    unset = [
-        f.name for f in dataclasses.fields(preset) if getattr(preset, f.name) in (UNSET, (UNSET,))
-    ]
-    settings = tyro.cli(
-        type(base),
-        prog=prog or Path(sys.argv[0]).name,
-        default=dataclasses.replace(preset, **dict.fromkeys(unset, tyro.MISSING)),
-        args=flags,
-        description=f"{description}\n\nSettings can also come from --config FILE (TOML or JSON).",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    return _at_home(settings)
-
-
-def load_named_plugins(flags: Sequence[str]) -> None:
-    """Imports the modules after ``--plugin``, before anything that they register is asked for.
-
-    Raises:
-        SettingsError: naming the one that cannot be imported.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plugin", nargs="*", default=[])
-    try:
-        load_plugins(parser.parse_known_args(flags)[0].plugin)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-
-
 def as_dict(settings: Any) -> dict[str, Any]:
     """The settings as nested plain values."""
     return {
@@ -449,71 +373,3 @@ def _check_seed(seed: int) -> None:
 def _check_size(name: str) -> None:
     if name not in SIZES:
         raise SettingsError(f"unknown preset {name!r}: choose one of {', '.join(SIZES)}")
-
-
-def _spellings(name: str) -> list[str]:
-    flag = "from" if name == "source" else name
-    return list(dict.fromkeys([f"--{flag.replace('_', '-')}", f"--{flag}"]))
-
-
-def _optional_int(text: str) -> int | None:
-    return None if text == "None" else int(text)
-
-
-def _names(settings: Any) -> Iterator[str]:
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from _names(value)
-        else:
-            yield f.name
-
-
-def _flags_of(path: Path, settings: Any) -> list[str]:
-    """A settings file as flags, so that its values are checked as those of flags are."""
-    content = _read(path)
-    allowed = {name: name for name in _names(settings)} | {"from": "source"}
-    flags = []
-    for key, value in _leaves(content.get("settings", content)):
-        name = allowed.get(key.replace("-", "_"))
-        if name is None:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"{path} has an unknown setting {key!r}{hint}")
-        flag = _spellings(name)[0]
-        if isinstance(value, bool):
-            flags.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            flags += [flag, *map(str, value)]
-        else:
-            flags.append(f"{flag}={value}")
-    return flags
-
-
-def _read(path: Path) -> dict[str, Any]:
-    readers = {".json": read_json, ".toml": read_toml}
-    if path.suffix not in readers:
-        raise SettingsError(f"{printable(path)}: a settings file ends in .toml or .json")
-    return readers[path.suffix](path, error=SettingsError, what="settings").content
-
-
-def _leaves(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    waiting = list(content.items())[::-1]
-    while waiting:
-        key, value = waiting.pop()
-        if isinstance(value, Mapping):
-            waiting += list(value.items())[::-1]
-        else:
-            yield key, value
-
-
-def _at_home(settings: S) -> S:
-    """The same settings with ``~`` in paths replaced, which the shell leaves in ``--out=~/x``."""
-    changes: dict[str, Any] = {}
-    for f in dataclasses.fields(settings):  # type: ignore[arg-type]
-        value = getattr(settings, f.name)
-        if isinstance(value, Path):
-            changes[f.name] = user_path(str(value))
-        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
-            changes[f.name] = tuple(user_path(str(path)) for path in value)
-    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]

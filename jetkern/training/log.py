@@ -118,8 +118,7 @@ class TrainingLog:
             data_wait=round(wait, 4),
             **losses,
         )
-        parts = " ".join(f"{k} {v:.4f}" for k, v in losses.items() if k != "loss")
-        told = f"loss {losses['loss']:.4f} ({parts}) lr {lr:.2e} wait {wait:.0%}"
+        told = f"{_told(losses)} lr {lr:.2e} wait {wait:.0%}"
         if not self._bar.disable:
             self._bar.set_postfix_str(told)
         elif now - self._last_line >= LINE_SECONDS or step == self.total_steps:
@@ -133,8 +132,8 @@ class TrainingLog:
     def validation(self, step: int, losses: Mapping[str, float], *, best: bool) -> None:
         """Reports a validation; the time it took does not count as training."""
         self.record("validation", step, best=best, **losses)
-        parts = " ".join(f"{k} {v:.4f}" for k, v in losses.items())
-        self.say(f"step {step}/{self.total_steps}  validation: {parts}{' (best)' if best else ''}")
+        told = f"validation: {_told(losses)}{' (best)' if best else ''}"
+        self.say(f"step {step}/{self.total_steps}  {told}")
         self._since = time.perf_counter()
 
     def close(self) -> None:
@@ -144,6 +143,12 @@ class TrainingLog:
             with suppress(OSError):  # what could not be written has been said
                 self._file.close()
             self._file = None
+
+
+def _told(losses: Mapping[str, float]) -> str:
+    """The sum of the losses and, if it is of several, its parts."""
+    parts = [f"{name} {value:.4f}" for name, value in losses.items() if name != "loss"]
+    return f"loss {losses['loss']:.4f}" + (f" ({' '.join(parts)})" if len(parts) > 1 else "")
 
 
 def _keep_until(path: Path, step: int) -> None:

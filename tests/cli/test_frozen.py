@@ -3,13 +3,12 @@
 ``python -m tests.cli.test_frozen`` writes the file anew.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from jetkern import cli
+from jetkern.cli.settings import parser_of
 from jetkern.training import config
 
 FILE = Path(__file__).with_name("command_line.txt")
@@ -20,29 +19,17 @@ SETTINGS = {
 }
 
 
-def settings(values: Any) -> Iterator[str]:
-    """Flags and defaults of typed settings; "required" for those without a default."""
-    for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from settings(value)
-            continue
-        flag = "from" if field.name == "source" else field.name.replace("_", "-")
-        missing = "Missing" in type(value).__name__ or "MISSING" in repr(value)
-        yield f"--{flag} {'required' if missing else repr(value)}"
-
-
 def flags(name: str) -> Iterator[str]:
     """The flags of a command, one a line."""
     if name in SETTINGS:
-        yield from settings(SETTINGS[name]())
-        return
-    parser = import_module(f"jetkern.cli.{name}").parser()
+        parser = parser_of(SETTINGS[name](), name, "")
+    else:
+        parser = import_module(f"jetkern.cli.{name}").parser()
     for action in parser._actions:
         if action.dest == "help":
             continue
         words = " ".join(action.option_strings) or action.dest
-        default = "cores" if action.dest == "jobs" and name == "simulate" else repr(action.default)
+        default = "cores" if action.dest == "jobs" else repr(action.default)
         default = "required" if action.required else default
         choices = f" of {', '.join(map(str, action.choices))}" if action.choices else ""
         yield f"{words} {default}{choices}"

@@ -108,7 +108,7 @@ def test_parts_that_a_model_lacks():
 
 
 def test_model_and_ops_need_nothing_but_torch_and_numpy():
-    blocked = ("webdataset", "tyro", "tqdm", "matplotlib", "h5py", "scipy", "ot", "hdf5plugin")
+    blocked = ("webdataset", "tqdm", "matplotlib", "h5py", "scipy", "ot", "hdf5plugin")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
         "import torch, jetkern, jetkern.ops, jetkern.objectives, jetkern.interop.omnilearned\n"

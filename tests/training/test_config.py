@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from jetkern.cli import settings as command_line
 from jetkern.model.presets import SIZES
 from jetkern.training.checkpoints import RunError
 from jetkern.training.config import (
@@ -13,13 +14,16 @@ from jetkern.training.config import (
     SettingsError,
     as_dict,
     finetune_defaults,
-    parse,
     pretrain_defaults,
     size_of,
 )
 from jetkern.training.runs import Run
 
 PATHS = ["--data", "shards", "--out", "run"]
+
+
+def parse(defaults, flags, description=""):
+    return command_line.parse(defaults, flags, name="train", description=description)
 
 
 def pretrain(*flags):

@@ -31,7 +31,7 @@ def test_records_are_json_with_rate_and_waiting(tmp_path, capsys):
     assert last["loss"] is None
     assert "NaN" not in (tmp_path / "m.jsonl").read_text()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("step 10/20  loss 1.0000 (classifier 1.0000) lr 1.00e-03")
+    assert lines[0].startswith("step 10/20  loss 1.0000 lr 1.00e-03")
     assert "jets/s" in lines[0]
     assert lines[0].endswith("left")
     assert "validation: loss 0.5000 (best)" in lines[1]
