@@ -163,7 +163,7 @@ def test_unknown_names():
 
 def test_the_library_needs_no_command_line_package():
     code = (
-        "import sys; sys.modules['tyro'] = None\n"
+        "import sys; sys.modules['jetkern.cli'] = None\n"
         "import jetkern.training.trainer, jetkern.recipes\n"
         "from jetkern.training.config import pretrain_defaults\n"
         "assert pretrain_defaults('small', 'mpm').optim.lr == 5e-4"

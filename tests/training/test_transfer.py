@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from jetkern.cli.settings import parse
 from jetkern.jets import Jets
 from jetkern.model.config import PETConfig
 from jetkern.model.heads import Probe
@@ -13,7 +14,7 @@ from jetkern.model.pet import PET
 from jetkern.model.presets import model_preset
 from jetkern.recipes import finetune, pretrain
 from jetkern.training.checkpoints import RunError, facts_of, find_checkpoint
-from jetkern.training.config import finetune_defaults, parse, pretrain_defaults
+from jetkern.training.config import finetune_defaults, pretrain_defaults
 from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_weights
 from tests.training.drivers import FINETUNE, PRETRAIN, flags
@@ -21,7 +22,8 @@ from tests.training.drivers import FINETUNE, PRETRAIN, flags
 
 def settings(defaults, *words, **changes):
     base = PRETRAIN if defaults is pretrain_defaults else FINETUNE
-    return parse(defaults, [str(word) for word in (*flags(base, **changes), *words)])
+    given = [str(word) for word in (*flags(base, **changes), *words)]
+    return parse(defaults, given, name="finetune", description="")
 
 
 @pytest.fixture(scope="module")
