@@ -35,7 +35,7 @@ from jetkern.training.data import check_same
 from jetkern.training.distributed import choose_device, join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.plugins import load_plugins
-from jetkern.training.trainer import Trainer, open_splits
+from jetkern.training.trainer import SIGNAL, Trainer, open_splits
 from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_matching, load_weights, model_config
 
@@ -112,7 +112,7 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
             identity["freeze"] = kept
         if settings.layer_decay != 1:
             identity["layer_decay"] = settings.layer_decay
-        return Trainer(
+        result = Trainer(
             settings,
             task.objective(model, settings),
             world,
@@ -128,6 +128,9 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
             ),
             task=task.name,
         ).fit()
+        if world.is_main and result["reason"] != SIGNAL:
+            task.complete(train, settings)
+        return result
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:

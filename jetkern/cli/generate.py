@@ -2,7 +2,10 @@
 
 jetkern generate runs/jetnet --conditions shards/jetnet/test --out generated
 
-Types, conditions and multiplicities are those of the jets of a folder of shards. "fitted" is a
+jetkern generate runs/jetnet --conditions model --jets-per-type g=1000,t=500 --out more
+
+Types, conditions and multiplicities are those of the jets of a folder of shards, or come from the
+model of them that finetune jetnet keeps in its run. "fitted" is a
 scheme made for this model and kept beside its checkpoints; the first run with a number of
 evaluations makes it. A distilled model (finetune distill) takes 1, 2 or 4 evaluations of its own
 solver, flow-map. torchrun runs it on several processes. The same command again continues one
@@ -23,9 +26,12 @@ def parser() -> Parser:
     p = Parser("generate", __doc__)
     add = p.add_argument
     add("source", type=Path, metavar="RUN", help="run or checkpoint with a generator")
-    add("--conditions", type=Path, required=True, metavar="SHARDS", help="jets to imitate")
+    add(
+        "--conditions", type=Path, required=True, metavar="SHARDS", help="jets to imitate, or model"
+    )
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the jets go")
     add("--num-jets", type=positive, metavar="N", help="the first N of them; all by default")
+    add("--jets-per-type", metavar="N", help="with model: N of each type, or g=N,t=N")
     solvers = ("fitted", *SOLVERS, FLOW_MAP)
     add("--solver", choices=solvers, help="how to integrate (default: fitted, or flow-map)")
     network = "of the network for a jet (default: 12, or the most that a distilled model knows)"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from jetkern.data import Shards, Stream
 from jetkern.data.shards import make_fields, write_manifest, write_shard
+from jetkern.evaluation.conditions import jets_to_make, load_conditions
 from jetkern.io import (
     LOCK,
     FileError,
@@ -59,6 +60,7 @@ EVALUATIONS = 12  # of the fitted scheme
 FITTED_ON = 200  # jets of the reference that a scheme is fitted to
 SAMPLER = "sampler.json"
 RECORD = "generated.json"
+MODEL = Path("model")  # as conditions: those of the run's own model of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class GenerateSettings:
     conditions: Path
     out: Path
     num_jets: int | None = None
+    jets_per_type: str | None = None
     solver: str | None = None
     evaluations: int | None = None
     guidance: float = 1.0
@@ -108,15 +111,15 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
     """
     model, weights = load_generator(settings.source)
     velocity = PETVelocity(model.to(world.device))
-    conditions = Shards(settings.conditions)
-    wanted = first_jets(conditions, settings.num_jets)
+    request = _request(settings, weights)
+    wanted = request.jets
     field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
     if settings.guidance != 1 and model.config.few_steps:
         raise SamplingError(f"{weights.path}: a distilled model takes no guidance")
     scheme = _scheme(settings, field, weights, wanted, world)
     identity = {
         "weights": weights.sha256,
-        "conditions": conditions.fingerprint,
+        "conditions": request.fingerprint,
         "jets": len(wanted),
         "scheme": scheme.as_json(),
         **{k: v for k, v in asdict(settings).items() if k in ("guidance", "seed", "batch_size")},
@@ -154,8 +157,53 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
         if not world.is_main:
             return None
         if not (settings.out / RECORD).exists():
-            _assemble(settings.out, wanted, conditions, identity)
+            _assemble(settings.out, request, identity)
         return Shards(settings.out / "shards")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Jets to be made, their particles yet unknown; names of types and conditions; their origin."""
+
+    jets: Jets
+    classes: tuple[str, ...]
+    condition: tuple[str, ...]
+    fingerprint: str
+
+
+def _request(settings: GenerateSettings, weights: Weights) -> Request:
+    if settings.conditions != MODEL:
+        if settings.jets_per_type is not None:
+            raise ValueError("--jets-per-type goes with --conditions model; say --num-jets")
+        shards = Shards(settings.conditions)
+        jets = first_jets(shards, settings.num_jets)
+        return Request(jets, shards.classes, shards.condition, shards.fingerprint)
+    if settings.jets_per_type is None or settings.num_jets is not None:
+        raise ValueError("--conditions model goes with --jets-per-type, such as 1000 or g=500,t=20")
+    model, classes, names, digest = load_conditions(weights.path.parent.parent)
+    numbers = jets_per_type(settings.jets_per_type, classes)
+    return Request(jets_to_make(model, names, numbers, seed=settings.seed), classes, names, digest)
+
+
+def jets_per_type(text: str, classes: tuple[str, ...]) -> list[int]:
+    """Numbers of jets by type: one for all types, or ``NAME=N`` for some, joined by commas.
+
+    Raises:
+        ValueError: naming the word that is neither, or no type.
+    """
+    chosen: dict[str, str] = {}
+    for word in text.split(","):
+        name, equals, number = word.partition("=")
+        chosen |= {name: number} if equals else dict.fromkeys(classes, word)
+    for name, number in chosen.items():
+        if name not in classes:
+            raise ValueError(f"--jets-per-type: the types are {', '.join(classes)}, not {name}")
+        if not number.isdecimal():
+            raise ValueError(f"--jets-per-type: {number!r} is not a number of jets")
+    numbers = [int(chosen.get(name, 0)) for name in classes]
+    if not sum(numbers):
+        raise ValueError("--jets-per-type asks for no jets")
+    return numbers
 
 
 def first_jets(shards: Shards, num_jets: int | None = None) -> Jets:
@@ -265,19 +313,19 @@ def _sorted_by_pt(jets: Jets) -> torch.Tensor:
     return jets.particles[order[jets.jet_of_particle[order].argsort(stable=True)]]
 
 
-def _assemble(out: Path, wanted: Jets, source: Shards, identity: dict[str, Any]) -> None:
+def _assemble(out: Path, request: Request, identity: dict[str, Any]) -> None:
     particles = [np.load(p, allow_pickle=False) for p in sorted((out / "parts").glob("*.npy"))]
-    jets = wanted.replace(particles=torch.from_numpy(np.concatenate(particles)))
-    _write_shards(out / "shards", jets, source, identity)
-    _write_jetnet(out / "jetnet", jets, source.classes)
+    jets = request.jets.replace(particles=torch.from_numpy(np.concatenate(particles)))
+    _write_shards(out / "shards", jets, request, identity)
+    _write_jetnet(out / "jetnet", jets, request.classes)
     record = {**identity, "environment": environment()}
     write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
     shutil.rmtree(out / "parts")
 
 
-def _write_shards(folder: Path, jets: Jets, source: Shards, identity: dict[str, Any]) -> None:
+def _write_shards(folder: Path, jets: Jets, request: Request, identity: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
-    names = source.condition if jets.condition is not None else ()
+    names = request.condition if jets.condition is not None else ()
     fields = make_fields(label=jets.label is not None, condition=names)
     rows, entries = [], []
     for number, first in enumerate(range(0, len(jets), PART)):
@@ -305,8 +353,8 @@ def _write_shards(folder: Path, jets: Jets, source: Shards, identity: dict[str, 
         index=np.concatenate(rows),
         multiplicity=jets.counts.numpy().astype(np.uint8),
         fields=fields,
-        classes=source.classes,
-        counts=np.bincount(labels, minlength=len(source.classes)),
+        classes=request.classes,
+        counts=np.bincount(labels, minlength=len(request.classes)),
         shards=entries,
         extra={"source": {"generated": identity}, "report": {}},
     )

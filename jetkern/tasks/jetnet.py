@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from jetkern.data import Shards
+from jetkern.evaluation.conditions import learn_conditions
 from jetkern.evaluation.generate import default_scheme, first_jets, load_generator
 from jetkern.evaluation.generation import (
     GenerationReport,
@@ -70,6 +71,16 @@ class JetNet(Task):
             use_pid=False,
             use_tracks=False,
             label_drop=settings.label_drop,
+        )
+
+    def complete(self, train: Shards, settings: FinetuneSettings) -> None:
+        """Learns the conditions, for ``generate --conditions model``."""
+        learn_conditions(
+            settings.out,
+            train,
+            num_jets=settings.num_jets,
+            steps=settings.optim.steps,
+            seed=settings.seed,
         )
 
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:

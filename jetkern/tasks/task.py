@@ -44,6 +44,12 @@ class Task:
         """The losses to train with; by default those of the model's parts."""
         return Objective(model, settings.seed)
 
+    def complete(self, train: Shards, settings: FinetuneSettings) -> None:
+        """Adds to a run whose training has ended, unless it did before; by default nothing.
+
+        A run that was killed in the middle of it is completed by the same command.
+        """
+
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
         """Makes sure that ``judge`` can begin.
 
