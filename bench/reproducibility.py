@@ -1,12 +1,13 @@
 """Which trainings give the same bits: objective x threads x processes x batch, each three times.
 
-    python -m bench.reproducibility --json bench/results/MACHINE/reproducibility.json
+    OMP_WAIT_POLICY=passive python -m bench.reproducibility \
+        --json bench/results/MACHINE/reproducibility.json
 
-Each cell pre-trains the micro model on the 500 jets of ``tests/jets`` three times with the same
-command. The third run is killed (SIGKILL, all of its processes) when it has logged half of its
-steps, and continued. The cell holds the bits if the SHA-256 of weights and optimiser is one. Losses
-are also compared with those of one thread and one process. Cells that are in the JSON file already
-are not run again.
+Each cell pre-trains the micro model three times with one command, on the 500 jets of
+``tests/jets`` cut to 24 particles. The third run is killed (SIGKILL to all of its processes) when
+it has logged half of its steps, and continued. The cell holds the bits if the SHA-256 of weights
+and optimiser is one. Losses are also compared with those of one thread and one process. Cells that
+are in the JSON file already are not run again.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.machine import ROOT, describe
+from jetkern.cli import pretrain
 from jetkern.io import write_atomically
 from jetkern.training.log import read_metrics
 
@@ -32,51 +38,63 @@ OBJECTIVES = [
     for n in (1, 2, 3)
     for parts in itertools.combinations(("classifier", "generator", "mpm"), n)
 ]
-STEPS, SAVE_EVERY, VAL_EVERY = 6, 2, 3
+STEPS, SAVE_EVERY, VAL_EVERY = 4, 1, 4
 
 
-def family(pid: int) -> list[int]:
-    """A process and all below it: torchrun's are in groups of their own."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(p for child in children for p in family(int(child)))]
+def start(arguments: list[str], processes: int, threads: int, said: Path) -> list[Process]:
+    """``jetkern pretrain`` in processes of its own, with what torchrun would tell them.
+
+    They are forks of this process, which has imported PyTorch but computed nothing with it.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def run(rank: int) -> None:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+        if processes > 1:
+            os.environ |= place | {name: str(n) for name, n in numbers.items()}
+        with open(said, "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        torch.set_num_threads(threads)
+        sys.exit(pretrain.main(arguments))
+
+    fork = multiprocessing.get_context("fork")
+    started = [fork.Process(target=run, args=(rank,)) for rank in range(processes)]
+    for process in started:
+        process.start()
+    return started  # type: ignore[return-value]
 
 
 def train(data: Path, out: Path, cell: dict[str, Any], killed: bool) -> None:
     """One run to its end, killed once on the way if asked."""
-    processes = cell["processes"]
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "jetkern", "pretrain"]
     settings = {
         "data": data, "out": out, "objective": cell["objective"], "batch-size": cell["batch"],
         "threads": cell["threads"], "steps": STEPS, "save-every": SAVE_EVERY, "warmup-steps": 2,
         "lr": 1e-3, "log-every": 1, "val-every": VAL_EVERY, "val-jets": 64, "device": "cpu",
     }  # fmt: skip
-    command += [f"--{name}={value}" for name, value in settings.items()]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
-    environment["OMP_NUM_THREADS"] = str(cell["threads"])
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    process = start()
+    said = out.with_suffix(".txt")
+    call = [f"--{name}={value}" for name, value in settings.items()]
+    sizes = cell["processes"], cell["threads"]
+    running = start(call, *sizes, said)
     if killed:
         log = out / "metrics.jsonl"
         while not (log.exists() and any(r["step"] >= STEPS // 2 for r in read_metrics(log))):
-            if process.poll() is not None:
-                sys.exit(f"{cell}: {process.communicate()[0]}")
-            time.sleep(0.01)
-        for pid in family(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
+            if not all(p.is_alive() for p in running):
+                sys.exit(f"{cell}: {said.read_text()}")
+            time.sleep(0.005)
+        for process in running:
+            process.kill()
+        for process in running:
+            process.join()
         if (out / "DONE").exists():
             sys.exit(f"{cell}: ended before it could be killed")
-        process = start()
-    said, _ = process.communicate()
-    if process.returncode:
-        sys.exit(f"{cell}: {said}")
+        running = start(call, *sizes, said)
+    for process in running:
+        process.join()
+    if any(p.exitcode for p in running):
+        sys.exit(f"{cell}: {said.read_text()}")
 
 
 def outcome(out: Path) -> dict[str, Any]:
@@ -137,6 +155,13 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def save(path: Path | None, content: dict[str, Any]) -> None:
+    """Writes the results so far."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content, indent=1).encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.reproducibility",
@@ -146,12 +171,12 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--batches", nargs="+", type=int, default=[16, 64])
+    parser.add_argument("--batches", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--json", type=Path, help="results are added to this file, cell by cell")
     settings = parser.parse_args()
-    content: dict[str, Any] = {"machine": describe(max(settings.threads)), "results": []}
+    content: dict[str, Any] = {"results": []}
     if settings.json and settings.json.exists():
-        content["results"] = json.loads(settings.json.read_text())["results"]
+        content = json.loads(settings.json.read_text())
     keys = ("objective", "threads", "processes", "batch")
     done = {tuple(r[k] for k in keys) for r in content["results"]}
     cells = itertools.product(
@@ -160,16 +185,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "shards"
         convert = [sys.executable, "-m", "jetkern", "convert", ROOT / "tests/jets/jetclass.h5"]
-        convert += ["--out", data, "--splits", "train=0.8,val=0.2", "--quiet"]
+        convert += ["--out", data, "--splits", "train=0.8,val=0.2", "--max-particles", "24"]
         subprocess.run([*map(str, convert)], check=True, stdout=subprocess.DEVNULL)
         for values in cells:
             if values in done:
                 continue
             content["results"].append(measure(data, dict(zip(keys, values, strict=True))))
             print(*values, "same bits" if content["results"][-1]["same"] else "DIFFER", flush=True)
-            if settings.json:
-                settings.json.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(settings.json, json.dumps(content, indent=1).encode())
+            save(settings.json, content)
+    content["machine"] = describe(max(settings.threads))  # computes: the forks came before
+    save(settings.json, content)
     print(table(content["results"]))
 
 
