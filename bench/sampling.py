@@ -65,7 +65,7 @@ from jetkern.sampling import (
 from jetkern.sampling.fitting import best_grid
 
 NODES = 128
-CONTENDERS = ("euler", "midpoint", "heun", "rk4", "ab2", "ab2, chosen grid", "fitted")
+CONTENDERS = ("fitted", "ab2", "ab2, chosen grid", "midpoint", "heun", "rk4", "euler")
 EVALUATIONS = (1, 2, 4, 8, 12, 24)
 OBSERVABLES = ("particle ln pT", "particle delta eta", "mass", "pT", "tau21", "tau32", "D2")
 UNITS = {"mass": " (GeV)", "pT": " (GeV)"}
