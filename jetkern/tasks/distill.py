@@ -50,7 +50,8 @@ class Distillation(FlowMatching):
     def target(self, jets: Jets, time: Tensor) -> Tensor:
         """(T, 4) mean velocity of ``jets`` over their steps ``time`` (B, 2)."""
         shortest = time[:, 0] - time[:, 1] <= 1 / max(STEPS)
-        known = mean_velocity(self.teacher.velocity, jets.select(shortest), time[shortest])
+        teacher = self.teacher.to(jets.offsets.device)
+        known = mean_velocity(teacher.velocity, jets.select(shortest), time[shortest])
         longer, (begin, end) = jets.select(~shortest), time[~shortest].unbind(1)
         middle = (begin + end) / 2
         first = self.model.velocity(longer, torch.stack([begin, middle], 1))

@@ -79,7 +79,7 @@ def test_the_teachers_mean_velocity_is_that_of_its_trajectory(monkeypatch):
 
 
 def test_the_exact_flow_map_is_its_own_target():
-    field = SimpleNamespace(velocity=exact)
+    field = SimpleNamespace(velocity=exact, to=lambda device: field)
     jets = gaussian_jets(400)
     time = steps_at((torch.arange(400) + 0.5) / 400).double()
     target = Distillation(field, field).target(jets, time)
