@@ -34,12 +34,34 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def random_bits(seed: int, stream: int, *counters: Tensor) -> Tensor:
-    """int64 tensor of 64 random bits each, in the broadcast shape of the int64 ``counters``."""
-    state = _mix(torch.full((), _signed(seed), device=counters[0].device) + _signed(_STEP))
-    for counter in (torch.full_like(state, stream), *counters):
-        state = _mix((state ^ counter) + _signed(_STEP))
-    return state
+def random_bits(seed: int | Tensor, stream: int, *counters: Tensor) -> Tensor:
+    """int64 tensor of 64 random bits each, in the broadcast shape of the int64 ``counters``.
+
+    A seed that changes inside a compiled or captured graph is given as an int64 tensor of one
+    number.
+    """
+    start = seed
+    if not isinstance(start, Tensor):
+        start = torch.full((), _signed(start), device=counters[0].device)
+    state = _mix(start + _signed(_STEP))
+    return more_bits(state, torch.full_like(state, stream), *counters)
+
+
+def more_bits(bits: Tensor, *counters: Tensor) -> Tensor:
+    """The random bits of further ``counters`` behind those that ``bits`` came from."""
+    for counter in counters:
+        bits = _mix((bits ^ counter) + _signed(_STEP))
+    return bits
+
+
+def one_in(p: float) -> int:
+    """The number of 2^23 equally likely ones that stands for the probability ``p``."""
+    return math.floor(p * 2**23 + 0.5)
+
+
+def happens(bits: Tensor, p: float) -> Tensor:
+    """bool, true with probability ``p`` to within 2^-24, from 64 random bits each."""
+    return _shift(bits, 41) < one_in(p)
 
 
 def uniform(seed: int, stream: int, *counters: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ struct AttentionJet {
   int64_t q_row, k_row, v_row;
   const float* bias;  // entry (h, i, j) at bias[h * bias_head + i * particles + j], or null
   int64_t bias_head;
+  // Dropout: weights whose 23 random bits are below `dropped` are left out, others times `kept`.
+  int64_t dropped;  // 0 for none
+  float kept;
+  uint64_t key;  // the jet's random bits
 };
 
 // Where the gradients go: dq, dk, dv laid out with their own row distances, dbias like the bias

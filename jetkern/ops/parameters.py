@@ -53,6 +53,17 @@ class BlockParameters(NamedTuple):
     mlp: MLPParameters
 
 
+class Dropout(NamedTuple):
+    """Attention weights are 0 with probability p, and 1 / (1 - p) of themselves otherwise.
+
+    Attributes:
+        keys: (B,) int64 random bits of each jet, which head, query and key are counted on from.
+    """
+
+    keys: Tensor
+    p: float
+
+
 def tensors(*groups: MLPParameters | BlockParameters) -> list[Tensor]:
     """All weights that there are, contiguous, in the order of their fields."""
     found: list[Tensor] = []

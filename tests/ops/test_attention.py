@@ -1,3 +1,5 @@
+import functools
+import sys
 from typing import Any
 
 import pytest
@@ -150,10 +152,10 @@ def test_registration_and_compilation() -> None:
     leaves = [t.requires_grad_() for t in batch([3, 0, 18], 2, 4, 1)[:3]]
     _, _, _, offsets, _, bias, particles = batch([3, 0, 18], 2, 4, 1)
     inputs = (*leaves, offsets, offsets, bias.requires_grad_(), particles)
-    torch.library.opcheck(torch.ops.jetkern.attention.default, inputs)
-    torch.library.opcheck(
-        torch.ops.jetkern.attention.default, (*leaves, offsets, offsets, None, None)
-    )
+    op = torch.ops.jetkern.attention.default
+    torch.library.opcheck(op, (*inputs, None, 0.0))
+    torch.library.opcheck(op, (*inputs, torch.arange(3), 0.2))
+    torch.library.opcheck(op, (*leaves, offsets, offsets, None, None, None, 0.0))
 
     def step(*inputs: Tensor) -> tuple[Tensor, ...]:
         out = attention(*inputs, backend="cpu")
@@ -192,3 +194,111 @@ def test_the_scale_may_be_given(backend: str) -> None:
     jet = [t[start:end].transpose(0, 1) for t in (q, k, v)]
     want = torch.nn.functional.scaled_dot_product_attention(*jet, scale=0.3).transpose(0, 1)
     torch.testing.assert_close(out[start:end], want)
+
+
+DROPPED = {"dropout_p": 0.3, "seed": 5}
+
+
+@pytest.mark.parametrize("prefix", [0, -3], ids=["no prefix", "prefix of some jets"])
+@pytest.mark.parametrize("counts", HURTING.values(), ids=HURTING)
+def test_cpu_accuracy_with_dropout(counts: list[int], prefix: int) -> None:
+    run = functools.partial(attention, **DROPPED)
+    check_accuracy(run, *batch(counts, 2, 8, prefix))
+    check_accuracy(run, *batch(counts, 2, 8, prefix, bias=False))
+
+
+def weights_of(counts: list[int], heads: int = 2, **options: Any) -> Tensor:
+    """(T, H, longest) attention weights after dropout, of equal scores: v tells the keys apart."""
+    longest = max(counts)
+    offsets = offsets_from_counts(torch.tensor(counts))
+    place = torch.cat([torch.arange(n) for n in counts])
+    v = torch.nn.functional.one_hot(place, longest)[:, None].expand(-1, heads, -1).float()
+    q = torch.zeros_like(v)
+    return attention(q, q, v, offsets, offsets, **options)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_dropout_leaves_out_a_share_and_scales_the_rest(backend: str) -> None:
+    weights = weights_of([60] * 40, 4, dropout_p=0.3, seed=1, backend=backend)
+    kept = weights > 0
+    assert torch.allclose(weights[kept], torch.tensor(1 / 60 / 0.7), rtol=1e-5)
+    total = kept.numel()  # 576,000 draws
+    assert abs(kept.double().mean().item() - 0.7) < 5 * (0.3 * 0.7 / total) ** 0.5
+    square = kept.view(40, 60, 4, 60).double() - 0.7
+    for shifted in (square.roll(1, 0), square.roll(1, 1), square.roll(1, 2), square.roll(1, 3)):
+        assert abs((square * shifted).mean().item() / 0.21) < 5 / total**0.5
+    turned = square * square.transpose(1, 3) * (1 - torch.eye(60))[:, None]
+    assert abs(turned.mean().item() / 0.21) < 10 / total**0.5  # each pair twice
+
+
+def test_what_is_left_out_is_the_same_everywhere_and_for_any_split_of_a_batch() -> None:
+    counts = [3, 0, 17, 1, 40]
+    want = weights_of(counts, **DROPPED, backend="reference") > 0
+    assert torch.equal(weights_of(counts, **DROPPED, backend="cpu") > 0, want)
+    assert not torch.equal(weights_of(counts, dropout_p=0.3, seed=6) > 0, want)
+    as_tensor = weights_of(counts, dropout_p=0.3, seed=torch.tensor(5))
+    assert torch.equal(as_tensor > 0, want)
+    numbers = torch.tensor([40, 2])  # jets 4 and 2 of the batch, in another order
+    some = weights_of([40, 17], **DROPPED, jet_numbers=torch.tensor([4, 2])) > 0
+    assert torch.equal(some[:40], want[-40:])
+    assert torch.equal(some[40:, :, :17], want[3:20, :, :17])
+    assert not torch.equal(weights_of([40, 17], **DROPPED, jet_numbers=numbers) > 0, some)
+
+
+def test_no_dropout_is_the_same_bits_and_needs_no_random_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = batch([3, 20], 2, 8, 1)
+    want = result_and_gradients(attention, inputs, torch.float32, "cpu")
+    monkeypatch.setattr(sys.modules["jetkern.ops.attention"], "random_bits", None)
+    have = result_and_gradients(attention, inputs, torch.float32, "cpu", dropout_p=0.0, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+
+
+def test_dropout_gives_the_same_bits_on_any_number_of_threads_and_second_derivatives() -> None:
+    inputs = batch([50, 3, 0, 77, 12], 2, 8, 1)
+    results = []
+    for n in (1, 3):
+        with threads(n):
+            results.append(result_and_gradients(attention, inputs, torch.float32, "cpu", **DROPPED))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+    def second(dtype: torch.dtype, backend: str) -> Tensor:
+        q, k, v, *rest = (t.to(dtype) if t.is_floating_point() else t for t in batch([4, 9], 2, 4))
+        q.requires_grad_()
+        out = attention(q, k, v, *rest, **DROPPED, backend=backend)
+        (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        return torch.autograd.grad(first.sin().sum(), q)[0]
+
+    have, want = second(torch.float32, "cpu"), second(torch.float64, "reference")
+    assert (have - want).norm() < 2e-5 * want.norm()
+
+
+def test_a_compiled_step_takes_its_seed_as_a_tensor() -> None:
+    q, k, v, offsets, _, bias, particles = batch([3, 0, 8], 1, 4)
+
+    def step(seed: Tensor) -> Tensor:
+        return attention(q, k, v, offsets, offsets, bias, particles, dropout_p=0.4, seed=seed)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    results = [compiled(torch.tensor(seed)) for seed in (1, 2, -3)]
+    for seed, have in zip((1, 2, -3), results, strict=True):
+        assert torch.equal(have, step(torch.tensor(seed)))
+        want = attention(
+            q, k, v, offsets, offsets, bias, particles, dropout_p=0.4, seed=seed, backend="cpu"
+        )
+        assert torch.equal(have, want)
+    assert not torch.equal(results[0], results[1])
+
+
+def test_bad_dropout_is_refused() -> None:
+    q, k, v, offsets, _ = batch([3, 4], 2, 4, bias=False)
+    for p in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="dropout_p must be at least 0 and below 1"):
+            attention(q, k, v, offsets, offsets, dropout_p=p)
+    for numbers, reason in (
+        (torch.arange(3), r"jet_numbers must have shape \(2\)"),
+        (torch.arange(2).int(), "jet_numbers must be int64"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            attention(q, k, v, offsets, offsets, dropout_p=0.1, jet_numbers=numbers)

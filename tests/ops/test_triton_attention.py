@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +97,14 @@ def test_bfloat16_tensors(precision: str, bias_dtype: torch.dtype) -> None:
         assert (have.cpu() - want).norm() <= ROUNDED["bf16"] * want.norm()
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_accuracy_with_dropout(prefix: int) -> None:
+    """In one block of keys and in several; what is left out is that of the reference."""
+    run = functools.partial(attention, dropout_p=0.3, seed=5)
+    check_accuracy(run, *batch([0, 1, 17, 40, 67], 2, 8, prefix), backend="triton")
+    check_accuracy(run, *batch([5, 70], 1, 8, prefix, bias=False), backend="triton")
+
+
 def test_accuracy_of_a_few_queries_over_many_keys() -> None:
     check_accuracy(attention, *class_batch([1, 50, 3, 70]), backend="triton")
 
@@ -173,7 +183,7 @@ def test_gradients_are_written_into_parts_of_a_joint_gradient() -> None:
     want = result_and_gradients(attention, inputs, torch.float32, "triton")
     q, k, v, offsets, _, bias, particles = moved(inputs, triton_device())
     ends = Packed(particles).pair_ends
-    settings = (offsets, offsets, bias, particles, ends, "ieee")
+    settings = (offsets, offsets, bias, particles, ends, "ieee", None, 0.0)
     out, lse = torch.ops.jetkern_triton.attention(q, k, v, *settings)
     upstream = torch.randn(out.shape, generator=generator(7)).to(out.device)
     joint = q.new_empty(len(q), 3, *q.shape[1:])
@@ -211,8 +221,11 @@ def test_registration() -> None:
     leaves = [t.requires_grad_() for t in (q, k, v, bias)]
     ends = Packed(particles).pair_ends
     op = torch.ops.jetkern_triton.attention.default
-    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, leaves[3], particles, ends, "ieee"))
-    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, None, None, None, "bf16"))
+    biased = (leaves[3], particles, ends, "ieee")
+    keys = torch.arange(3).to(q.device)
+    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, *biased, None, 0.0))
+    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, *biased, keys, 0.2))
+    torch.library.opcheck(op, (*leaves[:3], offsets, offsets, None, None, None, "bf16", None, 0.0))
 
 
 def test_compiles_whole() -> None:

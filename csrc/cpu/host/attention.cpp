@@ -1,5 +1,6 @@
 #include "../attention.h"
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -13,7 +14,8 @@ namespace {
 struct Batch {
   Batch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_offsets,
         const Tensor& key_offsets, const std::optional<Tensor>& bias,
-        const std::optional<Tensor>& particle_offsets)
+        const std::optional<Tensor>& particle_offsets, const std::optional<Tensor>& jet_keys,
+        double dropout_p)
       : query_rows(data<int64_t>(query_offsets, "query_offsets")),
         key_rows(data<int64_t>(key_offsets, "key_offsets")),
         jets(query_offsets.size(0) - 1) {
@@ -27,6 +29,12 @@ struct Batch {
       throw std::runtime_error("query_offsets and key_offsets differ in length");
     check_offsets(query_rows, jets, q.size(0));
     check_offsets(key_rows, jets, k.size(0));
+    if (jet_keys) {
+      if (jet_keys->size(0) != jets) throw std::runtime_error("jet_keys must have one of each jet");
+      keys = data<int64_t>(*jet_keys, "jet_keys");
+      all.dropped = static_cast<int64_t>(std::floor(dropout_p * (1 << 23) + 0.5));
+      all.kept = static_cast<float>(1.0 / (1.0 - dropout_p));
+    }
     if (!bias) return;
     if (!particle_offsets || particle_offsets->size(0) != jets + 1)
       throw std::runtime_error("particle_offsets must be as long as query_offsets");
@@ -53,6 +61,7 @@ struct Batch {
     one.q += query_rows[b] * all.q_row;
     one.k += key_rows[b] * all.k_row;
     one.v += key_rows[b] * all.v_row;
+    if (keys) one.key = static_cast<uint64_t>(keys[b]);
     if (all.bias) {
       one.particles = counts[b];
       one.bias += pair_starts[b];
@@ -75,7 +84,7 @@ struct Batch {
   }
 
   AttentionJet all;
-  const int64_t *query_rows, *key_rows;
+  const int64_t *query_rows, *key_rows, *keys = nullptr;
   int64_t jets;
   std::vector<int64_t> counts, pair_starts;
 };
@@ -86,8 +95,9 @@ struct Batch {
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const Tensor& query_offsets, const Tensor& key_offsets,
                                      std::optional<Tensor> bias,
-                                     std::optional<Tensor> particle_offsets) {
-  Batch batch(q, k, v, query_offsets, key_offsets, bias, particle_offsets);
+                                     std::optional<Tensor> particle_offsets,
+                                     std::optional<Tensor> jet_keys, double dropout_p) {
+  Batch batch(q, k, v, query_offsets, key_offsets, bias, particle_offsets, jet_keys, dropout_p);
   const int64_t heads = q.size(1), row = heads * q.size(2);
   Tensor out = torch::stable::new_empty(q, {q.size(0), heads, q.size(2)});
   Tensor softmax = torch::stable::new_empty(q, {q.size(0), heads, 2});
@@ -104,8 +114,9 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& query_offsets, const Tensor& key_offsets, std::optional<Tensor> bias,
-    std::optional<Tensor> particle_offsets, const Tensor& softmax, bool want_bias) {
-  Batch batch(q, k, v, query_offsets, key_offsets, bias, particle_offsets);
+    std::optional<Tensor> particle_offsets, std::optional<Tensor> jet_keys, double dropout_p,
+    const Tensor& softmax, bool want_bias) {
+  Batch batch(q, k, v, query_offsets, key_offsets, bias, particle_offsets, jet_keys, dropout_p);
   const int64_t heads = q.size(1), row = heads * q.size(2);
   Tensor dq = torch::stable::new_empty(q, {q.size(0), heads, q.size(2)});
   Tensor dk = torch::stable::new_empty(q, {k.size(0), heads, q.size(2)});

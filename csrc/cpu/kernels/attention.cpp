@@ -2,6 +2,7 @@
 
 #include "gemm.h"
 #include "math.h"
+#include "random.h"
 
 namespace jetkern::JETKERN_ISA {
 
@@ -63,8 +64,11 @@ void fill_zero(float* to, int64_t rows, int64_t row, int64_t columns) {
 
 }  // namespace
 
-void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, float* softmax,
-                       float* scratch) {
+namespace {
+
+template <bool DROPOUT>
+void forward(const AttentionJet& jet, float* out, int64_t out_row, float* softmax,
+             float* scratch) {
   const int64_t d = jet.width;
   if (!jet.keys) {
     fill_zero(out, jet.queries, out_row, jet.heads * d);
@@ -72,6 +76,7 @@ void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, flo
     return;
   }
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(d));
+  const int32_t dropped = static_cast<int32_t>(jet.dropped);
   float* scores = scratch;
   float* turned = scores + jet.queries * round_up(jet.keys, W);
   for (int64_t h = 0; h < jet.heads; h++) {
@@ -87,11 +92,13 @@ void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, flo
         top = max(top, s);
       }
       const float highest = largest(top);
+      const uint64_t bits = DROPOUT ? more_bits(more_bits(jet.key, h), i) : 0;
       vfloat total{};
       for (int64_t j = 0; j < head.wide; j += W) {
         vfloat weight = exp(load(row + j) - highest);
         store(row + j, weight);
         total += weight;
+        if (DROPOUT) store(row + j, select(draw(bits, j) < dropped, vfloat{}, weight));
       }
       float* end = softmax + (i * jet.heads + h) * 2;
       end[0] = highest;
@@ -101,7 +108,7 @@ void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, flo
     gemm(jet.queries, d, jet.keys, scores, head.wide, 1, row_major(jet.v + h * d, jet.v_row), to,
          out_row, false);
     for (int64_t i = 0; i < jet.queries; i++) {
-      const float inverse = softmax[(i * jet.heads + h) * 2 + 1];
+      const float inverse = softmax[(i * jet.heads + h) * 2 + 1] * (DROPOUT ? jet.kept : 1.0f);
       for (int64_t c = 0; c < d; c += W) {
         float* at = to + i * out_row + c;
         store_first(at, load_first(at, smaller(d - c, W)) * inverse, smaller(d - c, W));
@@ -110,11 +117,13 @@ void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, flo
   }
 }
 
-void attention_backward(const AttentionJet& jet, const float* softmax, const float* dout,
-                        int64_t dout_row, const AttentionGradients& to, float* scratch) {
+template <bool DROPOUT>
+void backward(const AttentionJet& jet, const float* softmax, const float* dout, int64_t dout_row,
+              const AttentionGradients& to, float* scratch) {
   const int64_t d = jet.width;
   if (!jet.keys) return fill_zero(to.dq, jet.queries, to.dq_row, jet.heads * d);
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(d));
+  const int32_t dropped = static_cast<int32_t>(jet.dropped);
   float* weights = scratch;
   float* slopes = weights + jet.queries * round_up(jet.keys, W);
   float* turned = slopes + jet.queries * round_up(jet.keys, W);
@@ -128,15 +137,24 @@ void attention_backward(const AttentionJet& jet, const float* softmax, const flo
       const float highest = softmax[(i * jet.heads + h) * 2];
       const float inverse = softmax[(i * jet.heads + h) * 2 + 1];
       float *weight = weights + i * head.wide, *slope = slopes + i * head.wide;
+      const uint64_t bits = DROPOUT ? more_bits(more_bits(jet.key, h), i) : 0;
       vfloat shares{};  // what the denominator takes: the mean slope
       for (int64_t j = 0; j < head.wide; j += W) {
         vfloat p = exp(score(head, jet, biased, scale, weights, i, j) - highest) * inverse;
-        store(weight + j, p);
+        if (DROPOUT) {  // a weight that was left out is kept with a minus
+          const vint out = draw(bits, j) < dropped;
+          store(weight + j, select(out, -p, p));
+          store(slope + j, select(out, vfloat{}, load(slope + j) * jet.kept));
+        } else {
+          store(weight + j, p);
+        }
         shares += p * load(slope + j);
       }
       const float share = sum(shares);
       for (int64_t j = 0; j < head.wide; j += W) {
-        vfloat ds = load(weight + j) * (load(slope + j) - share);
+        const vfloat p = load(weight + j);
+        vfloat ds = (DROPOUT ? abs(p) : p) * (load(slope + j) - share);
+        if (DROPOUT) store(weight + j, select(p < 0.0f, vfloat{}, p * jet.kept));
         store(slope + j, ds * scale);
         if (biased && to.dbias) {
           float* dbias = to.dbias + head.row(i) + j;
@@ -152,6 +170,20 @@ void attention_backward(const AttentionJet& jet, const float* softmax, const flo
     gemm(jet.keys, d, jet.queries, weights, 1, head.wide, row_major(dhead, dout_row),
          to.dv + h * d, to.dv_row, false);
   }
+}
+
+}  // namespace
+
+void attention_forward(const AttentionJet& jet, float* out, int64_t out_row, float* softmax,
+                       float* scratch) {
+  auto* run = jet.dropped ? forward<true> : forward<false>;
+  run(jet, out, out_row, softmax, scratch);
+}
+
+void attention_backward(const AttentionJet& jet, const float* softmax, const float* dout,
+                        int64_t dout_row, const AttentionGradients& to, float* scratch) {
+  auto* run = jet.dropped ? backward<true> : backward<false>;
+  run(jet, softmax, dout, dout_row, to, scratch);
 }
 
 }  // namespace jetkern::JETKERN_ISA

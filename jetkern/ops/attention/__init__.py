@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from jetkern.ops.checks import (
@@ -12,7 +13,11 @@ from jetkern.ops.checks import (
     check_shape,
 )
 from jetkern.ops.dispatch import run
+from jetkern.ops.parameters import Dropout
 from jetkern.packed import Packed, check_rising
+from jetkern.random import random_bits
+
+STREAM = 50  # of random numbers, apart from those of a training step
 
 
 def attention(
@@ -25,6 +30,9 @@ def attention(
     particle_offsets: Tensor | Packed | None = None,
     *,
     scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor = 0,
+    jet_numbers: Tensor | None = None,
     precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
@@ -42,15 +50,23 @@ def attention(
             ``particle_offsets[b + 1] - particle_offsets[b]`` particles. As a ``Packed`` what the
             backends derive from it is computed once, not in each layer.
         scale: of the products, 1 / sqrt(d) if None.
+        dropout_p: probability with which a weight of the softmax is left out, in training; the
+            others are multiplied by 1 / (1 - dropout_p). 0 costs nothing. Which are left out is a
+            function of (seed, jet, head, query, key), the last two counted within the jet:
+            the same on every backend and for any split of a batch, and nothing is kept for the
+            backward.
+        seed: another for each layer and step; an int64 tensor of one number where it changes
+            inside a compiled or captured graph.
+        jet_numbers: (B,) int64 of the jets, such as ``Jets.index``; 0 to B - 1 if None.
         precision: the products may be rounded to this: "ieee" float32, "tf32" or "bf16".
 
     Returns:
         (Tq, H, d); zero for the queries of a jet without keys.
 
     Raises:
-        ValueError: for wrong shapes or dtypes, or a bias without ``particle_offsets``; on a CPU
-            also (RuntimeError from the C++ op) for offsets that do not rise from 0 to the number
-            of rows or do not fit the bias.
+        ValueError: for wrong shapes or dtypes, a probability outside [0, 1), or a bias without
+            ``particle_offsets``; on a CPU also (RuntimeError from the C++ op) for offsets that do
+            not rise from 0 to the number of rows or do not fit the bias.
     """
     check_float("q", q)
     check_shape("q", q, None, None, None)
@@ -64,10 +80,28 @@ def attention(
     particles = None
     if bias is not None:
         particles = check_bias(bias, particle_offsets, q.shape[1], q, jets)
+    dropout = _dropout(dropout_p, seed, jet_numbers, jets, q)
     return run(
-        "attention", backend, q, k, v, queries, keys, bias, particles,
+        "attention", backend, q, k, v, queries, keys, bias, particles, dropout,
         precision=precision, values=_check_values,
     )  # fmt: skip
+
+
+def _dropout(
+    p: float, seed: int | Tensor, numbers: Tensor | None, jets: int, like: Tensor
+) -> Dropout | None:
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {p}")
+    if p == 0:
+        return None
+    if numbers is None:
+        numbers = torch.arange(jets, device=like.device)
+    check_shape("jet_numbers", numbers, jets)
+    if numbers.dtype != torch.int64 or numbers.device != like.device:
+        raise ValueError(
+            f"jet_numbers must be int64 on {like.device}, got {numbers.dtype} on {numbers.device}"
+        )
+    return Dropout(random_bits(seed, STREAM, numbers), p)
 
 
 def _check_values(
@@ -78,6 +112,7 @@ def _check_values(
     key_offsets: Tensor,
     bias: Tensor | None,
     particles: Packed | None,
+    dropout: Dropout | None,
 ) -> None:
     check_rising("query_offsets", query_offsets, q.shape[0])
     check_rising("key_offsets", key_offsets, k.shape[0])

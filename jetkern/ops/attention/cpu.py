@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from jetkern.ops.attention import reference
+from jetkern.ops.parameters import Dropout
 from jetkern.ops.register import operator
 from jetkern.packed import Packed
 
@@ -23,15 +24,19 @@ def _reference(
     key_offsets: Tensor,
     bias: Tensor | None,
     particle_offsets: Tensor | None,
+    jet_keys: Tensor | None,
+    dropout_p: float,
 ) -> Tensor:
     particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
-    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particles)
+    dropout = None if jet_keys is None else Dropout(jet_keys, dropout_p)
+    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particles, dropout)
 
 
 _attention = operator(
     "jetkern::attention",
     "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
-    " Tensor? particle_offsets) -> (Tensor out, Tensor softmax)",
+    " Tensor? particle_offsets, Tensor? jet_keys, float dropout_p)"
+    " -> (Tensor out, Tensor softmax)",
     gradients="q k v bias?",
     kept="softmax",
     fake=_fake,
@@ -53,6 +58,7 @@ def attention(
     key_offsets: Tensor,
     bias: Tensor | None,
     particles: Packed | None,
+    dropout: Dropout | None = None,
     precision: str = "ieee",
 ) -> Tensor:
     if not k.dtype == v.dtype == q.dtype:
@@ -65,5 +71,7 @@ def attention(
         key_offsets.contiguous(),
         None if bias is None else bias.to(q.dtype).contiguous(),
         None if particles is None else particles.offsets.contiguous(),
+        None if dropout is None else dropout.keys.contiguous(),
+        0.0 if dropout is None else dropout.p,
     )
     return out

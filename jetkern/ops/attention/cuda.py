@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jetkern.ops.attention.reference import attention as reference
 from jetkern.ops.dispatch import PRECISIONS
+from jetkern.ops.parameters import Dropout
 from jetkern.ops.register import operator
 from jetkern.packed import Packed
 
@@ -49,7 +50,9 @@ _attention = operator(
 
 
 def covers(q: Tensor, *others: Any) -> str:
-    """Heads of a width up to 32."""
+    """Heads of a width up to 32, no dropout."""
+    if others[-1] is not None:
+        return "it has no dropout"
     widest = WIDTHS[-1]
     return f"heads are {q.shape[2]} wide, more than {widest}" if q.shape[2] > widest else ""
 
@@ -62,6 +65,7 @@ def attention(
     key_offsets: Tensor,
     bias: Tensor | None,
     particles: Packed | None,
+    dropout: Dropout | None = None,
     precision: str = "ieee",
 ) -> Tensor:
     """See ``jetkern.ops.attention``."""

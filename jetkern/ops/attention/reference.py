@@ -5,7 +5,9 @@ from torch import Tensor
 
 from jetkern.jets import segment_index, unpack
 from jetkern.ops.pair_features import pair_index
+from jetkern.ops.parameters import Dropout
 from jetkern.packed import Packed
+from jetkern.random import happens, more_bits
 
 
 def attention(
@@ -16,6 +18,7 @@ def attention(
     key_offsets: Tensor,
     bias: Tensor | None,
     particles: Packed | None,
+    dropout: Dropout | None = None,
 ) -> Tensor:
     acc = torch.promote_types(q.dtype, torch.float32)
     queries, is_query = unpack(q.to(acc), query_offsets)  # (B, N, H, d), (B, N)
@@ -31,4 +34,9 @@ def attention(
         scores = scores.index_put((jet, row, column), bias.t().to(scores.dtype), accumulate=True)
     scores = scores.masked_fill(~is_key[:, None, :, None], -torch.inf)
     weights = scores.softmax(2).masked_fill(~is_key.any(1)[:, None, None, None], 0.0)
+    if dropout is not None:
+        counters = (torch.arange(n, device=q.device) for n in weights.shape[1:])
+        query, key, head = torch.meshgrid(*counters, indexing="ij")
+        bits = more_bits(dropout.keys[:, None, None, None], head, query, key)
+        weights = weights.masked_fill(happens(bits, dropout.p), 0.0) / (1 - dropout.p)
     return torch.einsum("bijh,bjhd->bihd", weights, values)[is_query].to(q.dtype)

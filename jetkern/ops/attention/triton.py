@@ -28,7 +28,9 @@ from jetkern.ops.gpu.functions import dot, exp2
 from jetkern.ops.gpu.launch import Settings, launch, launch_settings
 from jetkern.ops.gpu.pointwise import padded
 from jetkern.ops.gpu.register import gpu_operator
+from jetkern.ops.parameters import Dropout
 from jetkern.packed import Packed
+from jetkern.random import one_in
 
 WIDEST = 128  # head dimension
 TYPES = (torch.float32, torch.bfloat16)  # of a bias
@@ -74,6 +76,42 @@ class Counts(NamedTuple):
     queries: Any
     keys: Any
     particles: Any
+
+
+class Drop(NamedTuple):
+    """Dropout: weights whose 23 random bits are below ``below`` are left out, others times
+    ``kept``; ``keys`` (B,) int64, or in a kernel the random bits of the jet and head."""
+
+    keys: Any
+    below: Any
+    kept: Any
+
+
+@triton.jit
+def _more_bits(bits, counter):
+    """``jetkern.random.more_bits`` of uint64."""
+    x = (bits ^ counter.to(tl.uint64)) + 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _of_head(drop, HEADS: tl.constexpr):
+    """With the random bits of the program's jet and head."""
+    if drop is None:
+        return drop
+    else:
+        jet = tl.program_id(0) // HEADS
+        bits = _more_bits(tl.load(drop.keys + jet).to(tl.uint64), tl.program_id(0) % HEADS)
+        return Drop(bits, drop.below, drop.kept)
+
+
+@triton.jit
+def _factor(drop, query, key):
+    """What dropout multiplies weights by, 0 or 1 / (1 - p): query and key along either axis."""
+    bits = _more_bits(_more_bits(drop.keys, query), key)
+    return tl.where((bits >> 41).to(tl.int32) < drop.below, 0.0, drop.kept)
 
 
 @triton.jit
@@ -169,6 +207,7 @@ def _forward(
     lse,
     bias,
     count,
+    drop,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -197,6 +236,8 @@ def _forward(
             top = tl.where(top == float("-inf"), 0.0, top)
             p = exp2(score * SCALE - top[:, None])
             total = tl.sum(p, 1)
+            if drop is not None:
+                p *= _factor(drop, first + query, key)
             mixed = dot(p, v_tile, mixed, PRECISION)
         else:
             for block in range(0, keys, KEYS):
@@ -209,6 +250,8 @@ def _forward(
                 fade = exp2(top - shift)
                 p = exp2(score * SCALE - shift[:, None])
                 total = total * fade + tl.sum(p, 1)
+                if drop is not None:
+                    p *= _factor(drop, first + query, block + key)
                 mixed = dot(p, v_tile, mixed * fade[:, None], PRECISION)
                 top = higher
             top = tl.where(top == float("-inf"), 0.0, top)
@@ -225,6 +268,7 @@ def attention_fwd_kernel(
     lse,
     bias,
     offsets,
+    drop,
     total: tl.int64,
     pairs: tl.int64,
     HEADS: tl.constexpr,
@@ -237,6 +281,7 @@ def attention_fwd_kernel(
     HALF: tl.constexpr = KEYS // 2 if KEYS > 32 else 16
     FEW: tl.constexpr = 32 if KEYS > 32 else KEYS  # of several blocks
     head, query, key, count, corner = _jet(offsets, pairs, HEADS)
+    drop = _of_head(drop, HEADS)
     if bias is not None:
         bias += corner
     rows = Rows(
@@ -247,11 +292,11 @@ def attention_fwd_kernel(
     )
     lse += head * total + query
     if count.keys <= HALF:
-        _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, HALF, True, PRECISION)
+        _forward(rows, strides, lse, bias, count, drop, HEAD, PADDED, ROWS, HALF, True, PRECISION)
     elif count.keys <= KEYS:
-        _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, KEYS, True, PRECISION)
+        _forward(rows, strides, lse, bias, count, drop, HEAD, PADDED, ROWS, KEYS, True, PRECISION)
     else:
-        _forward(rows, strides, lse, bias, count, HEAD, PADDED, ROWS, FEW, False, PRECISION)
+        _forward(rows, strides, lse, bias, count, drop, HEAD, PADDED, ROWS, FEW, False, PRECISION)
 
 
 @triton.jit
@@ -266,6 +311,7 @@ def _backward(
     first_key,
     column,
     count,
+    drop,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -308,8 +354,14 @@ def _backward(
             delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
             score = _scores(k_tile, q_tile, bias_tile, key, keys - block, HEAD, PRECISION)
             p = exp2(score * SCALE - level[None, :])
-            dv_tile = dot(p, do_tile, dv_tile, PRECISION)
-            ds = p * (_product(v_tile, do_tile, zero, PRECISION) - delta[None, :])
+            dp_tile = _product(v_tile, do_tile, zero, PRECISION)
+            if drop is None:
+                dv_tile = dot(p, do_tile, dv_tile, PRECISION)
+            else:
+                factor = _factor(drop, query, block + key)
+                dv_tile = dot(p * factor, do_tile, dv_tile, PRECISION)
+                dp_tile *= factor
+            ds = p * (dp_tile - delta[None, :])
             if d_bias is not None:
                 corner, entry, exists = _pairs(0, block, query, key, count)
                 tl.store(d_bias + corner + entry, ds, exists)
@@ -345,6 +397,7 @@ def attention_bwd_kernel(
     bias,
     d_bias,
     offsets,
+    drop,
     total: tl.int64,
     pairs: tl.int64,
     HEADS: tl.constexpr,
@@ -357,6 +410,7 @@ def attention_bwd_kernel(
     HALF: tl.constexpr = KEYS // 2 if KEYS > 32 else 16
     FEW: tl.constexpr = 32 if KEYS > 32 else KEYS  # of several blocks
     head, query, key, count, corner = _jet(offsets, pairs, HEADS)
+    drop = _of_head(drop, HEADS)
     if bias is not None:
         bias += corner
         if d_bias is not None:
@@ -378,18 +432,18 @@ def attention_bwd_kernel(
     lse += head * total + query
     if count.keys <= HALF:
         _backward(
-            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
-            ROWS, HALF, True, PRECISION,
+            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, drop, HEAD,
+            PADDED, ROWS, HALF, True, PRECISION,
         )  # fmt: skip
     elif count.keys <= KEYS:
         _backward(
-            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
-            ROWS, KEYS, True, PRECISION,
+            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, drop, HEAD,
+            PADDED, ROWS, KEYS, True, PRECISION,
         )  # fmt: skip
     else:
         _backward(
-            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, HEAD, PADDED,
-            ROWS, FEW, False, PRECISION,
+            rows, strides, grads, grad_strides, lse, bias, d_bias, key, column, count, drop, HEAD,
+            PADDED, ROWS, FEW, False, PRECISION,
         )  # fmt: skip
 
 
@@ -446,7 +500,13 @@ def _strides(rows: Any) -> Any:
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Offsets, bias: Tensor | None, precision: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Offsets,
+    bias: Tensor | None,
+    precision: str,
+    drop: Drop | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The result and, (H, Tq) float32, log2 of the sum of 2^score; bias is (H, P) contiguous."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -463,6 +523,7 @@ def launch_forward(
             lse=lse,
             bias=bias,
             offsets=offsets,
+            drop=drop,
             total=len(q),
             pairs=0 if bias is None else bias.shape[1],
         )
@@ -481,6 +542,7 @@ def launch_backward(
     d_k: Tensor,
     d_v: Tensor,
     d_bias: Tensor | None,
+    drop: Drop | None = None,
 ) -> None:
     """Writes the gradients to d_q, d_k, d_v and, unless None, d_bias.
 
@@ -505,9 +567,14 @@ def launch_backward(
         bias=bias,
         d_bias=d_bias,
         offsets=offsets,
+        drop=drop,
         total=len(q),
         pairs=0 if bias is None else bias.shape[1],
     )
+
+
+def _drop(jet_keys: Tensor | None, dropout_p: float) -> Drop | None:
+    return None if jet_keys is None else Drop(jet_keys, one_in(dropout_p), 1 / (1 - dropout_p))
 
 
 def _operator_forward(
@@ -520,9 +587,11 @@ def _operator_forward(
     particle_offsets: Tensor | None,
     pair_ends: Tensor | None,
     precision: str,
+    jet_keys: Tensor | None,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     offsets = Offsets(query_offsets, key_offsets, particle_offsets, pair_ends)
-    return launch_forward(q, k, v, offsets, bias, precision)
+    return launch_forward(q, k, v, offsets, bias, precision, _drop(jet_keys, dropout_p))
 
 
 def _operator_backward(
@@ -536,6 +605,8 @@ def _operator_backward(
     particle_offsets: Tensor | None,
     pair_ends: Tensor | None,
     precision: str,
+    jet_keys: Tensor | None,
+    dropout_p: float,
     out: Tensor,
     lse: Tensor,
     want_bias: bool,
@@ -553,6 +624,7 @@ def _operator_backward(
         d_k=d_k,
         d_v=d_v,
         d_bias=d_bias,
+        drop=_drop(jet_keys, dropout_p),
     )
     return d_q, d_k, d_v, q.new_empty(0) if d_bias is None else d_bias
 
@@ -562,15 +634,17 @@ def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
-    query_offsets, key_offsets, bias, particle_offsets, _, _ = others
+    query_offsets, key_offsets, bias, particle_offsets, _, _, jet_keys, dropout_p = others
     particles = None if particle_offsets is None else Packed.trusted(particle_offsets)
-    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particles)
+    dropout = None if jet_keys is None else Dropout(jet_keys, dropout_p)
+    return reference.attention(q, k, v, query_offsets, key_offsets, bias, particles, dropout)
 
 
 _op = gpu_operator(
     "attention",
     "(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, Tensor? bias,"
-    " Tensor? particle_offsets, Tensor? pair_ends, str precision) -> (Tensor out, Tensor lse)",
+    " Tensor? particle_offsets, Tensor? pair_ends, str precision, Tensor? jet_keys,"
+    " float dropout_p) -> (Tensor out, Tensor lse)",
     fake=_fake,
     forward=_operator_forward,
     backward=_operator_backward,
@@ -593,6 +667,7 @@ def attention(
     key_offsets: Tensor,
     bias: Tensor | None,
     particles: Packed | None,
+    dropout: Dropout | None = None,
     precision: str = "ieee",
 ) -> Tensor:
     """See ``jetkern.ops.attention``. What has another dtype than q is converted.
@@ -613,5 +688,7 @@ def attention(
         None if particles is None else particles.offsets.contiguous(),
         None if particles is None else particles.pair_ends,
         precision,
+        None if dropout is None else dropout.keys.contiguous(),
+        0.0 if dropout is None else dropout.p,
     )
     return out
