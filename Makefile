@@ -5,7 +5,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test test-install test-sanitize resources docs lint format clean
+.PHONY: help setup kernels demo study test test-install test-sanitize resources docs lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ kernels: setup  ## compile the C++ kernels if they changed
 
 demo: setup  ## simulate jets, pre-train, fine-tune, compare (about 15 minutes on 2 cores)
 	$(PY) train/demo.py
+
+study: setup  ## a small grid of trainings end to end, with its report (30 to 45 minutes on 2 cores)
+	$(PY) -m jetkern study studies/small.toml --out study/small
 
 test: setup  ## the test suite (no network, no GPU)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
@@ -63,4 +66,4 @@ format: setup  ## let ruff rewrite
 	$(PY) -m ruff format .
 
 clean:  ## remove what the build and the demo left
-	rm -rf build demo jetkern/.build-* *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build demo study jetkern/.build-* *.egg-info .pytest_cache .ruff_cache .mypy_cache

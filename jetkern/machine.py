@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import subprocess
+import time
 from pathlib import Path
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")
@@ -36,6 +38,41 @@ def gpu_model() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def free_cores(seconds: float = 0.1) -> float | None:
+    """How many of the cores that we may use nobody else uses now; None where it cannot be told."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    before = _idle()
+    time.sleep(seconds)
+    after = _idle()
+    ours = os.sched_getaffinity(0)
+    if not before or not ours <= after.keys():
+        return None
+    ticks = seconds * os.sysconf("SC_CLK_TCK")
+    return sum(min(1.0, (after[core] - before[core]) / ticks) for core in ours)
+
+
+def crowded(threads: int) -> str:
+    """A note if other processes leave fewer cores free than so many threads, or ""."""
+    free = free_cores() if threads > 1 else None
+    if free is None or threads <= free + 0.5:
+        return ""
+    return (
+        f"note: {threads} threads, but other processes leave {free:.1f} cores free: --threads "
+        f"{max(1, round(free))} or OMP_WAIT_POLICY=passive may be faster"
+    )
+
+
+def _idle() -> dict[int, int]:
+    """Ticks that each core has had nothing to do, as Linux counts them."""
+    try:
+        with open("/proc/stat", encoding="utf-8") as file:
+            lines = [line.split() for line in file if re.match(r"cpu\d", line)]
+    except OSError:
+        return {}
+    return {int(words[0][3:]): int(words[4]) + int(words[5]) for words in lines}
 
 
 @functools.cache

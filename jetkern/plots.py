@@ -25,6 +25,7 @@ STYLE: Any = {
     "axes.spines.right": False,
 }
 PANEL = (3.6, 2.7)  # inches
+LONGEST = 32  # characters of a name beside a curve
 _NOT_LOSSES = {"kind", "step", "seconds", "lr", "grad_norm", "jets_per_s", "data_wait", "best"}
 
 
@@ -137,7 +138,7 @@ def label_curves(
     excess = max(0.0, heights[-1] - 0.97) if heights else 0.0
     for height, (_, name, x, y, color) in zip(heights, placed, strict=True):
         axes.annotate(
-            _words(name),
+            _words(_shortened(name)),
             (x, y),
             (column, height - excess),
             textcoords="axes fraction",
@@ -237,6 +238,11 @@ def _is_loss(record: Mapping[str, Any], name: str) -> bool:
     value = record.get(name, "")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return name not in _NOT_LOSSES and (value is None or number)
+
+
+def _shortened(name: str) -> str:
+    """A name as long as fits beside a panel; names of runs differ at their ends."""
+    return name if len(name) <= LONGEST else f"{name[:8]}…{name[9 - LONGEST :]}"
 
 
 def _words(text: object) -> str:

@@ -26,11 +26,22 @@ COMMANDS = {
     "finetune": "train it on to a task, or from scratch to compare",
     "generate": "make jets with a trained generator",
     "evaluate": "judge trained models: tables and figures",
+    "study": "run a grid of trainings from a file, and report on it",
+    "choose": "take the learning rate with the best validation loss",
+    "baseline": "train boosted trees on jet variables, to compare with",
+    "report": "write tables, figures and verdicts of a study",
     "doctor": "say what this machine has, and which implementation of each op runs",
     "build": "compile the C++ and CUDA ops for the PyTorch that is here",
 }
-EXTRAS = {"simulate": "simulation", "convert": "data", "verify": "data", "show": "data"}
-CONTINUES = ("simulate", "convert", "pretrain", "finetune", "generate")
+EXTRAS = {
+    "simulate": "simulation",
+    "convert": "data",
+    "verify": "data",
+    "show": "data",
+    "study": "study",
+    "baseline": "study",
+}
+CONTINUES = ("simulate", "convert", "pretrain", "finetune", "generate", "study")
 
 
 class UsageError(ValueError):

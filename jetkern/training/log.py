@@ -79,7 +79,7 @@ class TrainingLog:
 
     def say(self, message: str) -> None:
         """A message for the user, above the bar."""
-        if self._file is not None:
+        if self._file is not None and message:
             tqdm.write(message)
 
     def record(self, kind: str, step: int, **values: Any) -> None:
