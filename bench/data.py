@@ -16,7 +16,6 @@ install --no-deps --target DIR omnilearned==0.2.0``, and requests.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -27,6 +26,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from bench.machine import describe, write_results
+from jetkern.machine import version
+from jetkern.tables import table
 
 PACKAGES = ("h5py", "numpy", "uproot", "webdataset")
 
@@ -49,13 +52,9 @@ def main() -> None:
     if not files:
         parser.error(f"{settings.source / 'train'} has no *.h5")
 
-    from importlib.metadata import version
-
-    from bench.machine import describe
-
     machine = describe(threads=1) | {p: version(p) for p in PACKAGES}
     machine["load_average_at_start"] = os.getloadavg()[0]
-    print(json.dumps(machine))
+    print("\n".join(f"{key:21} {value}" for key, value in machine.items()), flush=True)
     with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
         hdf5 = Path(scratch) / "data" / "jetclass" / "train"
         hdf5.mkdir(parents=True)
@@ -71,16 +70,14 @@ def main() -> None:
         results += reading(settings, Path(scratch))
         results += opening(Path(scratch) / "shards", Path(scratch) / "huge")
     machine["load_average_at_end"] = os.getloadavg()[0]
-    print(f"\n{table(results)}")
+    head = ["", "jets/s (median)", "lowest to highest", "memory beyond imports, MB"]
+    print(f"\n{table([head, *map(cells, results)], markdown=True)}")
     ours, peer = (rate(results, f"{name}, 1 process, warm") for name in ("jetkern", "omnilearned"))
     if peer:
         print(f"\nOne process, warm: {ours / peer:.0f} times omnilearned's rate")
-    if settings.json:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
-        names = ("copies", "batch", "seconds", "repeats")
-        asked = {name: getattr(settings, name) for name in names} | {"jets_per_copy": jets}
-        document = {"machine": machine, "settings": asked, "results": results}
-        settings.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    names = ("copies", "batch", "seconds", "repeats")
+    asked = {name: getattr(settings, name) for name in names} | {"jets_per_copy": jets}
+    write_results(settings.json, {"machine": machine, "settings": asked, "results": results})
 
 
 def conversion(
@@ -408,23 +405,15 @@ def rate(results: list[dict[str, Any]], name: str) -> float:
     return next((r["jets_per_second"] for r in results if r["name"] == name), 0.0)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """A table to paste."""
-    lines = [
-        "| | jets/s (median) | lowest to highest | memory beyond imports, MB |",
-        "|---|---:|---:|---:|",
-    ]
-    for r in results:
-        used = f"{r['memory_mb']:,.0f}" if "memory_mb" in r else ""
-        if "seconds" in r:
-            lines.append(f"| {r['name']} | {r['seconds']:.3f} s | | {used} |")
-        else:
-            low, high = min(r["all"]), max(r["all"])
-            lines.append(
-                f"| {r['name']} | {r['jets_per_second']:,.0f} | {low:,.0f} to {high:,.0f} "
-                f"| {used} |"
-            )
-    return "\n".join(lines)
+def cells(result: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    used = f"{result['memory_mb']:,.0f}" if "memory_mb" in result else ""
+    if "seconds" in result:
+        return [result["name"], f"{result['seconds']:.3f} s", "", used]
+    low, high = min(result["all"]), max(result["all"])
+    return [
+        result["name"], f"{result['jets_per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}", used,
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ elementwise operations over the rate of a float32 matrix product without tensor 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jetkern.model.presets import SIZES
+from jetkern.model.presets import SIZES, model_preset
+from jetkern.objectives.masking import masked_counts
 
 # Elementwise operations, one for each of a multiplication, an addition or a comparison.
 GELU, TANH, EXP, FEATURES = 30, 24, 4, 60
@@ -92,17 +94,73 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
             2 * triangle * 2 * dim * heads,
             triangle * (FEATURES + 2 * dim * (6 + GELU)),
         ),
+        "pair_mlp": Work(
+            (4 * triangle + heads * pairs) * itemsize,
+            2 * triangle * (4 * 64 + 2 * 64 * 64 + 64 * heads),
+            3 * triangle * 64 * GELU,
+        ),
         "attention": attended,
         "attention_block": block,
         "local_block": local,
         "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),
     }[op]
-    without_gradient = {"mlp": 4 * particles, "local_block": 7 * edges}.get(op, 0.0)
-    backward = Work(*(2 * amount for amount in forward)).plus(-4 * dim * without_gradient)
+    first = {  # products whose input needs no gradient
+        "mlp": 2 * particles * 4 * 2 * dim,
+        "local_block": 2 * edges * 7 * 2 * dim,
+        "pair_mlp": 2 * triangle * 4 * 64,
+    }
+    backward = Work(*(2 * amount for amount in forward)).plus(-first.get(op, 0.0))
     if op == "attention":  # q, k, v, the result's gradient and the bias in; four gradients out
         moved = 7 * rows * dim * itemsize + 2 * heads * pairs * itemsize
         backward = Work(moved, 10 * square * dim, heads * square * (EXP + 8))
     return {"forward": forward, "backward": backward}
+
+
+def model_products(size: str, parts: Sequence[str], counts: Tensor) -> dict[str, float]:
+    """Operations of the matrix products of a preset's loss, forward, by op.
+
+    Only the global tokens' own products are PyTorch's, and the last layers: "rest". The classifier
+    judges the jets as every part sees them. A training step needs three times as many.
+
+    Args:
+        size: a preset. parts: of an objective. counts: particles of each jet.
+    """
+    config = model_preset(size, parts)
+    dim, head, jets, n = config.dim, config.head_layers, len(counts), float(counts.sum())
+    total: dict[str, float] = defaultdict(float)
+
+    def add(op: str, seen: Tensor, times: int = 1) -> None:
+        total[op] += times * work(op, size, seen, 4)["forward"].products
+
+    def add_mlp(rows: float, width: int, times: int = 1) -> None:
+        total["mlp"] += times * _mlp(rows, width, 2 * width, width)[0]
+
+    for part in parts:
+        seen = counts - masked_counts(counts) if part == "mpm" else counts
+        timed = part == "generator"
+        add("local_block", seen)
+        add("pair_bias", seen)
+        add("mlp", seen, 2)  # kinematics and tracks
+        add("attention_block", seen + timed, config.layers)
+        if timed:
+            add_mlp(jets, dim, 2)  # time and type
+            add_mlp(n, dim)
+        if part != "classifier":
+            add(
+                "attention_block",
+                counts + 2 * timed + (part == "mpm" and "generator" in parts),
+                head,
+            )
+            total["rest"] += 8 * n * dim
+        if "classifier" in parts:
+            rows = float((seen + timed).sum())
+            total["attention"] += head * 16 * rows * dim
+            add_mlp(4 * jets, dim, head)
+            add_mlp(jets, 4 * dim)
+            total["rest"] += (
+                head * (16 * jets + 4 * rows) * dim**2 + 8 * jets * dim * config.num_classes
+            )
+    return dict(total)
 
 
 def _seconds(run: Callable[[], object], repeats: int = 20) -> float:

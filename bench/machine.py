@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,27 +11,11 @@ from typing import Any
 
 import torch
 
-from jetkern import __version__
-from jetkern.machine import INSTRUCTION_SETS, cpu_model
+from jetkern.io import write_atomically
+from jetkern.machine import INSTRUCTION_SETS, cpu_model, environment
 from jetkern.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def commit() -> str:
-    """The commit that runs, marked if tracked files differ from it."""
-    changed = "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
-    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 
 def command() -> str:
@@ -61,9 +44,13 @@ def describe(threads: int, clock: Callable[[], float] = time.perf_counter) -> di
         "cpu": cpu_model(),
         "threads": threads,
         "kernels": library or INSTRUCTION_SETS[torch.ops.jetkern.cpu_isa()],
-        "jetkern": __version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **environment(),
         "matrix_gflops": round(matrix_rate(clock) * 1e-9, 1),
     }
+
+
+def write_results(path: Path | None, document: dict[str, Any]) -> None:
+    """Writes results, or what there is of them so far, where the command was given a path."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -16,7 +16,6 @@ weaver is taken from DIR: pip install --no-deps --target DIR weaver-core==0.5.3
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -29,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.machine import command, describe
-from bench.step import load_jets
+from bench.jets import described, load_jets
+from bench.machine import command, describe, write_results
 from examples.particle_transformer import ParticleTransformer
 from jetkern.jets import Jets, unpack
 from jetkern.tables import table
@@ -165,11 +164,7 @@ def main() -> None:
     machine = describe(max(settings.threads))
     found = metadata.distributions(name="weaver-core", path=[settings.peer])
     machine["weaver-core"] = next((d.version for d in found), "unknown")
-    counts = jets.counts.double()
-    machine["jets"] = (
-        f"{len(jets)} {'simulated' if settings.data else 'drawn'}, multiplicity "
-        f"{counts.mean():.1f} +- {counts.std():.1f}, up to {int(counts.max())}"
-    )
+    machine["jets"] = described(jets, settings.data)
     print("\n".join(f"{key:14} {value}" for key, value in machine.items()), flush=True)
     results = []
     for version in settings.versions:
@@ -184,10 +179,7 @@ def main() -> None:
             results.append({"version": version, "threads": threads, "seconds": seconds})
             heading = ["version", "threads", "", *MEASURES]
             print(table([heading, *rows_of(results[-1])], "rrlr", markdown=True), flush=True)
-    if settings.json:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": machine, "command": command(), "results": results}
-        settings.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_results(settings.json, {"machine": machine, "command": command(), "results": results})
 
 
 if __name__ == "__main__":

@@ -61,6 +61,11 @@ def significant(rate: float) -> str:
     return f"{float(f'{rate:.3g}'):,.0f}"
 
 
+def short(commit: str) -> str:
+    """The first figures of a commit, and whether files differed from it."""
+    return re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", commit)
+
+
 def step() -> str:
     """Rates and memory of training and inference, ours beside the peer's."""
     document = read("step")
@@ -93,8 +98,8 @@ def step() -> str:
     said = (
         f"{machine['threads']} threads of an {machine['cpu']} ({machine['kernels']} kernels), "
         f"PyTorch {machine['torch']}, batches of {', '.join(sizes.values())} jets; commit "
-        f"{machine['commit']}, {machine['matrix_gflops']} GFLOP/s in `torch.mm`. Medians; repeats "
-        f"of one rate lie within {spread['jetkern cpu']:.0%} (ours) and "
+        f"{short(machine['commit'])}, {machine['matrix_gflops']} GFLOP/s in `torch.mm`. Medians; "
+        f"repeats of one rate lie within {spread['jetkern cpu']:.0%} (ours) and "
         f"{spread['omnilearned']:.0%} (reference code) of each other."
     )
     return f"{table(rows, 'llr', markdown=True)}\n\n{said}\n"
@@ -113,8 +118,8 @@ def data() -> str:
     settings, machine = document["settings"], document["machine"]
     jets = settings["copies"] * settings["jets_per_copy"]
     said = (
-        f"{jets:,} JetClass-like jets on the same machine, commit {machine['commit']}; medians of "
-        f"{settings['repeats']}, start-up included."
+        f"{jets:,} JetClass-like jets on the same machine, commit {short(machine['commit'])}; "
+        f"medians of {settings['repeats']}, start-up included."
     )
     return f"{table(rows, markdown=True)}\n\n{said}\n"
 

@@ -28,6 +28,8 @@ from unittest import mock
 
 from jetkern.build import BuildError, cuda_resources
 from jetkern.cli.parser import threads
+from jetkern.io import write_atomically
+from jetkern.tables import table
 
 ROOT = Path(__file__).parents[1]
 OPS = ROOT / "jetkern" / "ops"
@@ -122,7 +124,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
     """
     import torch
 
-    from bench.ops import PARTICLES
+    from bench.cases import PARTICLES
     from jetkern import ops
     from jetkern.model.layers import (
         MLP,
@@ -393,15 +395,9 @@ def cuda_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
 
 
 HEADER = (
-    "| op | kernel | case | sm | warps | registers | spilled bytes | shared bytes | occupancy |\n"
-    "|---|---|---|---:|---:|---:|---:|---:|---:|"
-)
-
-
-def line(row: Row) -> str:
-    """A row of the table."""
-    values = (*row, f"{row.occupancy:.0%}")
-    return f"| {' | '.join(str(v) for v in values)} |"
+    "op", "kernel", "case", "sm", "warps", "registers", "spilled bytes", "shared bytes",
+    "occupancy",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -422,9 +418,10 @@ def main() -> None:
 
     import triton
 
-    lines = [f"Triton {triton.__version__}, `python -m bench.resources`", "", HEADER]
+    title = f"Triton {triton.__version__}, `python -m bench.resources`"
+    lines: list[Sequence[str]] = [HEADER]
     faults = []
-    print("\n".join(lines), flush=True)
+    print(f"{title}\n{', '.join(HEADER)}", flush=True)
     architectures = tuple(settings.architectures)
     try:
         compiled_cuda = [r for r in cuda_rows(architectures) if r.op in settings.ops]
@@ -435,13 +432,14 @@ def main() -> None:
         rows(settings.ops, architectures, settings.precisions, settings.sizes, settings.jobs),
         compiled_cuda,
     ):
-        lines.append(line(row))
-        print(lines[-1], flush=True)
+        lines.append((*map(str, row), f"{row.occupancy:.0%}"))
+        print(", ".join(lines[-1]), flush=True)
         if row.fault:
             faults.append(f"{row.kernel}, {row.label}, sm_{row.architecture}: {row.fault}")
     if settings.markdown:
+        text = f"{title}\n\n{table(lines, 'lllr', markdown=True)}\n"
         settings.markdown.parent.mkdir(parents=True, exist_ok=True)
-        settings.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_atomically(settings.markdown, text.encode())
     if faults:
         sys.exit("\n".join(faults))
 

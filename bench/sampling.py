@@ -23,7 +23,6 @@ torchdiffeq.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -39,12 +38,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.machine import command, describe
+from bench.machine import command, describe, write_results
 from jetkern import Jets
 from jetkern.data import Shards
 from jetkern.evaluation.generate import first_jets, load_generator
 from jetkern.interop.omnilearned import rename
-from jetkern.io import write_atomically
 from jetkern.jets import unpack
 from jetkern.metrics.generation import Sample, bootstrap_wasserstein
 from jetkern.metrics.substructure import observables
@@ -63,6 +61,7 @@ from jetkern.sampling import (
     with_evaluations,
 )
 from jetkern.sampling.fitting import best_grid
+from jetkern.tables import table
 
 NODES = 128
 CONTENDERS = ("fitted", "ab2", "ab2, chosen grid", "midpoint", "heun", "rk4", "euler")
@@ -94,9 +93,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     result = measure(options)
-    print(table(result))
-    if options.out:
-        write_atomically(options.out, json.dumps(result, indent=1).encode())
+    print(shown(result))
+    write_results(options.out, result)
     if options.figure:
         draw(result, options.figure)
 
@@ -278,26 +276,25 @@ def peer_velocity(model: PET, start: Jets, mask: Tensor) -> Velocities:
     return velocity
 
 
-def table(result: dict[str, Any]) -> str:
-    """Markdown."""
+def shown(result: dict[str, Any]) -> str:
+    """The table, to paste, and what the peer did."""
     head = ["solver", "evaluations", "jets/s", "ratio", "same W1", "deviation", *OBSERVABLES]
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    rows = [head]
     for row in result["rows"]:
         ratio = f"{row['ratio']:.0f}x" if row["ratio"] else "-"
         cells = [row["solver"], str(row["evaluations"]), f"{row['jets_per_s']:.1f}", ratio]
         cells += ["yes" if row["same_w1"] else "no", f"{row['deviation']:.5f}"]
-        cells += [f"{v:.4f} ± {e:.4f}" for v, e in row["w1"].values()]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append([*cells, *(f"{v:.4f} ± {e:.4f}" for v, e in row["w1"].values())])
     floor = [f"{v:.4f} ± {e:.4f}" for v, e in result["floor"].values()]
-    lines += [f"| real jets | | | | | | {' | '.join(floor)} |", ""]
-    peer = result["peer"]
+    rows.append(["real jets", *[""] * 5, *floor])
+    lines, peer = [table(rows, markdown=True)], result["peer"]
     if "jets_per_s" in peer:
         lines.append(
             f"omnilearned 0.2.0, torchdiffeq midpoint, {NODES} nodes: {peer['jets_per_s']:.3f} "
             f"jets/s; its {peer['jets']} jets differ from ours by at most "
             f"{peer['deviation']:.2g}, typically {peer['typical deviation']:.2g}"
         )
-    return "\n".join(lines)
+    return "\n\n".join(lines)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -24,7 +24,6 @@ products reach in it (more than 1 where the op does without some of them); the r
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import re
@@ -32,12 +31,28 @@ import resource
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from bench.jets import described, load_jets
+from bench.limits import model_products
+from bench.machine import command, describe, write_results
+from jetkern import PET
 from jetkern.cli.parser import threads
+from jetkern.jets import unpack
+from jetkern.model.presets import SIZES, model_preset
+from jetkern.objectives import Objective, parse_objective
+from jetkern.ops import dispatch
+from jetkern.tables import table
+from jetkern.training.distributed import World
+from jetkern.training.flat import FlatParameters
+from jetkern.training.optim import Lion
+from jetkern.training.step import Step
 
 # Small enough that the peer does not page: at 256 micro jets it runs at a quarter of its rate.
 BATCH = {"micro": 64, "small": 32, "medium": 8}
@@ -49,54 +64,6 @@ CONTENDERS = {  # backend and precision
     "omnilearned": ("auto", "ieee"),
 }
 MEASURES = ("train", "inference")
-
-
-def load_jets(data: str, count: int) -> Any:
-    """``count`` jets: a few of each file below ``data``, or drawn where ``data`` is empty.
-
-    Drawn jets have the multiplicities of simulated JetClass jets, roughly: a negative binomial
-    of mean 41 and standard deviation 18, between 2 and 128; their particles are noise.
-    """
-    import numpy as np
-    import torch
-
-    from jetkern import Jets
-    from jetkern.jets import offsets_from_counts
-
-    rng = np.random.default_rng(0)
-    if not data:
-        counts = np.clip(rng.negative_binomial(6, 6 / (6 + 41), count), 2, 128)
-        particles = rng.normal([0, 0, 2, 2.5], [0.2, 0.2, 1, 1], (counts.sum(), 4))
-        pid, tracks = rng.integers(1, 9, counts.sum()), rng.normal(0, 1, (counts.sum(), 4))
-        label = rng.integers(0, 10, count)
-    else:
-        import h5py
-
-        files = sorted(Path(data).rglob("*.h5"))
-        if not files:
-            raise SystemExit(f"bench.step: no *.h5 below {data}")
-        rows, labels = [], []
-        for i, file in enumerate(files):
-            share = (count * (i + 1)) // len(files) - (count * i) // len(files)
-            with h5py.File(file) as f:
-                if share > len(f["data"]):
-                    raise SystemExit(f"bench.step: {file} has fewer than {share} jets")
-                for jet, n in zip(f["data"][:share], f["num_particles"][:share], strict=True):
-                    rows.append(jet[:n])
-                labels += list(f["pid"][:share] - f.attrs.get("label_shift", 0))
-        order = rng.permutation(count)
-        rows = [rows[i] for i in order]
-        counts, label = np.array([len(r) for r in rows]), np.array(labels)[order]
-        flat = np.concatenate(rows)
-        particles, pid, tracks = flat[:, :4], flat[:, 4], flat[:, 5:9]
-    return Jets(
-        particles=torch.tensor(particles, dtype=torch.float32),
-        offsets=offsets_from_counts(torch.tensor(counts)),
-        pid=torch.tensor(pid, dtype=torch.int64),
-        tracks=torch.tensor(tracks, dtype=torch.float32),
-        label=torch.tensor(label, dtype=torch.int64),
-        index=torch.arange(count),
-    )
 
 
 class Steps(NamedTuple):
@@ -113,16 +80,6 @@ LR, DECAY, CLIP = 1e-5, 0.1, 1.0
 
 def our_steps(size: str, objective: str, precision: str) -> Steps:
     """Our train step, as ``Trainer`` makes it, and inference."""
-    import torch
-
-    from jetkern import PET
-    from jetkern.model.presets import model_preset
-    from jetkern.objectives import Objective, parse_objective
-    from jetkern.training.distributed import World
-    from jetkern.training.flat import FlatParameters
-    from jetkern.training.optim import Lion
-    from jetkern.training.step import Step
-
     torch.manual_seed(0)
     model = PET(model_preset(size, parse_objective(objective)), precision=precision)
     losses = Objective(model)
@@ -140,7 +97,6 @@ def our_steps(size: str, objective: str, precision: str) -> Steps:
 
 def without_gradients(model: Any, loss: Callable[[Any], Any]) -> Callable[[Any], None]:
     """Inference: the loss of a batch."""
-    import torch
 
     @torch.no_grad()
     def inference(batch: Any) -> None:
@@ -153,17 +109,9 @@ def without_gradients(model: Any, loss: Callable[[Any], Any]) -> Callable[[Any],
 
 def peer_steps(size: str, objective: str) -> Steps:
     """The same with omnilearned; raises ImportError without it, KeyError for no such mode."""
-    import types
-
-    import torch
-
     sys.modules.setdefault("requests", types.ModuleType("requests"))  # its downloads need it only
     from omnilearned.network import PET2
     from omnilearned.utils import get_loss
-
-    from jetkern.jets import unpack
-    from jetkern.model.presets import SIZES
-    from jetkern.training.optim import Lion
 
     mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
     shape = SIZES[size]
@@ -222,13 +170,8 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
     """
     backend, precision = CONTENDERS[name]
     os.environ["JETKERN_BACKEND"] = "" if backend == "auto" else backend
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler would announce itself
     if settings.peer:
         sys.path.append(settings.peer)
-    import torch
-
-    from jetkern.ops import dispatch
-
     torch.set_num_threads(settings.threads)
     size, objective = case
     jets = load_jets(settings.data, settings.batch or BATCH[size])
@@ -270,8 +213,6 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
 
 def profile(step: Callable[[], None]) -> dict[str, float]:
     """Seconds of a ``step`` in each of our compiled ops, in the optimiser, and in the rest."""
-    import torch
-
     step()
     steps = 5
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -293,6 +234,7 @@ def profile(step: Callable[[], None]) -> dict[str, float]:
 
 def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
     """Rates and memory of all contenders, which take turns."""
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler of a contender would announce itself
     context = multiprocessing.get_context("spawn")
     running: dict[str, tuple[Any, Connection]] = {}
     rows: list[dict[str, Any]] = []
@@ -332,78 +274,48 @@ def run_case(case: tuple[str, str], settings: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def model_flops(size: str, objective: str, jets: Any) -> dict[str, float]:
-    """Matrix-product FLOPs of one forward pass over packed jets, by op: 2 per multiply and add.
-
-    The heads, small products and class attention, count as "rest"; masked jets keep 60 % of their
-    particles. A train step needs three times that, recomputation not counted.
-    """
-    from jetkern.model.presets import SIZES
-    from jetkern.objectives import parse_objective
-
-    parts, shape = parse_objective(objective), SIZES[size]
-    dim, k, layers = shape["dim"], shape["neighbours"], shape["layers"]
-    flops = dict.fromkeys(("local_block", "pair_bias", "mlp", "attention_block", "rest"), 0.0)
-    for part in parts:
-        n = jets.counts.double() * (0.6 if part == "mpm" else 1.0)
-        edges = n * (n - 1).clamp(min=0, max=k)
-        rows = n + 4 + (part == "generator")
-        block = 16 * dim**2
-        macs = {
-            "local_block": edges * (2 * (14 * dim + 2 * dim**2) + 2 * block - 4 * dim**2)
-            + 2 * edges * 4 * dim * (n - 1).clamp(min=0, max=k),
-            "pair_bias": n * (n - 1) / 2 * 2 * (6 * dim + 2 * dim * shape["heads"]),
-            "mlp": n * 2 * 2 * (8 * dim + 2 * dim**2),
-            "attention_block": layers * (rows * block + 4 * dim * rows**2),
-        }
-        if part == "classifier":
-            passes = len(parts)  # also on the noised and the masked jets
-            macs["rest"] = passes * (2 * (rows * 4 * dim**2 + 48 * dim**2) + 4 * 32 * dim**2)
-        else:
-            macs["attention_block"] += 2 * ((rows + 1) * block + 4 * dim * (rows + 1) ** 2)
-        for name, number in macs.items():
-            flops[name] += float(number.sum())
-    return flops
-
-
-def shares(row: dict[str, Any], flops: dict[str, float], rate: float) -> str:
+def shares(row: dict[str, Any], products: dict[str, float], rate: float) -> str:
     """Where a train step's time goes: share of each part, and what of ``rate`` it reaches."""
     seconds = row["profile_seconds"]
     total = sum(seconds.values())
     parts = []
     for name, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        reached = 3 * flops.get(name, 0.0) / spent / rate
+        reached = 3 * products.get(name, 0.0) / spent / rate
         parts.append(f"{name} {spent / total:.0%}" + (f" (at {reached:.0%})" if reached else ""))
     return ", ".join(parts)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = [
-        "| size | objective | contender | train jets/s | x peer | inference jets/s | x peer "
-        "| peak MB/jet | MB per further jet | of float32 matrix rate |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for result in results:
-        rows: list[dict[str, Any]] = result["rows"]
-        peer = next((r for r in rows if r["contender"] == "omnilearned"), None)
-        for row in rows:
-            start = f"| {result['size']} | {result['objective']} | {row['contender']} |"
-            if "skipped" in row:
-                lines.append(f"{start} {row['skipped']} ||||||| ")
-                continue
-            cells = []
-            for measure in MEASURES:
-                seconds = row[f"{measure}_seconds"]
-                spread = row[f"{measure}_spread"]
-                cells.append(f"{result['jets'] / seconds:.1f} ({spread:.0%})")
-                other = peer.get(f"{measure}_seconds") if peer else None
-                cells.append(f"{other / seconds:.1f}" if other else "")
-            cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
-            cells.append(f"{row['further_mb_per_jet']:.2f}")
-            cells.append(f"{row['of_matrix_rate']:.0%}")
-            lines.append(f"{start} {' | '.join(cells)} |")
-    return "\n".join(lines)
+HEAD = (
+    "size", "objective", "contender", "train jets/s", "x peer", "inference jets/s", "x peer",
+    "peak MB/jet", "MB per further jet", "of float32 matrix rate",
+)  # fmt: skip
+
+
+def rows_of(result: dict[str, Any]) -> list[list[str]]:
+    """A line of the table for each contender."""
+    rows: list[dict[str, Any]] = result["rows"]
+    peer = next((r for r in rows if r["contender"] == "omnilearned"), None)
+    lines = []
+    for row in rows:
+        cells = [result["size"], result["objective"], row["contender"]]
+        if "skipped" in row:
+            lines.append([*cells, row["skipped"], *[""] * (len(HEAD) - 4)])
+            continue
+        for measure in MEASURES:
+            seconds = row[f"{measure}_seconds"]
+            cells.append(f"{result['jets'] / seconds:.1f} ({row[f'{measure}_spread']:.0%})")
+            other = peer.get(f"{measure}_seconds") if peer else None
+            cells.append(f"{other / seconds:.1f}" if other else "")
+        cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
+        cells.append(f"{row['further_mb_per_jet']:.2f}")
+        cells.append(f"{row['of_matrix_rate']:.0%}")
+        lines.append(cells)
+    return lines
+
+
+def shown(results: list[dict[str, Any]]) -> str:
+    """The table of some results, to paste."""
+    return table([HEAD, *(row for r in results for row in rows_of(r))], "lllr", markdown=True)
 
 
 def main() -> None:
@@ -426,48 +338,37 @@ def main() -> None:
         action="store_true",
         help="count the processes' CPU time, on a machine that others use (with --threads 1)",
     )
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--json", type=Path, help="also write the results here, case by case")
     settings = parser.parse_args()
     if settings.cpu_time and settings.threads != 1:
         parser.error("--cpu-time needs --threads 1: waiting threads count too")
-
-    import torch
-
-    from bench.machine import command, describe
 
     torch.set_num_threads(settings.threads)
     clock = time.process_time if settings.cpu_time else time.perf_counter
     machine = describe(settings.threads, clock)
     machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
     print("\n".join(f"{key:14} {value}" for key, value in machine.items()))
-    results, rate = [], machine["matrix_gflops"] * 1e9
+    results: list[dict[str, Any]] = []
+    rate = machine["matrix_gflops"] * 1e9
     for size in settings.sizes:
         jets = load_jets(settings.data, settings.batch or BATCH[size])
-        counts = jets.counts.double()
-        print(
-            f"{size}: {len(jets)} {'simulated' if settings.data else 'drawn'} jets, multiplicity "
-            f"{counts.mean():.1f} +- {counts.std():.1f}, up to {int(counts.max())}",
-            flush=True,
-        )
+        print(f"{size}: {described(jets, settings.data)}", flush=True)
         for objective in settings.objectives:
             rows = run_case((size, objective), settings)
-            flops = model_flops(size, objective, jets)
+            products = model_products(size, parse_objective(objective), jets.counts)
             for row in rows:
                 if "skipped" not in row:
-                    row["of_matrix_rate"] = 3 * sum(flops.values()) / row["train_seconds"] / rate
+                    row["of_matrix_rate"] = 3 * sum(products.values()) / row["train_seconds"] / rate
                 if "profile_seconds" in row:
-                    row["shares"] = shares(row, flops, rate)
-            result = {"size": size, "objective": objective, "jets": len(jets), "rows": rows}
-            results.append(result)
-            print(table([result]))
+                    row["shares"] = shares(row, products, rate)
+            results.append({"size": size, "objective": objective, "jets": len(jets), "rows": rows})
+            print(shown(results[-1:]))
             for row in rows:
                 if "shares" in row:
                     print(f"{row['contender']}: {row['shares']}", flush=True)
-    print(f"\n{table(results)}")
-    if settings.json:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": machine, "command": command(), "results": results}
-        settings.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            document = {"machine": machine, "command": command(), "results": results}
+            write_results(settings.json, document)
+    print(f"\n{shown(results)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.ops import OPS, PARTICLES, Case, batch, between, clock, make
+from bench.cases import OPS, PARTICLES, Case, make
+from bench.jets import batch
+from bench.ops import between, clock
 from jetkern.io import AtomicFile
 from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch

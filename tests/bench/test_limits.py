@@ -7,9 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import limits
-from bench.ops import OPS, batch, make
+from bench.cases import OPS, make
+from bench.jets import batch, load_jets
 from jetkern.jets import Jets
-from jetkern.model.presets import SIZES
+from jetkern.model.pet import PET
+from jetkern.model.presets import SIZES, model_preset
+from jetkern.objectives import Objective, parse_objective
+from jetkern.objectives.masking import masked_counts
 
 
 def jet(particles: int) -> Jets:
@@ -48,6 +52,33 @@ def test_products_are_those_of_the_reference(op: str, size: str, particles: int)
         backward += 2 * (particles + 4) ** 2 * dim
     assert work["forward"].products == pytest.approx(forward)
     assert work["backward"].products == pytest.approx(backward)
+
+
+@pytest.mark.parametrize("size", ["micro", "small"])
+@pytest.mark.parametrize("part", ["classifier", "generator", "mpm"])
+def test_products_of_a_model_are_those_of_its_reference(
+    part: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JETKERN_BACKEND", "reference")
+    jets = load_jets("", 4).select(slice(0, 1))  # so that the reference pads nothing
+    objective = Objective(PET(model_preset(size, (part,))))
+    with FlopCounterMode(display=False) as counter:
+        objective(jets)
+    counted = limits.model_products(size, (part,), jets.counts)
+    n = int(jets.counts - masked_counts(jets.counts)) if part == "mpm" else int(jets.counts)
+    dim, heads = SIZES[size]["dim"], SIZES[size]["heads"]
+    counted["pair_bias"] = 2 * n**2 * 2 * dim * (3 + heads)  # all pairs, and the first layer
+    assert sum(counted.values()) == pytest.approx(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("size", ["micro", "small", "medium"])
+def test_products_of_a_model_grow_with_the_parts(size: str) -> None:
+    counts = load_jets("", 8).counts
+    parts = [parse_objective(o) for o in ("classifier", "classifier+generator", "pretrain")]
+    models = [limits.model_products(size, p, counts) for p in parts]
+    totals = [sum(m.values()) for m in models]
+    assert totals == sorted(set(totals))
+    assert all(m["local_block"] > 0.5 * t for m, t in zip(models, totals, strict=True))
 
 
 @pytest.mark.parametrize("op", OPS)

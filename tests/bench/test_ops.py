@@ -23,12 +23,30 @@ def test_every_op_is_timed_beside_its_reference(
     run(monkeypatch, "--json", str(tmp_path / "results" / "ops.json"))
     document = json.loads((tmp_path / "results" / "ops.json").read_text(encoding="utf-8"))
     assert [r["op"] for r in document["results"]] == list(bench_ops.OPS)
+    assert document["machine"] == {"threads": 1}
     for result in document["results"]:
         assert result["jets"] == 6
         assert set(result["seconds"]) == {"ours", "eager"}
         assert all(t > 0 for t in result["seconds"]["ours"].values())
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(bench_ops.OPS)
+
+
+def test_what_was_measured_before_it_was_stopped_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measure = bench_ops.measure
+
+    def stopped(op, *arguments):
+        if op == "mlp":
+            raise KeyboardInterrupt
+        return measure(op, *arguments)
+
+    monkeypatch.setattr(bench_ops, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, "--ops", "knn", "mlp", "--json", str(tmp_path / "ops.json"))
+    document = json.loads((tmp_path / "ops.json").read_text(encoding="utf-8"))
+    assert [r["op"] for r in document["results"]] == ["knn"]
 
 
 def test_an_op_that_is_wrong_is_not_reported(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.step import BATCH, OBJECTIVES, load_jets, model_flops, our_steps, profile, shares
+from bench.jets import load_jets
+from bench.step import our_steps, profile, shares
 from jetkern.ops import dispatch
 
 
@@ -20,12 +21,3 @@ def test_shares_are_sorted_and_say_what_rate_is_reached() -> None:
     row = {"profile_seconds": {"rest": 1.0, "local_block": 3.0}}
     text = shares(row, {"local_block": 1e9, "rest": 0.0}, 2e9)
     assert text == "local_block 75% (at 50%), rest 25%"
-
-
-@pytest.mark.parametrize("size", BATCH)
-def test_flops_grow_with_the_objectives_and_the_local_block_has_most(size: str) -> None:
-    jets = load_jets("", 8)
-    flops = [model_flops(size, objective, jets) for objective in OBJECTIVES]
-    totals = [sum(f.values()) for f in flops]
-    assert totals == sorted(totals)
-    assert all(f["local_block"] > 0.5 * t for f, t in zip(flops, totals, strict=True))

@@ -12,7 +12,8 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from bench import tune
-from bench.ops import batch, make
+from bench.cases import make
+from bench.jets import batch
 from jetkern.ops.gpu import launch
 from jetkern.ops.knn.triton import knn_kernel
 from tests.ops.helpers import triton_device

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.accuracy import fault
 from jetkern.jets import offsets_from_counts
 from jetkern.ops import dispatch
 from jetkern.ops.parameters import BlockParameters, MLPParameters, tensors
@@ -23,8 +24,6 @@ HURTING = {
     "longest": [150, 1],
     "last empty": [7, 0],
 }
-ROUNDED = {"tf32": 2e-3, "bf16": 1e-2}  # relative error of the root mean square allowed
-
 
 for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias", "pair_mlp"):
     importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
@@ -151,34 +150,16 @@ def check_accuracy(
     precision: str = "ieee",
     chained: int = 1,
 ) -> list[Tensor]:
-    """Asserts that result and gradients err at most twice as much as eager float32.
+    """Asserts that result and gradients are as accurate as ``bench.accuracy.fault`` asks.
 
-    ``tiny``, relative to the largest element, is what may be added to that: where eager PyTorch
-    happens to round luckily. At the precisions "tf32" and "bf16" the root mean square of the error
-    is held against ``ROUNDED``, for an op that is a chain of ``chained`` ops added in quadrature.
-    The gradient of a norm's alpha is a sum over features that largely cancels; its scale is that of
-    the gamma's gradient, which follows it (``check_alphas`` holds it against eager's). Returns what
-    ``backend`` computed.
+    The gradients of alphas are held against eager's by ``check_alphas``. Returns what ``backend``
+    computed.
     """
     exact = result_and_gradients(op, inputs, torch.float64, "reference", fixed)
     eager = result_and_gradients(op, inputs, torch.float32, "reference", fixed)
     options = {} if precision == "ieee" else {"precision": precision}
     ours = result_and_gradients(op, inputs, torch.float32, backend, fixed, **options)
-    for i, (want, plain, have) in enumerate(zip(exact, eager, ours, strict=True)):
-        assert have.shape == want.shape
-        if not want.numel():
-            continue
-        is_alpha = want.shape == (1,) and 0 < i < len(exact) - 1 and exact[i + 1].ndim == 1
-        scale = (exact[i + 1].abs().sum() if is_alpha else want.abs().max()).item()
-        if precision != "ieee":
-            error = (have - want).square().mean().sqrt().item()
-            scale = scale if is_alpha else want.square().mean().sqrt().item()
-            allowed = chained**0.5 * ROUNDED[precision] * scale
-            assert error <= allowed, f"output {i} {tuple(want.shape)}: {error} > {allowed}"
-            continue
-        error = (have - want).abs().max().item()
-        allowed = 2 * (plain - want).abs().max().item() + tiny * scale
-        assert error <= allowed, f"output {i} {tuple(want.shape)}: {error} > {allowed} of {scale}"
+    assert fault(exact, eager, ours, precision, tiny=tiny, chained=chained) == ""
     return ours
 
 

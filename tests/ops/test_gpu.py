@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.ops import OPS, Case, batch, make, our_backends, outcome, wrong
+from bench.cases import OPS, Case, make, our_backends, outcome, wrong
+from bench.jets import batch
 from jetkern import ops
 from jetkern.jets import Jets, offsets_from_counts
 from jetkern.model.presets import SIZES
@@ -192,7 +193,8 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
 
 SMALL_SET = """
 import torch
-from bench.ops import OPS, batch, make, our_backends, outcome
+from bench.cases import OPS, make, our_backends, outcome
+from bench.jets import batch
 for op in OPS:
     for size in ("micro", "medium"):
         case = make(op, size, batch("real", 200, "").to("cuda"))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.accuracy import ROUNDED
 from jetkern.jets import offsets_from_counts
 from jetkern.ops import attention
 from jetkern.packed import Packed
 from tests.ops.helpers import (
     HURTING,
-    ROUNDED,
     check_accuracy,
     generator,
     moved,
