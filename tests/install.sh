@@ -57,7 +57,7 @@ restricted=()  # root writes where it likes, unless that is taken from it
 [ "$(id -u)" != 0 ] || restricted=(setpriv --bounding-set=-dac_override --inh-caps=-dac_override)
 export XDG_CACHE_HOME=$place/cache HOME=$place
 refuse "${restricted[@]}" touch "$(echo fresh/lib/python*/site-packages/jetkern)/_cpu.so"
-"${restricted[@]}" fresh/bin/jetkern build | grep -F "$place/cache/jetkern/"
+env -u NVCC "${restricted[@]}" fresh/bin/jetkern build | grep -F "$place/cache/jetkern/"
 "${restricted[@]}" fresh/bin/jetkern doctor | tee doctor.txt
 grep -qE "^attention +cpu +float32 +cpu " doctor.txt
 "${restricted[@]}" fresh/bin/jetkern pretrain --objective classifier --data "$out/shards" \
