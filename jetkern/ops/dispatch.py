@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -173,6 +174,13 @@ def _imported(op: str, backend: str) -> None:
     importlib.import_module(f"jetkern.ops.{op}.{backend}")
 
 
+def _implementation(op: str, backend: str) -> ModuleType:
+    """The module, once imported: an attribute, for ``torch.compile`` reads those when it comes to
+    them but has a picture of ``sys.modules`` from when it began."""
+    module: ModuleType = getattr(sys.modules[f"jetkern.ops.{op}"], backend)
+    return module
+
+
 def asked(backend: str) -> str:
     """``backend``, or for "auto" what ``JETKERN_BACKEND`` says, if anything."""
     return backend if backend != "auto" else os.environ.get("JETKERN_BACKEND") or "auto"
@@ -245,7 +253,7 @@ def select(op: str, backend: str, *inputs: Any, values: Callable[..., None] | No
     for name in names:
         if name == "reference":
             break
-        covers = getattr(sys.modules[f"jetkern.ops.{op}.{name}"], "covers", None)
+        covers = getattr(_implementation(op, name), "covers", None)
         if only_reference:
             reason = "forward-mode derivatives and torch.func need the reference"
         else:
@@ -290,4 +298,4 @@ def run(
     name = select(op, backend, *inputs, values=values)
     if precision is not None and name != "reference":
         options["precision"] = precision
-    return getattr(sys.modules[f"jetkern.ops.{op}.{name}"], op)(*inputs, **options)
+    return getattr(_implementation(op, name), op)(*inputs, **options)

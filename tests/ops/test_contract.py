@@ -389,16 +389,25 @@ assert "torch._dynamo" not in sys.modules and "triton" not in sys.modules
 p, o = torch.randn(9, 4), torch.tensor([0, 4, 9])
 w = ops.MLPParameters(torch.randn(16, 3), torch.randn(16), None, None, torch.randn(2, 16),
                       torch.randn(2))
+backend = sys.argv[1]
 def f(q, p, o):
-    return ops.attention(q, q, q, o, o, ops.pair_bias(p, o, w, num_pairs=41), o)
+    bias = ops.pair_bias(p, o, w, num_pairs=41, backend=backend)
+    return ops.attention(q, q, q, o, o, bias, o, backend=backend)
 q = torch.randn(9, 2, 8)
 out = torch.compile(f, fullgraph=True, backend="eager")(q, p, o)
 assert torch.equal(out, f(q, p, o))
 """
 
 
-def test_a_fresh_process_compiles_several_ops_and_imports_no_compiler() -> None:
-    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True)
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_a_fresh_process_compiles_several_ops_and_imports_no_compiler(backend: str) -> None:
+    """In a process of its own, hence slow: what is imported while it is traced must be found."""
+    if backend == "triton":
+        pytest.importorskip("triton", reason="needs Triton")
+        if triton_device() != "cpu":
+            pytest.skip("its inputs are on the CPU")
+    command = [sys.executable, "-c", COLD, backend]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
