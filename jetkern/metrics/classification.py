@@ -246,16 +246,28 @@ def multiclass_report(
 
 
 def as_json(report: BinaryReport | MulticlassReport) -> dict[str, Any]:
-    """The report as plain numbers, without its curves; what is not finite becomes a string."""
+    """The report as plain numbers; what is not finite becomes a string.
+
+    Of a curve, ``background_efficiency`` at 1 %, 2 %, ... 100 % of the signal.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
         if isinstance(value, (BinaryReport, MulticlassReport, Estimate, Rejection)):
-            return {k: plain(v) for k, v in vars(value).items() if k != "curve"}
+            values = {k: plain(v) for k, v in vars(value).items() if k != "curve"}
+            if isinstance(value, BinaryReport):
+                values["background_efficiency"] = background_efficiencies(value.curve)
+            return values
         return value if math.isfinite(value) else str(value)
 
     return plain(report)
+
+
+def background_efficiencies(curve: RocCurve, points: int = 100) -> list[float]:
+    """At the highest threshold that keeps at least 1 / points, 2 / points, ... of the signal."""
+    wanted = np.arange(1, points + 1) / points * (1 - 1e-12)
+    return curve.background[np.searchsorted(curve.signal, wanted)].tolist()
 
 
 class _Ranked:

@@ -43,6 +43,8 @@ class Row:
         low, high: the interval of the background count at fixed threshold (Clopper-Pearson,
             68.27 %) as rejections, of r30 and r50 only; ``kept``: the count, and of how many.
         pretrain_loss: validation loss of the checkpoint that it started from.
+        curve: updates and losses of its validations; ``roc``: background efficiencies at 1 %,
+            2 %, ... 100 % of the signal.
         rate: peak learning rate; ``stopped`` after so many updates, ``best`` with its loss.
     """
 
@@ -56,6 +58,8 @@ class Row:
     rate: float = math.nan
     stopped: int = 0
     best: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    roc: tuple[float, ...] = ()
 
     @property
     def there(self) -> bool:
@@ -95,10 +99,11 @@ def _row(run: Run, folder: Path, losses: dict[str, dict[int, float]]) -> Row:
     seen = losses.get(source, {})
     loss = seen.get(run.checkpoint, math.nan) if run.checkpoint else min(seen.values(), default=NAN)
     read = _distances if run.task == "jetnet" else _merits
-    return Row(run, **read(record.content, path), pretrain_loss=loss, **facts)
+    curve = tuple(_losses(folder / run.folder).items()) if run.folder else ()
+    return Row(run, **read(record.content, path), pretrain_loss=loss, curve=curve, **facts)
 
 
-def _merits(record: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+def _merits(record: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         values = {name: float(record[name]["value"]) for name in CLASSIFIER}
         errors = {name: float(record[name]["error"]) for name in CLASSIFIER}
@@ -107,10 +112,11 @@ def _merits(record: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
             end: {name: float(count[end]) for name, count in counts.items()}
             for end in ("low", "high")
         }
+        roc = tuple(float(value) for value in record["background_efficiency"])
         kept = {name: (int(c["kept"]), int(c["total"])) for name, c in counts.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path} is no report of a classifier of two classes: {error}") from None
-    return {"values": values, "errors": errors, **ends, "kept": kept}
+    return {"values": values, "errors": errors, **ends, "kept": kept, "roc": roc}
 
 
 def _distances(record: dict[str, Any], path: Path) -> dict[str, dict[str, float]]:

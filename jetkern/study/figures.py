@@ -9,8 +9,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter, NullLocator, StrMethodFormatter
 
-from jetkern.plots import STYLE, label_curves, save, sheet
+from jetkern.metrics import RocCurve
+from jetkern.plots import STYLE, label_curves, roc_figure, save, sheet
 from jetkern.study.analysis import (
     figures_of,
     objectives_of,
@@ -33,10 +35,23 @@ def draw(rows: Sequence[Row], out: Path) -> list[str]:
             name = f"{task}-{against}.png"
             if _scaling(rows, task, place, out / name):
                 drawn.append(name)
-    for name, figure in (("score.png", _scores), ("trajectories.png", _trajectories)):
+    for name, figure in (
+        ("score.png", _scores),
+        ("trajectories.png", _trajectories),
+        ("learning.png", _learning),
+        ("roc.png", _roc),
+    ):
         if figure(rows, out / name):
             drawn.append(name)
     return drawn
+
+
+def _count(jets: int) -> str:
+    """1000000 as 1M."""
+    for size, letter in ((10**6, "M"), (10**3, "k")):
+        if jets >= size:
+            return f"{jets / size:.3g}{letter}"
+    return str(jets)
 
 
 def _color(objective: str) -> str:
@@ -84,8 +99,13 @@ def _scaling(rows: Sequence[Row], task: str, place: int, path: Path) -> bool:
                     ends.append((short(objective), x[last], mean[last], _color(objective)))
                 _theirs(axes, task, key, place, name, max(x), min(x))
             axes.set_xscale("log")
+            ticks = sorted({n for key in chosen.values() for n, _ in series[key]})
+            axes.set_xticks(ticks, [_count(n) for n in ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
             if name in LOGARITHMIC and all(end[2] > 0 for end in ends):
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
             what = "training jets" if place == 5 else "pre-training jets"
             axes.set(xlabel=what, title=NAMES[name])
             label_curves(axes, ends, column=1.02)
@@ -164,8 +184,65 @@ def _trajectories(rows: Sequence[Row], path: Path) -> bool:
                     if all(map(math.isfinite, point)):
                         axes.annotate(f" {number}", point)
                 axes.set(xlabel="pre-training loss", ylabel=NAMES[name])
-                axes.set_title(
-                    f"{model}\n{jets:,} labels, r = {line.pearson.value:.2f}", fontsize=9
-                )
+                r = line.pearson.value
+                title = f"{model}\n{jets:,} labels" + ("" if math.isnan(r) else f", r = {r:.2f}")
+                axes.set_title(title, fontsize=9)
         save(figure, path)
     return True
+
+
+def _first(rows: Sequence[Row]) -> dict[int, dict[str, Row]]:
+    """By number of jets of top tagging and objective, the first seed's run that counts most: of the
+    largest model, from the most pre-training jets."""
+    sizes = ["", "micro", "small", "medium", "large"]
+    found: dict[int, dict[str, Row]] = {}
+    for key, group in cells(rows).items():
+        if key[0] != "top" or key[1] not in ("finetuned", "scratch", "trees"):
+            continue
+        here = found.setdefault(key[5], {})
+        other = here.get(key[3])
+        rank = (sizes.index(key[2]), key[4])
+        there = [row for row in group if row.there]
+        if there and (
+            other is None or rank > (sizes.index(other.run.size), other.run.pretrain_jets)
+        ):
+            here[key[3]] = there[0]
+    return dict(sorted(found.items()))
+
+
+def _learning(rows: Sequence[Row], path: Path) -> bool:
+    """Validation loss over the updates of the first seed, a panel for each number of jets."""
+    found = {
+        jets: runs for jets, runs in _first(rows).items() if any(r.curve for r in runs.values())
+    }
+    if not found:
+        return False
+    with matplotlib.rc_context(STYLE):
+        figure = sheet(len(found), 3, height=1.15)
+        for axes, (jets, runs) in zip(figure.axes, found.items(), strict=True):
+            ends = []
+            for objective, row in runs.items():
+                if row.curve:
+                    x, y = zip(*row.curve, strict=True)
+                    axes.plot(x, y, "o-", color=_color(objective), ms=2, lw=1)
+                    ends.append((short(objective), x[-1], y[-1], _color(objective)))
+            axes.set(title=f"{jets:,} jets", xlabel="update", ylabel="validation loss")
+            label_curves(axes, ends, column=1.02)
+        save(figure, path)
+    return True
+
+
+def _roc(rows: Sequence[Row], path: Path) -> bool:
+    """ROC curves of the first seed with the most jets."""
+    found = _first(rows)
+    if not found:
+        return False
+    curves = {}
+    for objective, row in sorted(found[max(found)].items(), key=lambda c: objectives_of([c[0]])):
+        background = np.array(row.roc)
+        signal = np.arange(1, len(background) + 1) / max(1, len(background))
+        if len(background):
+            curves[short(objective)] = RocCurve(np.full(len(signal), np.nan), signal, background)
+    if curves:
+        roc_figure(curves, path, signal="top", background="QCD")
+    return bool(curves)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from jetkern.study.collect import GENERATOR, Row, cells
 from jetkern.study.statistics import Test, holm, paired
 
+Cells = dict[tuple, list[Row]]
 ALPHA = 0.05
 MARGIN = math.log(1.1)  # "little": less than 10 % of the error
 C, G, M = "classifier", "generator", "mpm"
@@ -131,7 +132,11 @@ def verdicts(
         metric: of top tagging; for JetNet it is the mean logarithm of the distances.
         claims: to judge.
     """
-    tests = {claim.name: [_test(c, rows, metric) for c in claim.comparisons] for claim in claims}
+    groups = cells(rows)
+    tests = {
+        claim.name: [paired(differences(c, groups, metric), c.margin) for c in claim.comparisons]
+        for claim in claims
+    }
     raw: dict[str, float] = {}
     for claim in claims:
         for_, against = [], []
@@ -152,41 +157,40 @@ def verdicts(
             word = "supported"
         elif p_against < ALPHA:
             word = "refuted"
-        missing = [
-            str(c) for c, t in zip(claim.comparisons, tests[claim.name], strict=True) if t.n < 2
-        ]
+        missing = sum(test.n < 2 for test in tests[claim.name])
         why = ""
-        if len(missing) == len(claim.comparisons):
+        if not any(test.n for test in tests[claim.name]):
             why = "not in this study"
         elif missing:
-            why = f"fewer than 2 pairs of runs: {'; '.join(missing)}"
+            why = f"{missing} of {len(claim.comparisons)} comparisons have fewer than 2 seeds"
         found.append(Verdict(claim, word, p_for, p_against, tuple(tests[claim.name]), why))
     return found
 
 
-def _test(comparison: Comparison, rows: Sequence[Row], metric: str) -> Test:
-    return paired(differences(comparison, rows, metric), comparison.margin)
+def differences(comparison: Comparison, groups: Cells, metric: str) -> list[float]:
+    """ln(error of ``worse``) - ln(error of ``better``) of each seed, over the numbers of jets.
 
-
-def differences(comparison: Comparison, rows: Sequence[Row], metric: str) -> list[float]:
-    """ln(error of ``worse``) - ln(error of ``better``) of runs with the same jets and seeds."""
-    better = _side(comparison.better, comparison, rows, metric)
-    worse = _side(comparison.worse, comparison, rows, metric)
+    Of runs with the same jets and seeds; their mean over the numbers of jets, since what one seed
+    does with more jets is no further seed.
+    """
+    better = _side(comparison.better, comparison, groups, metric)
+    worse = _side(comparison.worse, comparison, groups, metric)
     from_nothing = comparison.worse == SCRATCH
-    pairs = [
-        ((jets, seed, 0 if from_nothing else start), value)
-        for (jets, seed, start), value in better.items()
-    ]
-    return [worse[key] - value for key, value in pairs if key in worse]
+    of_seed: dict[tuple[int, int], list[float]] = {}
+    for (jets, seed, start), value in better.items():
+        other = worse.get((jets, seed, 0 if from_nothing else start))
+        if other is not None:
+            of_seed.setdefault((seed, start), []).append(other - value)
+    return [sum(values) / len(values) for values in of_seed.values()]
 
 
 def _side(
-    objective: str, comparison: Comparison, rows: Sequence[Row], metric: str
+    objective: str, comparison: Comparison, cells_: Cells, metric: str
 ) -> dict[tuple[int, int, int], float]:
     way = SCRATCH if objective == SCRATCH else "finetuned"
     groups = {
         key: group
-        for key, group in cells(rows).items()
+        for key, group in cells_.items()
         if key[:2] == (comparison.task, way) and key[3] == objective
     }
     if not groups:
@@ -194,7 +198,7 @@ def _side(
     sizes = ["micro", "small", "medium", "large"]
     size = max((key[2] for key in groups), key=sizes.index)
     pretrain_jets = max(key[4] for key in groups)
-    everywhere = {r.run.jets for r in rows if r.run.task == comparison.task}
+    everywhere = {key[5] for key in cells_ if key[0] == comparison.task}
     chosen = {"fewest": {min(everywhere)}, "most": {max(everywhere)}, "all": everywhere}
     found = {}
     for key, group in groups.items():

@@ -188,3 +188,15 @@ def test_multiclass_report_leaves_out_absent_classes_and_refuses_bad_labels():
         multiclass_report(logits, [0, 0, 1], ["a", "b", "c"])
     with pytest.raises(ValueError, match="NaN"):
         multiclass_report(np.full((2, 2), np.nan), [0, 1], ["a", "b"])
+
+
+def test_background_efficiencies_are_those_of_the_rejections():
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, 3000)
+    report = binary_report(draw.normal(size=3000) + labels, labels, bootstrap=2)
+    found = as_json(report)["background_efficiency"]
+    assert len(found) == 100
+    assert found[49] == pytest.approx(1 / report.rejection_50.value)
+    assert found[29] == pytest.approx(1 / report.rejection_30.value)
+    assert found[99] <= 1
+    assert found == sorted(found)
