@@ -33,6 +33,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ from bench.machine import command, describe, write_results
 from jetkern import PET
 from jetkern.cli.parser import threads
 from jetkern.jets import unpack
+from jetkern.machine import repeating
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives import Objective, parse_objective
 from jetkern.ops import dispatch
@@ -193,6 +195,19 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
 
     batch = steps.prepare(jets)
     pipe.send("ready")
+    with repeating() if ours else nullcontext():  # as ``Trainer`` does
+        serve(pipe, steps, jets, batch, clock, peak)
+
+
+def serve(
+    pipe: Connection,
+    steps: Steps,
+    jets: Any,
+    batch: Any,
+    clock: Callable[[], float],
+    peak: Callable[[], float],
+) -> None:
+    """Does what it is told until it is told no more."""
     for task in iter(pipe.recv, None):
         if task == "further":
             low = peak()

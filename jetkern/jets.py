@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetkern.packed import Packed, check_rising, int64_offsets, offsets_from_counts, readable
+from jetkern.packed import (
+    Packed,
+    check_rising,
+    int64_offsets,
+    offsets_from_counts,
+    plainly_eager,
+    readable,
+    segment_index,
+)
 
 IDENTITIES = 9  # of particles: 0 is unknown
 PER_PARTICLE = ("particles", "pid", "tracks", "vertex", "origin")
@@ -109,7 +117,7 @@ class Jets:
     @property
     def jet_of_particle(self) -> Tensor:
         """(T,) index of the jet that each particle belongs to."""
-        return segment_index(self.offsets, self.particles.shape[0])
+        return self.packed.owner(self.particles.shape[0])
 
     @property
     def rank_in_jet(self) -> Tensor:
@@ -243,16 +251,6 @@ class Jets:
         return unpack(self.particles, self.offsets, length)
 
 
-def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
-    """(T,) index of the segment that owns each row.
-
-    Args:
-        offsets: (B + 1,) int64; total: T, which saves a host synchronisation.
-    """
-    segments = torch.arange(offsets.shape[0] - 1, device=offsets.device)
-    return segments.repeat_interleave(offsets.diff(), output_size=total)
-
-
 def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (T, ...) and offsets (B + 1,) of padded (B, N, ...); ``unpack`` is the way back.
 
@@ -303,12 +301,72 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     """
     offsets = torch.stack([o for _, o in sources]).sum(0)
     start = offsets[:-1]
-    joined = sources[0][0].new_empty(sum(r.shape[0] for r, _ in sources), *sources[0][0].shape[1:])
+    places = []
     for rows, own in sources:
         shift = (start - own[:-1])[segment_index(own, rows.shape[0])]
-        joined = joined.index_copy(0, torch.arange(rows.shape[0], device=rows.device) + shift, rows)
+        places.append(torch.arange(rows.shape[0], device=rows.device) + shift)
         start = start + own.diff()
-    return joined, offsets
+    return reordered(torch.cat([rows for rows, _ in sources]), inverse(torch.cat(places))), offsets
+
+
+def inverse(order: Tensor) -> Tensor:
+    """(T,) int64, the permutation that undoes another.
+
+    Args:
+        order: (T,) int64, each row once.
+    """
+    rows = torch.arange(order.shape[0], device=order.device)
+    return torch.empty_like(order).index_copy_(0, order, rows)
+
+
+def reordered(x: Tensor, order: Tensor) -> Tensor:
+    """``x[order]`` for a permutation: its backward is a permutation too.
+
+    The backward of indexing adds rows, for which a GPU sorts them and a CPU goes row by row.
+
+    Args:
+        x: (T, ...); order: (T,) int64, each row once.
+    """
+    if torch.is_grad_enabled() and x.requires_grad and plainly_eager():
+        return _Reordered.apply(x, order)
+    return x[order]
+
+
+class _Reordered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return reordered(d_out, inverse(order)), None
+
+
+class _Taken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.total = x.shape[0]
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        zeros = d_out.new_zeros(ctx.total, *d_out.shape[1:])
+        return zeros.index_copy(0, rows, d_out), None
+
+
+def taken(x: Tensor, rows: Tensor) -> Tensor:
+    """``x[rows]`` where no row comes twice: its backward need not add any.
+
+    Args:
+        x: (T, ...); rows: (M,) int64, all different.
+    """
+    if torch.is_grad_enabled() and x.requires_grad and plainly_eager():
+        return _Taken.apply(x, rows)
+    return x[rows]
 
 
 def last_rows(offsets: Tensor, own: Tensor, total: int) -> Tensor:

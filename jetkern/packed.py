@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Packed:
@@ -30,6 +31,7 @@ class Packed:
         self.known_pairs = num_pairs
         self.known_longest = longest
         self._pair_ends: Tensor | None = None
+        self._owner: Tensor | None = None
         check_rising("offsets", self.offsets)
 
     @classmethod
@@ -42,6 +44,7 @@ class Packed:
         packed.known_pairs = num_pairs
         packed.known_longest = longest
         packed._pair_ends = None
+        packed._owner = None
         return packed
 
     def __len__(self) -> int:
@@ -51,6 +54,16 @@ class Packed:
     def counts(self) -> Tensor:
         """(B,) rows of each jet."""
         return self.offsets.diff()
+
+    def owner(self, total: int) -> Tensor:
+        """(T,) int64 jet of each row.
+
+        Args:
+            total: T, the number of rows, so that a GPU need not be asked.
+        """
+        if self._owner is None or not readable(self._owner):
+            self._owner = segment_index(self.offsets, total)
+        return self._owner
 
     @property
     def pair_ends(self) -> Tensor:
@@ -101,6 +114,16 @@ class Packed:
         )
 
 
+def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
+    """(T,) index of the segment that owns each row.
+
+    Args:
+        offsets: (B + 1,) int64; total: T, which saves a host synchronisation.
+    """
+    segments = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    return segments.repeat_interleave(offsets.diff(), output_size=total)
+
+
 def offsets_from_counts(counts: Tensor) -> Tensor:
     """(B + 1,) int64 offsets of segments of the given lengths.
 
@@ -144,3 +167,15 @@ def check_rising(name: str, offsets: Tensor, rows: int | None = None) -> None:
     if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any() or (rows is not None and end != rows):
         whole = f"the number of rows, {rows}" if rows is not None else "the number of rows"
         raise ValueError(f"{name} must rise from 0 to {whole}")
+
+
+def plainly_eager() -> bool:
+    """Whether nothing traces, transforms or intercepts calls of ops."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )

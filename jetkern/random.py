@@ -8,6 +8,7 @@ Flood, OOPSLA 2014), applied once for each counter.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -34,17 +35,43 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def random_bits(seed: int | Tensor, stream: int, *counters: Tensor) -> Tensor:
+def _mixed(x: int) -> int:
+    """``_mix`` of a number: Python's shifts are those of unsigned ones."""
+    x &= (1 << 64) - 1
+    x = (x ^ (x >> 30)) * _FIRST & (1 << 64) - 1
+    x = (x ^ (x >> 27)) * _SECOND & (1 << 64) - 1
+    return x ^ (x >> 31)
+
+
+def _start(seed: int, stream: int) -> int:
+    """The state before the counters."""
+    return _signed(_mixed((_mixed(seed + _STEP) ^ stream) + _STEP))
+
+
+@functools.lru_cache(maxsize=64)
+def _starts(seed: int, streams: tuple[int, ...], device: torch.device) -> Tensor:
+    """(S,) kept, so that a GPU is not waited for in every step."""
+    return torch.tensor([_start(seed, stream) for stream in streams], device=device)
+
+
+def random_bits(seed: int | Tensor, stream: int | tuple[int, ...], *counters: Tensor) -> Tensor:
     """int64 tensor of 64 random bits each, in the broadcast shape of the int64 ``counters``.
 
-    A seed that changes inside a compiled or captured graph is given as an int64 tensor of one
-    number.
+    Of several streams at once, along a first axis in front of that shape. A seed that changes
+    inside a compiled or captured graph is given as an int64 tensor of one number.
     """
-    start = seed
-    if not isinstance(start, Tensor):
-        start = torch.full((), _signed(start), device=counters[0].device)
-    state = _mix(start + _signed(_STEP))
-    return more_bits(state, torch.full_like(state, stream), *counters)
+    state: int | Tensor
+    if isinstance(seed, Tensor):
+        assert isinstance(stream, int)
+        state = _mix(seed + _signed(_STEP))
+        state = more_bits(state, torch.full_like(state, stream))
+    elif isinstance(stream, int):
+        state = _start(seed, stream)
+    else:
+        shape = torch.broadcast_shapes(*(counter.shape for counter in counters))
+        state = _starts(seed, stream, counters[0].device).reshape(-1, *[1] * len(shape))
+    first, *others = counters
+    return more_bits(_mix((first ^ state) + _signed(_STEP)), *others)
 
 
 def more_bits(bits: Tensor, *counters: Tensor) -> Tensor:
@@ -64,8 +91,8 @@ def happens(bits: Tensor, p: float) -> Tensor:
     return _shift(bits, 41) < one_in(p)
 
 
-def uniform(seed: int, stream: int, *counters: Tensor) -> Tensor:
-    """float32 uniform in (0, 1), both ends excluded."""
+def uniform(seed: int, stream: int | tuple[int, ...], *counters: Tensor) -> Tensor:
+    """float32 uniform in (0, 1), both ends excluded; streams as for ``random_bits``."""
     return ((_shift(random_bits(seed, stream, *counters), 41)) + 0.5) * 2.0**-23
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from jetkern.jets import Jets, join_segments, last_rows
+from jetkern.jets import Jets, join_segments, last_rows, reordered, taken
 from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
 
@@ -39,8 +39,9 @@ class Classifier(nn.Module):
         token_offsets = jet * self.tokens
         rest_offsets = offsets - token_offsets
         first = offsets[:-1, None] + torch.arange(self.tokens, device=x.device)
-        tokens = x[first.flatten()]
-        rest = x[last_rows(offsets, rest_offsets, x.shape[0] - tokens.shape[0])]
+        left = x.shape[0] - first.numel()
+        order = torch.cat([first.flatten(), last_rows(offsets, rest_offsets, left)])
+        tokens, rest = reordered(x, order).split([first.numel(), left])
         for block in self.blocks:
             tokens = block(tokens, token_offsets, rest, rest_offsets)
         return self.out(self.fc(tokens.reshape(offsets.shape[0] - 1, self.tokens * x.shape[1])))
@@ -108,7 +109,7 @@ class Generator(nn.Module):
         """All rows of the jets to the velocities of the rows ``particles`` (T,)."""
         for block in self.blocks:
             x = block(x, offsets)
-        return self.out(self.fc(x[particles]))
+        return self.out(self.fc(taken(x, particles)))
 
 
 @register_head("mpm")
@@ -147,18 +148,18 @@ class MaskedModel(nn.Module):
         prefix = self.tokens + self.conditional
         before = offsets[:-1, None] + torch.arange(prefix, device=x.device)
         visible_offsets = offsets - prefix * jet
-        visible = x[last_rows(offsets, visible_offsets, x.shape[0] - before.numel())]
+        visible = taken(x, last_rows(offsets, visible_offsets, x.shape[0] - before.numel()))
         masked_before = torch.nn.functional.pad((~keep).cumsum(0), (1, 0))
         rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
         # Not indexing: its backward adds the rows of one rank in the order of the threads.
         particles = embedding(rank.clamp(max=MAX_MASKED - 1), self.mask_embeddings)
         particles = particles.index_put((keep.nonzero().squeeze(1),), visible)
-        sources = [(x[before[:, : self.tokens].flatten()], jet * self.tokens)]
+        sources = [(taken(x, before[:, : self.tokens].flatten()), jet * self.tokens)]
         if self.timed:
             sources.append((x.new_zeros(len(jets), x.shape[1]), jet))
         if self.conditional:
-            sources.append((x[before[:, -1]], jet))
+            sources.append((taken(x, before[:, -1]), jet))
         x, offsets = join_segments([*sources, (particles, jets.offsets)])
         for block in self.blocks:
             x = block(x, offsets)
-        return self.out(x[last_rows(offsets, jets.offsets, jets.particles.shape[0])])
+        return self.out(taken(x, last_rows(offsets, jets.offsets, jets.particles.shape[0])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,14 @@ def noise(jets: Jets, index: Tensor, seed: int, stream: int) -> Tensor:
     feature = torch.arange(4, device=particles.device)
     rank = jets.rank_in_jet[:, None]
     draw = normal(seed, stream, index[jets.jet_of_particle][:, None], rank, feature)
-    return draw.to(particles.dtype) * particles.new_tensor(NOISE_WIDTH) + particles.new_tensor(
-        NOISE_MEAN
-    )
+    mean, width = _columns(particles.dtype, particles.device)
+    return draw.to(particles.dtype) * width + mean
+
+
+@functools.lru_cache(maxsize=8)
+def _columns(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Means and widths, kept, so that a GPU is not waited for in every step."""
+    return torch.tensor([NOISE_MEAN, NOISE_WIDTH], dtype=dtype, device=device)
 
 
 def noised(jets: Jets, noise: Tensor, time: Tensor) -> tuple[Jets, Tensor]:

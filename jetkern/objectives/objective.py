@@ -122,14 +122,15 @@ class Objective(nn.Module):
         # Sizes are known without asking the device: particles plus tokens of each view.
         config = self.model.config
         tokens = config.global_tokens + bool(config.condition_dim)
-        row = jet = 0
-        for view in views:
-            part = view.jets
-            size = len(part.particles) + len(part) * (tokens + (view.time is not None))
-            view.rows = rows[row : row + size]
-            view.offsets = offsets[jet : jet + len(part) + 1] - offsets[jet]
+        sizes = [
+            len(v.jets.particles) + len(v.jets) * (tokens + (v.time is not None)) for v in views
+        ]
+        jet = 0
+        for view, part in zip(views, rows.split(sizes), strict=True):
+            view.rows = part
+            view.offsets = offsets[jet : jet + len(view.jets) + 1] - offsets[jet]
             view.told = told
-            row, jet = row + size, jet + len(part)
+            jet += len(view.jets)
         return dict(made)
 
     def _told(self, jets: Jets, index: Tensor) -> Jets | None:
@@ -147,5 +148,5 @@ class Objective(nn.Module):
         drop = self.model.config.feature_drop
         if embed is None or not drop or not self.training:
             return None
-        draws = [uniform(self.seed, stream + p, index) for p in range(passes)]
-        return (torch.cat(draws) >= drop).to(next(embed.parameters()).dtype)
+        draws = uniform(self.seed, tuple(range(stream, stream + passes)), index)
+        return (draws.flatten() >= drop).to(next(embed.parameters()).dtype)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from jetkern.packed import plainly_eager
+
 
 def operator(
     name: str,
@@ -169,7 +171,7 @@ def operator(
             return op(*arguments)
 
     def call(*arguments: Any) -> Any:
-        if not _plainly_eager():
+        if not plainly_eager():
             return op(*arguments)
         tensors = [arguments[i] for i in single]
         if several is not None:
@@ -194,18 +196,6 @@ def _divided(row: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _plainly_eager() -> bool:
-    """Whether nothing traces, transforms or intercepts calls of ops."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _find(name: str) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jetkern.data import Shards, Stream
 from jetkern.io import explain, write_atomically
-from jetkern.machine import crowded
+from jetkern.machine import crowded, repeating
 from jetkern.model.layers import set_precision
 from jetkern.model.pet import PET
 from jetkern.objectives import Objective
@@ -170,6 +170,7 @@ class Trainer:
             if run is not None and self.world.device.type == "cpu":
                 log.say(crowded(torch.get_num_threads()))
             stack.enter_context(self.stop)
+            stack.enter_context(repeating())
             reason = self._loop(run, log)
             result = {"reason": reason, "step": self.step, "best": self.best}
             if reason == SIGNAL:

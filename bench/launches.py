@@ -1,0 +1,168 @@
+"""What a training step asks of a GPU, counted without one: launches and waits.
+
+    python -m bench.launches [--sizes micro small] [--objectives classifier pretrain] [--lines 30]
+
+Triton's driver is replaced by one that launches nothing, and PyTorch computes on the CPU, so that
+a step runs as on a GPU but for its results. Counted are launches of Triton kernels, calls of
+PyTorch ops that compute (views and allocations do not; a call over many tensors is one), and calls
+that wait for the device: values read by the host, sizes that depend on values, tensors made from
+host values. A call of a PyTorch op is one kernel or a few, so its launches are a lower limit.
+``--lines`` lists the lines of this package that most of them come from. Host time is CPU time of a
+whole step of two jets, Python and PyTorch's own included, without the driver's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).parents[1]
+SIZES = ("micro", "small", "medium")
+OBJECTIVES = ("classifier", "classifier+generator", "pretrain")
+# Ops that allocate, or give another view of the same memory, besides those whose schema says so.
+FREE = (
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias",
+    "_unsafe_view", "_reshape_alias", "lift_fresh", "resize_", "set_",
+)  # fmt: skip
+WAITS = (
+    "_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh",
+    "_unique2", "unique_dim", "unique_consecutive",
+)  # fmt: skip
+
+
+class Counts(collections.Counter[tuple[str, str, str]]):
+    """How often (kind, op, line of this package) was met; kinds: triton, torch, wait."""
+
+    def of(self, kind: str) -> int:
+        return sum(n for (k, _, _), n in self.items() if k == kind)
+
+
+def _line() -> str:
+    """The innermost line of this package that is running."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT / "jetkern") and path.name not in ("register.py", "launch.py"):
+            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+    return "autograd"
+
+
+@contextlib.contextmanager
+def counting(counts: Counts, *, lines: bool = False) -> Iterator[None]:
+    """Within it, ops of CPU tensors run as those of a GPU would, and are counted."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from bench.resources import PROCESSORS, StandIn
+    from jetkern.ops import dispatch
+    from jetkern.ops.gpu.launch import chosen_by, of_table
+    from jetkern.ops.gpu.register import LAUNCHERS
+    from jetkern.ops.local_block.triton import narrow_backward
+
+    def met(kind: str, name: str) -> None:
+        counts[kind, name, _line() if lines else ""] += 1
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            space, name = func._schema.name.split("::")
+            if space == "jetkern_triton":
+                with self:
+                    return LAUNCHERS[name](*args, **(kwargs or {}))
+            of_masks = name in ("index", "index_put_", "index_put") and any(
+                i is not None and i.dtype == torch.bool for i in args[1]
+            )
+            unsized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+            if name in WAITS or of_masks or unsized:
+                met("wait", name)
+            views = any(a.alias_info and not a.alias_info.is_write for a in func._schema.arguments)
+            if not views and name not in FREE:
+                met("torch", name)
+            return func(*args, **(kwargs or {}))
+
+    def launch_nothing(kernel: Any, key: Any, signature: Any, *others: Any) -> None:
+        pass
+
+    run = JITFunction.run
+
+    def counted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        met("triton", kernel.fn.__name__)
+        return run(kernel, *args, **kwargs)
+
+    on_cpu = dispatch.TABLE["triton"]._replace(devices=("cpu",), by_name_only=())
+    nowhere = dispatch.TABLE["cpu"]._replace(devices=())
+    readable = [
+        m for n, m in sys.modules.items() if n.startswith("jetkern") and hasattr(m, "readable")
+    ]
+    with contextlib.ExitStack() as stack:
+        driver.set_active(StandIn(90))
+        stack.enter_context(mock.patch.dict(dispatch.TABLE, triton=on_cpu, cpu=nowhere))
+        stack.enter_context(mock.patch.object(JITFunction, "_do_compile", launch_nothing))
+        stack.enter_context(mock.patch.object(JITFunction, "run", counted))
+        stack.enter_context(
+            mock.patch.object(narrow_backward, "processors", return_value=PROCESSORS)
+        )
+        for module in readable:
+            stack.enter_context(mock.patch.object(module, "readable", return_value=False))
+        stack.enter_context(chosen_by(of_table(90)))
+        dispatch._found_by_auto.cache_clear()
+        stack.callback(dispatch._found_by_auto.cache_clear)
+        stack.enter_context(Counting())
+        yield
+
+
+def counted_step(size: str, objective: str, *, lines: bool = False) -> tuple[Counts, float]:
+    """Counts of one step of two jets, and its seconds of CPU time without the counting."""
+    from bench.jets import load_jets
+    from bench.step import our_steps
+
+    steps, jets = our_steps(size, objective, "bf16"), load_jets("", 2)
+    _ = jets.packed.num_pairs, jets.packed.longest  # as in a batch that was moved to a GPU
+    counts, times = Counts(), []
+    with counting(Counts()):
+        for _ in range(2):
+            steps.train(jets)
+        for _ in range(5):
+            start = time.process_time()
+            steps.train(jets)
+            times.append(time.process_time() - start)
+    with counting(counts, lines=lines):
+        steps.train(jets)
+    return counts, statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.launches",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--objectives", nargs="+", default=OBJECTIVES)
+    parser.add_argument("--lines", type=int, default=0, help="so many lines with most launches")
+    settings = parser.parse_args()
+    print(
+        "| size | objective | Triton | PyTorch | waits | host ms |\n|---|---|---:|---:|---:|---:|"
+    )
+    for size in settings.sizes:
+        for objective in settings.objectives:
+            counts, seconds = counted_step(size, objective, lines=bool(settings.lines))
+            kinds = [counts.of(kind) for kind in ("triton", "torch", "wait")]
+            print(f"| {size} | {objective} | {' | '.join(map(str, kinds))} | {seconds * 1e3:.1f} |")
+            for (kind, name, line), n in counts.most_common(settings.lines):
+                print(f"    {n:4} {kind:6} {name:30} {line}")
+
+
+if __name__ == "__main__":
+    main()
