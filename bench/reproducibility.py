@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from bench.machine import ROOT, describe
+from bench.machine import ROOT, describe, write_results
 from jetkern.cli import pretrain
-from jetkern.io import write_atomically
+from jetkern.tables import table
 from jetkern.training.log import read_metrics
 
 OBJECTIVES = [
@@ -122,7 +122,7 @@ def measure(data: Path, cell: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def shown(results: list[dict[str, Any]]) -> str:
     """A row for each objective, a column for each number of threads and processes."""
 
     def of(objective: str, threads: int, processes: int) -> list[dict[str, Any]]:
@@ -130,12 +130,8 @@ def table(results: list[dict[str, Any]]) -> str:
         return [r for r in results if (r["objective"], r["threads"], r["processes"]) == wanted]
 
     kinds = sorted({(r["threads"], r["processes"]) for r in results})
-    lines = [
-        "| objective | "
-        + " | ".join(f"{t} thread{'s' * (t > 1)}, {p} process{'es' * (p > 1)}" for t, p in kinds)
-        + " |"
-    ]
-    lines.append("|---|" + "---|" * len(kinds))
+    names = [f"{t} thread{'s' * (t > 1)}, {p} process{'es' * (p > 1)}" for t, p in kinds]
+    lines = [["objective", *names]]
     for objective in OBJECTIVES:
         cells = []
         for kind in kinds:
@@ -151,15 +147,8 @@ def table(results: list[dict[str, Any]]) -> str:
                 )
                 text += f", {apart:.0e}"
             cells.append(text if rows else "not measured")
-        lines.append(f"| {objective} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def save(path: Path | None, content: dict[str, Any]) -> None:
-    """Writes the results so far."""
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content, indent=1).encode())
+        lines.append([objective, *cells])
+    return table(lines, "l", markdown=True)
 
 
 def main() -> None:
@@ -192,10 +181,10 @@ def main() -> None:
                 continue
             content["results"].append(measure(data, dict(zip(keys, values, strict=True))))
             print(*values, "same bits" if content["results"][-1]["same"] else "DIFFER", flush=True)
-            save(settings.json, content)
+            write_results(settings.json, content)
     content["machine"] = describe(max(settings.threads))  # computes: the forks came before
-    save(settings.json, content)
-    print(table(content["results"]))
+    write_results(settings.json, content)
+    print(shown(content["results"]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jetkern import __version__
+
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16")
 MAX_THREADS = max(256, os.cpu_count() or 1)  # beyond what a machine has, OpenMP crashes
 
@@ -98,7 +100,7 @@ def environment() -> dict[str, str]:
     import torch
 
     return {
-        "jetkern": version("jetkern"),
+        "jetkern": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),

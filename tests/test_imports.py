@@ -117,3 +117,27 @@ def test_the_front_of_the_package_is_shown_and_loads_what_is_asked_for() -> None
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import sys
+from importlib import import_module
+
+def load(names):
+    for name in names.split():
+        import_module("jetkern." + name)
+
+train = ("tqdm", "matplotlib")
+extras = "webdataset hdf5plugin uproot awkward pyarrow xxhash tomli pythia8 fastjet snakemake"
+for name in (*train, *extras.split(), "sklearn", "triton"):
+    sys.modules[name] = None  # an import of it raises ImportError
+load("ops model.pet objectives data sampling interop training.config training.step")
+for name in train:
+    del sys.modules[name]
+load("recipes cli.pretrain cli.finetune cli.evaluate")
+"""
+
+
+def test_the_library_needs_no_extra_and_trainings_need_theirs_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

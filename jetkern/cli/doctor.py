@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import textwrap
 import warnings
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from jetkern import __version__
 from jetkern.build import BuildError, compiler
 from jetkern.cli import command
 from jetkern.cli.parser import Parser
-from jetkern.machine import INSTRUCTION_SETS, cpu_model
+from jetkern.machine import INSTRUCTION_SETS, cpu_model, environment, version
 from jetkern.ops import dispatch
+from jetkern.tables import show, table
 
 WIDTH = 100
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -70,27 +68,34 @@ def _wrapped(start: str, text: str) -> str:
     )  # fmt: skip
 
 
+def _columns(rows: list[list[str]]) -> list[str]:
+    """A table, the last column of which goes on below itself."""
+    lines = table(rows, "l").splitlines()
+    start = lines[0].index(rows[0][-1], sum(map(len, rows[0][:-1])))
+    return [_wrapped(line[:start], line[start:]) for line in lines]
+
+
 def _asks() -> list[str]:
     """What each backend asks of an op's inputs beyond device and dtype, one line each."""
-    lines = []
+    rows = []
     for op in OPS:
         for backend in dispatch.backends_of(op)[:-1]:
             if backend == "triton" and dispatch.triton_package():
                 continue
             covers = getattr(import_module(f"jetkern.ops.{op}.{backend}"), "covers", None)
             if covers is not None:
-                lines.append(_wrapped(f"{op:16} {backend:10} ", " ".join(covers.__doc__.split())))
-    return lines
+                rows.append([op, backend, " ".join(covers.__doc__.split())])
+    return _columns(rows)
 
 
 def report() -> str:
     """Machine, versions and a table of ops as text."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    gpu = torch.cuda.get_device_name() if len(devices) > 1 else "none that PyTorch can use"
+    here = environment()
     lines = [
-        f"jetkern    {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
+        f"jetkern    {here['jetkern']}, Python {here['python']}, torch {here['torch']}",
         f"CPU        {cpu_model()}, {torch.get_num_threads()} threads",
-        f"GPU        {gpu}",
+        f"GPU        {here['gpu'] if len(devices) > 1 else 'none that PyTorch can use'}",
         _wrapped("compiler   ", _compiler()),
         _wrapped("CPU ops    ", _cpu_library()),
         *_gpu_libraries(),
@@ -98,7 +103,7 @@ def report() -> str:
     forced = os.environ.get("JETKERN_BACKEND")
     if forced:
         lines.append(f"           JETKERN_BACKEND={forced} overrides the choice")
-    lines += ["", f"{'op':16} {'device':7} {'dtype':9} {'backend':10} why"]
+    rows = [["op", "device", "dtype", "backend", "why"]]
     for op in OPS:
         for device in devices:
             for dtype in DTYPES:
@@ -113,7 +118,8 @@ def report() -> str:
                 except ValueError as error:
                     chosen, why = "none", str(error)
                 name = str(dtype).removeprefix("torch.")
-                lines.append(_wrapped(f"{op:16} {device:7} {name:9} {chosen:10} ", why))
+                rows.append([op, device, name, chosen, why])
+    lines += ["", *_columns(rows)]
     lines += ["", "covered; of other inputs the next backend, at last the reference, runs the op:"]
     lines += _asks()
     return "\n".join(lines)
@@ -130,5 +136,5 @@ def main(arguments: list[str]) -> int:
     parser().parse_args(arguments)
     with warnings.catch_warnings():  # the table says it
         warnings.simplefilter("ignore")
-        print(report())
+        show(report())
     return 0
