@@ -57,12 +57,17 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its statistical uncertainty."""
+    """A figure and its statistical uncertainty; NaN is what is not defined."""
 
     value: float
     error: float
 
     def __format__(self, spec: str) -> str:
+        if not math.isfinite(self.value):
+            return "not defined" if math.isnan(self.value) else "infinite"
+        if not math.isfinite(self.error):
+            unknown = "not known" if math.isnan(self.error) else "unbounded"
+            return f"{self.value:{spec}} (uncertainty {unknown})"
         return f"{self.value:{spec}} ± {self.error:{spec}}"
 
 

@@ -15,6 +15,8 @@ from test_layouts import FOUR, Toy, agree, convert, described, h5
 from test_readers import everything, run
 
 from jetkern.cli import show, verify
+from jetkern.convert.readers import parquet as reader
+from jetkern.convert.readers import root
 from jetkern.data.shards import manifest_digest
 
 
@@ -246,3 +248,36 @@ def test_one_file_by_two_names_is_read_once(tmp_path, capsys):
     assert run(tmp_path / "a.h5", tmp_path / "b.h5", "--out", tmp_path / "out") == 0
     assert "by another name" in capsys.readouterr().out
     assert len(everything(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "says"),
+    [("_VALUES", 9, "claims 1,000 values in 1 rows"), ("_CHUNK", 99, "inflated at a time")],
+)
+def test_parquet_that_becomes_larger(tmp_path, capsys, monkeypatch, limit, value, says):
+    """An event of many equal particles takes a few bytes, whatever their number."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(reader, limit, value)
+    monkeypatch.setattr(reader, "MAX_INFLATION", 1)
+    row = pyarrow.array([np.ones(1000)])
+    names = ("pt", "eta", "phi", "energy")
+    path = tmp_path / "a.parquet"
+    columns = dict.fromkeys(names, row) | {"label": pyarrow.array([0])}
+    parquet.write_table(pyarrow.table(columns), path, use_dictionary=False, compression="zstd")
+    options = path, "--schema", described(tmp_path, form="parquet")
+    refuse(capsys, tmp_path / "out", *options, says=["a.parquet: row group 0 of pt", says])
+
+
+def test_baskets_that_become_much_larger_in_memory(tmp_path, capsys, monkeypatch):
+    uproot = pytest.importorskip("uproot")
+    awkward = pytest.importorskip("awkward")
+    monkeypatch.setattr(root, "MAX_BASKET", 1000)
+    ones = awkward.Array([np.ones(1000)])
+    kinds = dict.fromkeys(("pt", "eta", "phi", "energy"), "var * float64") | {"label": "int64"}
+    with uproot.recreate(tmp_path / "a.root") as file:
+        file.mktree("jets", kinds)
+        file["jets"].extend({k: ones if k != "label" else np.zeros(1, int) for k in kinds})
+    schema = described(tmp_path, form="root", top='tree = "jets"')
+    options = tmp_path / "a.root", "--schema", schema
+    refuse(capsys, tmp_path / "out", *options, says=["a.root: jets: a basket of pt takes"])

@@ -15,7 +15,7 @@ from jetkern.metrics import (
     rejection,
     roc_curve,
 )
-from jetkern.metrics.classification import as_json
+from jetkern.metrics.classification import Estimate, as_json
 
 
 def sample(jets=4000, seed=0, separation=1.5):
@@ -200,3 +200,17 @@ def test_background_efficiencies_are_those_of_the_rejections():
     assert found[29] == pytest.approx(1 / report.rejection_30.value)
     assert found[99] <= 1
     assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(199.5, 2.25), "199.5 ± 2.2"),
+        (Estimate(199.5, math.inf), "199.5 (uncertainty unbounded)"),
+        (Estimate(0.5, math.nan), "0.5 (uncertainty not known)"),
+        (Estimate(math.inf, math.nan), "infinite"),
+        (Estimate(math.nan, 1.0), "not defined"),
+    ],
+)
+def test_an_estimate_in_words(estimate, text):
+    assert f"{estimate:.1f}" == text

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from jetkern.convert.readers import BaseSource, Column, InputError, Options, Raw, first_line
 from jetkern.convert.readers.toptagging import TopColumns, top_layout
+from jetkern.io import MAX_INFLATION
 
 NAME = "parquet"
 SUFFIXES = (".parquet",)
 LOOKS_FOR = "columns E_0, PX_0, PY_0, PZ_0 and is_signal_new"
 _BATCH = 4096  # jets
+_VALUES = 1 << 24  # of a column in a batch, 100,000 particles being the most of a jet
+_CHUNK = 256 << 20  # bytes that any chunk of a column may take when inflated
 
 
 def recognises(path: Path) -> bool:
@@ -152,7 +155,8 @@ class Parquet:
         group = int(np.searchsorted(self._starts, start, side="right")) - 1
         if columns != self._streamed or not self._starts[group] <= self._at <= start:
             groups = list(range(group, len(self._starts) - 1))
-            self._stream = self._file.iter_batches(_BATCH, row_groups=groups, columns=columns)
+            jets = self._jets_at_once(groups, columns)
+            self._stream = self._file.iter_batches(jets, row_groups=groups, columns=columns)
             self._streamed, self._at, self._rest = columns, int(self._starts[group]), None
         found = []
         while self._at < stop:
@@ -163,6 +167,40 @@ class Parquet:
             self._at += end
             self._rest = batch.slice(end) if end < len(batch) else None
         return found
+
+    def _jets_at_once(self, groups: list[int], columns: list[str]) -> int:
+        """How many jets to read together, by what the file says of its row groups.
+
+        Raises:
+            InputError: for columns that become much larger than they are in the file: their pages
+                are inflated as a whole.
+        """
+        most = 1.0  # values of a column in a row
+        for group in groups:
+            rows = max(1, int(self._starts[group + 1] - self._starts[group]))
+            metadata = self._file.metadata.row_group(group)
+            for i in self._leaves(columns):
+                chunk = metadata.column(i)
+                name, size = chunk.path_in_schema, chunk.total_uncompressed_size
+                if size > max(_CHUNK, MAX_INFLATION * chunk.total_compressed_size):
+                    raise InputError(
+                        f"{self.path}: row group {group} of {name} claims {size:,} bytes, more "
+                        f"than the {_CHUNK:,} that are inflated at a time (write smaller ones)"
+                    )
+                most = max(most, chunk.num_values / rows)
+                if most > _VALUES:
+                    raise InputError(
+                        f"{self.path}: row group {group} of {name} claims {chunk.num_values:,} "
+                        f"values in {rows:,} rows; at most {_VALUES:,} a row are read"
+                    )
+        return max(1, min(_BATCH, int(_VALUES / most)))
+
+    def _leaves(self, columns: list[str]) -> list[int]:
+        """The numbers of what columns consist of, in the file's metadata."""
+        schema = self._file.schema
+        paths = [schema.column(i).path for i in range(len(schema))]
+        wanted = tuple(f"{c}." for c in columns)
+        return [i for i, path in enumerate(paths) if f"{path}.".startswith(wanted)]
 
     def close(self) -> None:
         """Closes the file."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from jetkern.convert.readers import Column, InputError, first_line
 
+MAX_BASKET = 256 << 20  # bytes of a basket, which is inflated as a whole
+
 
 class Lacking(InputError):
     """A file that is whole, but lacks a tree or a branch."""
@@ -118,6 +120,14 @@ class Tree:
                     array, rest = array[".".join(rest[:used])], rest[used:]
                 found[branch] = array
             return found
+        for branch in branches:
+            one = self._tree[branch]
+            size = one.uncompressed_bytes / max(1, one.num_baskets)
+            if size > MAX_BASKET:
+                raise InputError(
+                    f"{self.path}: {self.name}: a basket of {branch} takes {size:,.0f} bytes, more "
+                    f"than the {MAX_BASKET:,} that are inflated at a time"
+                )
         arrays = self._tree.arrays(branches, entry_start=start, entry_stop=stop, library="ak")
         return {branch: arrays[branch] for branch in branches}
 
