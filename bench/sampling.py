@@ -67,6 +67,7 @@ NODES = 128
 CONTENDERS = ("fitted", "ab2", "ab2, chosen grid", "midpoint", "heun", "rk4", "euler")
 EVALUATIONS = (1, 2, 4, 8, 12, 24)
 OBSERVABLES = ("particle ln pT", "particle delta eta", "mass", "pT", "tau21", "tau32", "D2")
+DRAWN = ("particle ln pT", "mass", "pT", "tau21")
 UNITS = {"mass": " (GeV)", "pT": " (GeV)"}
 BATCH = 250
 PEER_EVALUATIONS = 8  # between rows
@@ -300,8 +301,10 @@ def shown(result: dict[str, Any]) -> str:
 def draw(result: dict[str, Any], path: Path) -> None:
     """W1 over the number of evaluations: a panel for each observable, a line for each solver."""
     with matplotlib.rc_context(STYLE):
-        figure = sheet(len(OBSERVABLES), 2, height=1.25)
-        for axes, name in zip(figure.axes, OBSERVABLES, strict=True):
+        reference = result["rows"][0]
+        title = f"grey: {reference['evaluations']} evaluations of {reference['solver']}"
+        figure = sheet(len(DRAWN), 2, title=title, height=1.25)
+        for axes, name in zip(figure.axes, DRAWN, strict=True):
             _panel(axes, result, name)
         save(figure, path)
 
