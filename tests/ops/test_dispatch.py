@@ -160,6 +160,7 @@ def reasons(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], str]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(dispatch, "cuda_library", lambda: "")
+    monkeypatch.setattr(dispatch, "triton_gpu", lambda: "")
     table = re.sub(r"\n +", " ", report().split("\n\n")[1])  # long reasons go on below themselves
     rows = [line.split(maxsplit=4) for line in table.splitlines()[1:]]
     return {tuple(row[:4]): row[4] for row in rows}
