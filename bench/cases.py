@@ -17,7 +17,10 @@ from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch
 from jetkern.ops.pair_features import DEFAULT
 
-OPS = ("knn", "pair_bias", "pair_mlp", "attention", "attention_block", "local_block", "mlp")
+OPS = (
+    "knn", "pair_bias", "pair_mlp", "attention", "attention_block", "causal_attention",
+    "local_block", "mlp",
+)  # fmt: skip
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
     "cuda": {"micro": 160_000, "small": 80_000, "medium": 20_000, "large": 10_000},
@@ -112,6 +115,16 @@ def make(op: str, size: str, jets: Jets) -> Case:
                 t[0], rows, m.weights, heads, t[1], offsets, precision=p, backend=b
             ),
             (1,),
+        ),
+        "causal_attention": lambda: Case(
+            nn.Module(),
+            list(torch.randn(3, len(particles), heads, dim // heads, device=device)),
+            3,
+            lambda _, t, b, p: ops.causal_attention(
+                t[0], t[1], t[2], offsets, precision=p, backend=b
+            ),
+            (0, 1, 2),
+            (offsets,),
         ),
         "local_block": lambda: Case(
             LocalBlock(dim, heads, shape.get("head_layers", 2), 2),

@@ -9,7 +9,7 @@ import torch
 
 from jetkern.jets import Jets, offsets_from_counts
 
-LENGTHS = ("10", "real", "150")
+LENGTHS = ("10", "real", "150", "showers")
 
 
 def load_jets(data: str, count: int) -> Jets:
@@ -55,9 +55,14 @@ def load_jets(data: str, count: int) -> Jets:
 
 
 def batch(length: str, particles: int, data: str) -> Jets:
-    """Jets of 10, 150 or the real number of particles, ``particles`` in all, roughly."""
+    """Jets of 10, 150 or the real number of particles, ``particles`` in all, roughly; or sets of
+    100 to 1,700 points, as showers have, three times as many in all."""
     if length == "real":
         return load_jets(data, max(2, particles // 41))
+    if length == "showers":
+        counts = torch.linspace(100, 1700, max(4, particles // 300)).long()
+        points = torch.randn(int(counts.sum()), 4)
+        return Jets(particles=points, offsets=offsets_from_counts(counts))
     n, many = int(length), max(2, particles // int(length))
     torch.manual_seed(2)
     spread, centre = torch.tensor([0.2, 0.2, 1.0, 1.0]), torch.tensor([0.0, 0.0, 2.0, 2.5])

@@ -60,7 +60,7 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
 
     Inputs are read once, results written once. The backward of a product is two products, one if
     its input needs no gradient. What a backward may recompute is not charged to it, but for the
-    scores of "attention", which are sooner computed than read.
+    scores of attention, which are sooner computed than read.
 
     Args:
         counts: particles of each jet. itemsize: bytes of a stored number.
@@ -77,6 +77,7 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
 
     bias = heads * pairs * itemsize
     attended = Work(4 * rows * dim * itemsize + bias, 4 * square * dim, heads * square * (EXP + 4))
+    causal = Work(4 * particles * dim * itemsize, 4 * triangle * dim, heads * triangle * (EXP + 4))
     block = Work(2 * rows * dim * itemsize + bias, *attended[1:])
     block = block.plus(8 * rows * dim * dim, 2 * rows * dim * TANH)
     block = block.plus(*_mlp(rows, dim, 2 * dim, dim))
@@ -101,6 +102,7 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         ),
         "attention": attended,
         "attention_block": block,
+        "causal_attention": causal,
         "local_block": local,
         "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),
     }[op]
@@ -113,6 +115,9 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
     if op == "attention":  # q, k, v, the result's gradient and the bias in; four gradients out
         moved = 7 * rows * dim * itemsize + 2 * heads * pairs * itemsize
         backward = Work(moved, 10 * square * dim, heads * square * (EXP + 8))
+    if op == "causal_attention":
+        moved = 7 * particles * dim * itemsize
+        backward = Work(moved, 10 * triangle * dim, heads * triangle * (EXP + 8))
     return {"forward": forward, "backward": backward}
 
 

@@ -9,6 +9,9 @@ shared machine only ever adds. Before an op is timed its result and gradients ar
 float64; it is reported only if it errs at most twice as much as eager float32 (in tf32 and bf16:
 2e-3 and 1e-2 of the root mean square).
 
+causal_attention is also compared with scaled_dot_product_attention on sets padded to the longest
+and, up to 128 rows, to 128; only it is timed on sets as long as showers.
+
 On a GPU the peers compute in the same precision (bf16: weights and inputs in bfloat16), attention
 is also compared with scaled_dot_product_attention and FlexAttention on padded inputs, and each
 time of ours is set beside its limit (see ``bench.limits``).
@@ -65,6 +68,11 @@ def contenders(
     runs["eager"] = (eager, leaves)
     if with_compile:
         runs["compiled"] = (torch.compile(eager), leaves)
+    if op == "causal_attention":
+        longest = int(case.packed[0].diff().max())
+        for name, length in (("sdpa", longest), ("sdpa 128", 128)):
+            if length >= longest:
+                runs[name] = peers.causal(inputs, case.packed[0], length)
     if op == "attention" and device == "cuda":
         rows, offsets = case.packed
         q, k, v, bias = (t.detach() for t in inputs)
@@ -224,15 +232,17 @@ def main() -> None:
             batches[length, size] = jets.to(device)
             kind = settings.data if length == "real" else ""
             print(f"{size}, n = {length}: {described(jets, kind)}")
-    names = ["eager", *([] if settings.no_compile else ["compiled"])]
+    names = ["eager", *([] if settings.no_compile else ["compiled"]), "sdpa", "sdpa 128"]
     if device == "cuda":
-        names += ["sdpa", "flex", "cuda"]
+        names += ["flex", "cuda"]
     head = header(names, rates is not None)
     print(", ".join(head), flush=True)
     document["results"] = results = []
     refused, rows = [], []
     for op in settings.ops or [o for o in OPS if {*dispatch.backends_of(o)} & {*MADE_FOR[device]}]:
         for (length, size), jets in batches.items():
+            if length == "showers" and op != "causal_attention":
+                continue
             result, faults = compare(op, size, length, jets, settings, rates)
             refused += [fault for fault in faults if fault not in refused]
             if result is None:

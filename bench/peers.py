@@ -43,6 +43,19 @@ def sdpa(inputs: Sequence[Tensor], counts: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+def causal(
+    packed: Sequence[Tensor], offsets: Tensor, length: int
+) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """Causal scaled dot-product attention on sets padded to ``length``, and its leaves: later rows
+    are hidden anyway, so padding at the end needs no mask."""
+    leaves = [
+        unpack(t.detach(), offsets, length)[0].transpose(1, 2).contiguous().requires_grad_()
+        for t in packed
+    ]
+    q, k, v = leaves
+    return lambda: scaled_dot_product_attention(q, k, v, is_causal=True), leaves
+
+
 def flex() -> Callable[[Sequence[Tensor], Tensor], Tensor]:
     """FlexAttention with the bias as a captured buffer, compiled."""
     from torch.nn.attention.flex_attention import flex_attention

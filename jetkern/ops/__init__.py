@@ -2,6 +2,7 @@
 
 from jetkern.ops.attention import attention
 from jetkern.ops.attention_block import attention_block
+from jetkern.ops.causal_attention import causal_attention
 from jetkern.ops.dispatch import register_compiled
 from jetkern.ops.dynamic_tanh import dynamic_tanh
 from jetkern.ops.knn import knn
@@ -28,6 +29,7 @@ __all__ = [
     "MLPParameters",
     "attention",
     "attention_block",
+    "causal_attention",
     "dynamic_tanh",
     "fold_batch_norms",
     "knn",

@@ -38,6 +38,8 @@ CASES = [(op, size, n) for op in OPS for size in ("micro", "small") for n in (1,
 
 @pytest.mark.parametrize(("op", "size", "particles"), [*CASES, ("local_block", "large", 3)])
 def test_products_are_those_of_the_reference(op: str, size: str, particles: int) -> None:
+    if op == "causal_attention" and particles == 1:
+        pytest.skip("PyTorch multiplies one row by one row elementwise, which is not counted")
     forward, backward = counted(op, size, particles)
     work = limits.work(op, size, torch.tensor([particles]), 4)
     dim = SIZES[size]["dim"]
@@ -50,6 +52,9 @@ def test_products_are_those_of_the_reference(op: str, size: str, particles: int)
         )
     if op == "attention":  # the scores once more
         backward += 2 * (particles + 4) ** 2 * dim
+    if op == "causal_attention":  # of the pairs that count, and the scores once more
+        share = (particles + 1) / (2 * particles)
+        forward, backward = forward * share, backward * share + particles * (particles + 1) * dim
     assert work["forward"].products == pytest.approx(forward)
     assert work["backward"].products == pytest.approx(backward)
 

@@ -26,7 +26,8 @@ def test_every_op_is_timed_beside_its_reference(
     assert document["machine"] == {"threads": 1}
     for result in document["results"]:
         assert result["jets"] == 6
-        assert set(result["seconds"]) == {"ours", "eager"}
+        padded = {"sdpa", "sdpa 128"} if result["op"] == "causal_attention" else set()
+        assert set(result["seconds"]) == {"ours", "eager"} | padded
         assert all(t > 0 for t in result["seconds"]["ours"].values())
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(bench_ops.OPS)

@@ -25,7 +25,10 @@ HURTING = {
     "last empty": [7, 0],
 }
 
-for _op in ("attention", "attention_block", "knn", "local_block", "mlp", "pair_bias", "pair_mlp"):
+for _op in (
+    "attention", "attention_block", "causal_attention", "knn", "local_block", "mlp", "pair_bias",
+    "pair_mlp",
+):  # fmt: skip
     importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
 dispatch.cpu_library()
 

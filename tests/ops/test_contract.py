@@ -57,6 +57,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "attention_block": lambda x, **o: ops.attention_block(
         x, OFFSETS, like(BLOCK, x), 2, like(BIAS, x), OFFSETS, **o
     ),
+    "causal_attention": lambda x, **o: ops.causal_attention(
+        x.view(11, 2, 4), *like(KEYS[:, :, :1], x), OFFSETS, **o
+    ),
     "dynamic_tanh": lambda x, **o: ops.dynamic_tanh(
         x, like(BLOCK.alpha1, x), like(BLOCK.gamma1, x), **o
     ),
@@ -178,6 +181,7 @@ class Op(torch.nn.Module):
 EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": lambda x, o: ops.attention(*(x.view(-1, 2, 4),) * 3, o, o),
     "attention_block": lambda x, o: ops.attention_block(x, o, BLOCK, 2),
+    "causal_attention": lambda x, o: ops.causal_attention(*(x.view(-1, 2, 4),) * 3, o),
     "dynamic_tanh": lambda x, o: ops.dynamic_tanh(x, BLOCK.alpha1, BLOCK.gamma1),
     "knn": lambda x, o: ops.knn(x[:, :4], o, 3),
     "linear": lambda x, o: ops.linear(x, BLOCK.out_weight),
@@ -426,6 +430,9 @@ def test_what_is_not_finite_shows_where_the_reference_shows_it(value: float, col
         lambda b: ops.attention_block(particles.repeat(1, 2), OFFSETS, BLOCK, 2, backend=b),
         lambda b: ops.attention(
             particles.repeat(1, 2).view(11, 2, 4), *KEYS, OFFSETS, OFFSETS, backend=b
+        ),
+        lambda b: ops.causal_attention(
+            particles.repeat(1, 2).view(11, 2, 4), *KEYS, OFFSETS, backend=b
         ),
         lambda b: ops.knn(particles, OFFSETS, 4, backend=b),
         lambda b: ops.pair_mlp(particles[FIRST] * particles[SECOND], OFFSETS, LAYERS, backend=b),

@@ -30,6 +30,7 @@ CALLS = {
         OFFSETS,
         lambda o, b: ops.attention(Q, Q, Q, OFFSETS, OFFSETS, BIAS, o, backend=b),
     ),
+    "causal": (OFFSETS, lambda o, b: ops.causal_attention(Q, Q, Q, o, backend=b)),
     "block": (OFFSETS, lambda o, b: ops.attention_block(X, o, BLOCK, 2, backend=b)),
     "biased block": (
         OFFSETS,
