@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from jetkern.data import Shards
+from jetkern.evaluation.generate import is_generated
 from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
 from jetkern.machine import environment
 from jetkern.model.pet import PET
@@ -194,4 +195,6 @@ def _task_of(settings: EvaluateSettings) -> Task:
     """The task that was asked for, or that the first run was trained for."""
     if settings.task is not None:
         return find_task(settings.task)
+    if is_generated(settings.runs[0]):
+        return find_task("jetnet")
     return find_task(load_weights(settings.runs[0]).data.get("task") or "classify")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from jetkern.io import (
     FileError,
     locked,
     prepare_folder,
+    read_json,
     remove_leftovers,
     replacing,
     write_atomically,
@@ -159,6 +160,21 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
         if not (settings.out / RECORD).exists():
             _assemble(settings.out, request, identity)
         return Shards(settings.out / "shards")
+
+
+def is_generated(folder: Path) -> bool:
+    """Whether it is a finished folder of ``generate``."""
+    return (folder / RECORD).is_file()
+
+
+def read_generated(folder: Path) -> tuple[Shards, int]:
+    """The jets of a finished folder, and the evaluations of the network that made each.
+
+    Raises:
+        FileError: if its record is none.
+    """
+    record = read_json(folder / RECORD, error=FileError).record("scheme")
+    return Shards(folder / "shards"), len(record.content["times"])
 
 
 @dataclass(frozen=True)
@@ -316,24 +332,38 @@ def _sorted_by_pt(jets: Jets) -> torch.Tensor:
 def _assemble(out: Path, request: Request, identity: dict[str, Any]) -> None:
     particles = [np.load(p, allow_pickle=False) for p in sorted((out / "parts").glob("*.npy"))]
     jets = request.jets.replace(particles=torch.from_numpy(np.concatenate(particles)))
-    _write_shards(out / "shards", jets, request, identity)
+    names = request.condition if jets.condition is not None else ()
+    write_jets(out / "shards", jets, request.classes, names, {"generated": identity})
     _write_jetnet(out / "jetnet", jets, request.classes)
     record = {**identity, "environment": environment()}
     write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
     shutil.rmtree(out / "parts")
 
 
-def _write_shards(folder: Path, jets: Jets, request: Request, identity: dict[str, Any]) -> None:
+def write_jets(
+    folder: Path,
+    jets: Jets,
+    classes: Sequence[str],
+    condition: Sequence[str] = (),
+    source: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes jets as shards.
+
+    Args:
+        folder: for the shards.
+        jets: their particles, labels and conditions are kept.
+        classes, condition: names.
+        source: where they come from, for the manifest.
+    """
     folder.mkdir(exist_ok=True)
-    names = request.condition if jets.condition is not None else ()
-    fields = make_fields(label=jets.label is not None, condition=names)
+    fields = make_fields(label=jets.label is not None, condition=tuple(condition))
     rows, entries = [], []
     for number, first in enumerate(range(0, len(jets), PART)):
         part = jets.select(slice(first, first + PART))
         block = {"offsets": part.offsets.numpy(), "particles": part.particles.numpy()}
         if part.label is not None:
             block["label"] = part.label.numpy()
-        if part.condition is not None:
+        if condition and part.condition is not None:
             block["condition"] = part.condition.numpy()
         path = folder / f"shard-{number:05d}.tar"
         index, digest = write_shard(path, number, number, [block], fields)
@@ -353,10 +383,10 @@ def _write_shards(folder: Path, jets: Jets, request: Request, identity: dict[str
         index=np.concatenate(rows),
         multiplicity=jets.counts.numpy().astype(np.uint8),
         fields=fields,
-        classes=request.classes,
-        counts=np.bincount(labels, minlength=len(request.classes)),
+        classes=tuple(classes),
+        counts=np.bincount(labels, minlength=len(classes)),
         shards=entries,
-        extra={"source": {"generated": identity}, "report": {}},
+        extra={"source": dict(source or {}), "report": {}},
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jetkern.jets import Jets
@@ -25,7 +23,7 @@ from jetkern.metrics.generation import (
     w1_efp,
     w1_particles,
 )
-from jetkern.metrics.substructure import JET, PARTICLE, mass_and_pt, observables
+from jetkern.metrics.substructure import mass_and_pt, observables
 
 AVERAGE = "average"
 KPD_JETS = 2000  # of a resampling, for the n^2 kernel
@@ -44,10 +42,14 @@ class Distance:
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """Distances by type and name; ``jets`` drawn for each resampling, by type."""
+    """Distances by type and name; ``jets`` drawn for each resampling, by type.
+
+    ``evaluations`` of the network made a jet, None if that is not known.
+    """
 
     distances: dict[str, dict[str, Distance]]
     jets: dict[str, int]
+    evaluations: int | None = None
 
 
 def generation_report(
@@ -107,59 +109,25 @@ def jets_of_type(jets: Jets, label: int) -> Jets:
 
 
 def generation_table(report: GenerationReport) -> str:
-    """Markdown: one row for each distance, the average over types and then each type."""
+    """Markdown: one row for each distance, the average over types and then each type, each with
+    its error and beside that of real jets."""
     types = [AVERAGE, *(t for t in report.distances if t != AVERAGE)]
     lines = [
         f"| distance | {' | '.join(f'{t} | {t}, real' for t in types)} |",
         f"|---|{'---:|---:|' * len(types)}",
     ]
     for name in report.distances[AVERAGE]:
-        cells = []
+        cells: list[str] = []
         for kind in types:
-            distance = report.distances[kind][name]
-            cells += [f"{distance.value:.3g}", f"{distance.floor:.3g}"]
+            distance = report.distances[kind].get(name)
+            cells += ["", ""] if distance is None else map(_shown, (distance.value, distance.floor))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     drawn = ", ".join(f"{n:,} {t}" for t, n in report.jets.items())
     return "\n".join([*lines, "", f"Jets of a resampling: {drawn}."])
 
 
-def generation_figure(
-    real: Jets, generated: Mapping[str, Jets], path: Path, *, bins: int = 40
-) -> None:
-    """A sheet of histograms with ratios: the particle features and jet observables.
-
-    Args:
-        real: the reference.
-        generated: by the name to show.
-        path: of the picture.
-    """
-    truth = observables(real)
-    others = {name: observables(jets) for name, jets in generated.items()}
-    figure = Figure(figsize=(16, 13), layout="constrained")
-    grid = figure.add_gridspec(6, 4, height_ratios=[3, 1] * 3)
-    for number, name in enumerate((*PARTICLE, *JET)):
-        row, column = divmod(number, 4)
-        top = figure.add_subplot(grid[2 * row, column])
-        below = figure.add_subplot(grid[2 * row + 1, column], sharex=top)
-        values = truth[name].values
-        values = values[np.isfinite(values)]
-        low, high = np.quantile(values, [0.001, 0.999]) if len(values) else (0.0, 1.0)
-        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-        if name == "multiplicity":
-            edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + 1)
-        expected = _density(values, edges)
-        top.stairs(expected, edges, fill=True, color="0.8", label="real")
-        for which, (label, sample) in enumerate(others.items()):
-            density = _density(sample[name].values, edges)
-            top.stairs(density, edges, color=f"C{which}", label=label)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                below.stairs(density / expected, edges, color=f"C{which}")
-        below.axhline(1, color="0.6", lw=0.8)
-        below.set_ylim(0.5, 1.5)
-        below.set_xlabel(name)
-        top.tick_params(labelbottom=False)
-    figure.axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.3g} ± {estimate.error:.1g}"
 
 
 class _Features:
@@ -206,8 +174,3 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
     errors = np.array([e.error for e in estimates])
     mean = float(np.mean([e.value for e in estimates]))
     return Estimate(mean, float(np.sqrt((errors**2).sum()) / len(errors)))
-
-
-def _density(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    counts = np.histogram(values[np.isfinite(values)], edges)[0]
-    return counts / max(len(values), 1) / np.diff(edges)

@@ -7,24 +7,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from jetkern.data import Shards
 from jetkern.evaluation.conditions import learn_conditions
-from jetkern.evaluation.generate import default_scheme, first_jets, load_generator
+from jetkern.evaluation.figures import grid_figure, image_figure, quality_figure, sheet_figure
+from jetkern.evaluation.generate import (
+    default_scheme,
+    first_jets,
+    is_generated,
+    load_generator,
+    read_generated,
+)
 from jetkern.evaluation.generation import (
+    AVERAGE,
+    Distance,
     GenerationReport,
-    generation_figure,
     generation_report,
     generation_table,
     jets_of_type,
 )
+from jetkern.evaluation.two_sample import two_sample_auc
+from jetkern.jets import Jets
 from jetkern.metrics.classification import Estimate
 from jetkern.model.config import PETConfig
 from jetkern.sampling import PETVelocity, noise_jets, sample, with_evaluations
 from jetkern.tasks.task import Task, register
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
 
+AUC = "AUC of a classifier"
 SCALES = {"jet_pt": 1000.0, "jet_mass": 100.0}  # GeV; multiplicity comes as n / 100
 
 
@@ -84,7 +96,13 @@ class JetNet(Task):
         )
 
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
-        load_generator(run)
+        if not is_generated(run):
+            load_generator(run)
+        elif (found := read_generated(run)[0].classes) != shards.classes:
+            raise ValueError(
+                f"{run} has jets of {', '.join(found)}, {shards.folder} of "
+                f"{', '.join(shards.classes)}"
+            )
 
     def judge(
         self,
@@ -94,27 +112,32 @@ class JetNet(Task):
         device: torch.device,
         label: str,
     ) -> GenerationReport:
-        """Makes a jet for each of the first jets of ``shards``, draws and compares the two sets."""
-        model, _ = load_generator(run)
+        """Draws and compares generated with real jets.
+
+        A run makes a jet for each of the first jets of ``shards``; a folder of ``generate`` has
+        its jets.
+        """
         real = first_jets(shards, settings.num_jets)
-        start = noise_jets(
-            real.counts, seed=settings.seed, label=real.label, condition=real.condition
-        )
-        few = bool(model.config.few_steps)
-        made = sample(
-            PETVelocity(model.to(device)),
-            start.to(device),
-            with_evaluations(*default_scheme(model.config, None if few else "ab2")),
-            batch_size=settings.batch_size,
-            progress=True,
-        )
-        made = made.to("cpu")
+        if is_generated(run):
+            source, evaluations = read_generated(run)
+            made = first_jets(source)
+        else:
+            made, evaluations = _imitate(run, real, settings, device)
+        stem = label.replace("/", "-")
         for number, kind in enumerate(shards.classes):
             one, other = (jets_of_type(jets, number) for jets in (real, made))
             if len(one):
-                path = settings.out / f"{label.replace('/', '-')}-{kind}.png"
-                generation_figure(one, {label: other}, path)
-        return generation_report(real, made, shards.classes, seed=settings.seed)
+                sheet_figure(one, {label: other}, settings.out / f"{stem}-{kind}.png")
+        grid_figure(real, {label: made}, shards.classes, settings.out / f"{stem}-grid.png")
+        image_figure(real, made, shards.classes, settings.out / f"{stem}-images.png")
+        report = generation_report(real, made, shards.classes, seed=settings.seed)
+        if settings.two_sample:
+            report.distances[AVERAGE][AUC] = _two_sample(real, made, settings, device)
+        return replace(report, evaluations=evaluations)
+
+    def draw(self, reports: Mapping[str, GenerationReport], shards: Shards, out: Path) -> None:
+        if len({r.evaluations for r in reports.values()}) > 1:
+            quality_figure(reports, out / "evaluations.png")
 
     def table(self, reports: Mapping[str, GenerationReport]) -> str:
         return "\n\n".join(f"**{name}**\n\n{generation_table(r)}" for name, r in reports.items())
@@ -127,4 +150,46 @@ class JetNet(Task):
             kind: {n: {"value": plain(d.value), "floor": plain(d.floor)} for n, d in all_.items()}
             for kind, all_ in report.distances.items()
         }
-        return {"distances": distances, "resampled": report.jets}
+        return {
+            "distances": distances,
+            "resampled": report.jets,
+            "evaluations": report.evaluations,
+        }
+
+
+def _imitate(
+    run: Path, real: Jets, settings: EvaluateSettings, device: torch.device
+) -> tuple[Jets, int]:
+    """A jet like each of ``real``, and the evaluations that each took."""
+    model, _ = load_generator(run)
+    start = noise_jets(real.counts, seed=settings.seed, label=real.label, condition=real.condition)
+    few = bool(model.config.few_steps)
+    scheme = with_evaluations(*default_scheme(model.config, None if few else "ab2"))
+    made = sample(
+        PETVelocity(model.to(device)),
+        start.to(device),
+        scheme,
+        batch_size=settings.batch_size,
+        progress=True,
+    )
+    return made.to("cpu"), scheme.evaluations
+
+
+def _two_sample(
+    real: Jets, made: Jets, settings: EvaluateSettings, device: torch.device
+) -> Distance:
+    """Generated jets against one half of the real ones, and that half against the other."""
+    order = torch.from_numpy(np.random.default_rng(settings.seed).permutation(len(real)))
+    one, other = (real.select(half) for half in order.tensor_split(2))
+    value, floor = (
+        two_sample_auc(
+            one,
+            jets,
+            steps=settings.two_sample,
+            bootstrap=settings.bootstrap,
+            seed=settings.seed,
+            device=device,
+        )
+        for jets in (made, other)
+    )
+    return Distance(value, floor)

@@ -208,7 +208,7 @@ class EvaluateSettings:
     """Evaluation of classifiers on labelled jets."""
 
     runs: tuple[Path, ...] = field(metadata={"positional": True})
-    """runs or checkpoints; of a run, the best checkpoint"""
+    """runs or checkpoints; of a run, the best checkpoint; jetnet: also folders of generate"""
     data: Path
     """folder with the shard folders of the splits"""
     out: Path
@@ -232,6 +232,8 @@ class EvaluateSettings:
     class_map: tuple[str, ...] = ()
     """which of a model's classes stand for one of the jets', as top=Tbqq+Tbl; by default those of
     the same name"""
+    two_sample: int = 0
+    """jetnet: updates of a classifier that learns to tell real from generated jets; 0 for none"""
     plugin: tuple[str, ...] = ()
     """Python files or modules of yours that register losses, heads or tasks"""
 
@@ -244,6 +246,8 @@ class EvaluateSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.two_sample < 0:
+            raise ValueError(f"two_sample must not be negative, got {self.two_sample}")
         if self.bootstrap < 2:
             raise ValueError(f"bootstrap must be at least 2, got {self.bootstrap}")
 

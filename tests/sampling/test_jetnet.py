@@ -8,9 +8,12 @@ import torch
 
 from jetkern.cli.evaluate import main as evaluate
 from jetkern.cli.finetune import main as finetune
+from jetkern.cli.generate import main as generate
 from jetkern.data import Shards
+from jetkern.evaluation.figures import average_image
 from jetkern.evaluation.generate import first_jets, load_generator
-from jetkern.evaluation.generation import generation_figure, generation_report, generation_table
+from jetkern.evaluation.generation import generation_report, generation_table
+from jetkern.evaluation.two_sample import two_sample_auc
 from jetkern.training.weights import load_weights
 from tests.factories import JETNET, write_jetnet_shards
 
@@ -113,7 +116,7 @@ def test_evaluate_writes_distances_and_floors(run, data, tmp_path):
     assert distances["average"]["W1 mass"]["value"][0] > 0
     assert "| W1 eta |" in (out / "table.md").read_text()
     sheets = {p.name for p in out.glob("run-*.png")}
-    assert sheets == {f"run-{kind}.png" for kind in JETNET}
+    assert sheets == {f"run-{what}.png" for what in (*JETNET, "grid", "images")}
 
 
 def test_real_jets_are_at_the_floor_and_shifted_ones_are_not(data):
@@ -138,7 +141,44 @@ def test_a_type_without_jets_is_left_out(data):
         generation_report(real, real.select(slice(0, 0)), JETNET)
 
 
-def test_the_sheet_is_drawn(data, tmp_path):
+def test_jets_that_differ_are_told_apart_and_the_same_ones_are_not(data):
     real = first_jets(Shards(data / "test"))
-    generation_figure(real, {"generated": first_jets(Shards(data / "val"))}, tmp_path / "sheet.png")
-    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+    other = first_jets(Shards(data / "val"))
+    moved = other.replace(particles=other.particles + torch.tensor([0.0, 0.0, 3.0, 3.0]))
+    told = two_sample_auc(real, moved, steps=30, batch_size=32)
+    same = two_sample_auc(real, other, steps=30, batch_size=32)
+    assert told.value > 0.9
+    assert abs(same.value - 0.5) < 4 * same.error
+    assert two_sample_auc(real, other, steps=30, batch_size=32) == same
+    with pytest.raises(ValueError, match="needs 10 jets of each, there are 9"):
+        two_sample_auc(real.select(slice(0, 9)), other, steps=1)
+
+
+def test_folders_of_generated_jets_are_judged_without_the_run(run, data, tmp_path, monkeypatch):
+    for slow in ("sheet_figure", "grid_figure"):  # drawn in another test
+        monkeypatch.setattr(f"jetkern.tasks.jetnet.{slow}", lambda *a: None)
+    for count in (2, 4):
+        flags = [
+            "--solver",
+            "ab2",
+            "--evaluations",
+            str(count),
+            "--out",
+            str(tmp_path / f"{count}"),
+        ]
+        assert generate([str(run), "--conditions", str(data / "test"), *flags]) == 0
+    folders = [str(tmp_path / "2"), str(tmp_path / "4")]
+    out = tmp_path / "results"
+    assert evaluate([*folders, "--data", str(data), "--out", str(out), "--two-sample", "2"]) == 0
+    models = json.loads((out / "report.json").read_text())["models"]
+    assert [models[name]["evaluations"] for name in ("2", "4")] == [2, 4]
+    assert 0 <= models["2"]["distances"]["average"]["AUC of a classifier"]["value"][0] <= 1
+    for name in ("evaluations.png", "4-images.png"):
+        assert (out / name).stat().st_size > 10_000, name
+
+
+def test_an_image_is_the_share_of_the_pt(data):
+    jets = first_jets(Shards(data / "test"))
+    inside = jets.replace(particles=jets.particles.clamp(-0.7, 0.7))
+    assert average_image(inside).sum() == pytest.approx(1)
+    assert average_image(jets.select(slice(0, 0))).sum() == 0
