@@ -182,12 +182,6 @@ class PET(nn.Module):
         """``classify``, with a time ``velocity``, with keep ``fill_masked``.
 
         Args:
-            jets: the batch; time: (B,), or None; keep: (T,) bool, or None.
-
-        Returns:
-            (B, num_classes) logits, or (T, 4) features of the particles.
-
-        Args:
             jets: B jets, T particles.
             time: (B,) of the flow-matching path, 1 for noise, 0 for data.
             keep: (T,) bool, true for the particles that are shown.
