@@ -20,6 +20,7 @@ from jetkern.packed import (
 )
 
 IDENTITIES = 9  # of particles: 0 is unknown
+ORIGINS = ("primary", "charm", "bottom", "other")  # of particles
 PER_PARTICLE = ("particles", "pid", "tracks", "vertex", "origin")
 PER_JET = ("label", "condition", "index")
 
@@ -249,6 +250,21 @@ class Jets:
     def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
         """(particles (B, N, 4) padded with zeros, mask (B, N)), N the longest jet or ``length``."""
         return unpack(self.particles, self.offsets, length)
+
+
+def particle_pairs(offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows i and j, each (P,) int64, of the P = sum n (n - 1) / 2 pairs i < j of particles of the
+    same jet, in the order (0, 1), (0, 2), ..., (1, 2), ...
+
+    Args:
+        offsets: (B + 1,) int64 of the particles.
+    """
+    rows = torch.arange(int(offsets[-1]), device=offsets.device)
+    ends = offsets[1:].repeat_interleave(offsets.diff(), output_size=len(rows))
+    behind = ends - rows - 1  # particles of the jet after this one
+    first = rows.repeat_interleave(behind)
+    start = behind.cumsum(0) - behind
+    return first, first + 1 + torch.arange(len(first), device=offsets.device) - start[first]
 
 
 def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

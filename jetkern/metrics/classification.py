@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -250,8 +250,8 @@ def multiclass_report(
     )
 
 
-def as_json(report: BinaryReport | MulticlassReport) -> dict[str, Any]:
-    """The report as plain numbers; what is not finite becomes a string.
+def as_json(report: Any) -> dict[str, Any]:
+    """A report (a dataclass) as plain numbers; what is not finite becomes a string.
 
     Of a curve, ``background_efficiency`` at 1 %, 2 %, ... 100 % of the signal.
     """
@@ -259,14 +259,17 @@ def as_json(report: BinaryReport | MulticlassReport) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (BinaryReport, MulticlassReport, Estimate, Rejection)):
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        if is_dataclass(value):
             values = {k: plain(v) for k, v in vars(value).items() if k != "curve"}
             if isinstance(value, BinaryReport):
                 values["background_efficiency"] = background_efficiencies(value.curve)
             return values
         return value if math.isfinite(value) else str(value)
 
-    return plain(report)
+    found: dict[str, Any] = plain(report)
+    return found
 
 
 def background_efficiencies(curve: RocCurve, points: int = 100) -> list[float]:

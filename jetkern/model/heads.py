@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from jetkern.jets import Jets, join_segments, last_rows, reordered, taken
+from jetkern.jets import (
+    ORIGINS,
+    Jets,
+    join_segments,
+    last_rows,
+    particle_pairs,
+    reordered,
+    taken,
+)
 from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
 
@@ -163,3 +171,38 @@ class MaskedModel(nn.Module):
         for block in self.blocks:
             x = block(x, offsets)
         return self.out(taken(x, last_rows(offsets, jets.offsets, jets.particles.shape[0])))
+
+
+@register_head("origin")
+class OriginHead(nn.Module):
+    """Where each track comes from, by a perceptron on its row (arXiv 2409.12589, section 5)."""
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        self.fc = MLP(config.dim, config.expansion * config.dim, config.dim)
+        self.out = nn.Linear(config.dim, len(ORIGINS))
+
+    def forward(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
+        """Body rows (T', D) of ``jets`` to (T, 4) logits of ``ORIGINS``."""
+        rows = last_rows(offsets, jets.offsets, jets.particles.shape[0])
+        return self.out(self.fc(taken(x, rows)))
+
+
+@register_head("vertices")
+class VertexHead(nn.Module):
+    """Which tracks share a vertex (arXiv 2409.12589, section 5): a linear layer on how far apart a
+    perceptron puts the two of each pair, which does not change when they are swapped."""
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        self.fc = MLP(config.dim, config.expansion * config.dim, config.dim)
+        self.out = nn.Linear(config.dim, 1)
+
+    def forward(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
+        """Body rows (T', D) of ``jets`` to the logits (P,) of ``particle_pairs`` being of one
+        vertex."""
+        rows = last_rows(offsets, jets.offsets, jets.particles.shape[0])
+        placed = self.fc(taken(x, rows))
+        first, second = particle_pairs(jets.offsets)
+        apart = placed.index_select(0, first) - placed.index_select(0, second)
+        return self.out(apart.abs()).squeeze(1)

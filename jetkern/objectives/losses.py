@@ -34,11 +34,13 @@ class Loss:
         view: the pass that it looks at.
         name: in logs; by default that of the part.
         scale: its factor in the sum of all losses.
+        fields: of ``Jets``, that it reads beside those that the model embeds.
     """
 
     part: ClassVar[str]
     view: MakeView = staticmethod(views.clean)
     scale = 1.0
+    fields: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

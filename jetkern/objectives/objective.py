@@ -66,6 +66,12 @@ class Objective(nn.Module):
             self.losses += [loss, *(other for other in others if other is not None)]
         self.views: list[MakeView] = list(dict.fromkeys(loss.view for loss in self.losses))
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The optional fields of jets that the model or a loss reads."""
+        read = self.model.config.fields + tuple(f for loss in self.losses for f in loss.fields)
+        return tuple(dict.fromkeys(read))
+
     def weights(self, jets: Jets) -> Tensor:
         """(L,) what each loss is a mean over, in the order of ``losses``. Additive over jets."""
         return torch.stack([loss.weight(jets) for loss in self.losses])

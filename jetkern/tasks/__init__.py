@@ -7,5 +7,17 @@ from jetkern.tasks.task import TASKS, Task, find_task, register  # isort: skip
 from jetkern.tasks.classification import Classify, TopTagging
 from jetkern.tasks.distill import Distill
 from jetkern.tasks.jetnet import JetNet
+from jetkern.tasks.tracks import Origin, Vertices
 
-__all__ = ["TASKS", "Classify", "Distill", "JetNet", "Task", "TopTagging", "find_task", "register"]
+__all__ = [
+    "TASKS",
+    "Classify",
+    "Distill",
+    "JetNet",
+    "Origin",
+    "Task",
+    "TopTagging",
+    "Vertices",
+    "find_task",
+    "register",
+]

@@ -120,7 +120,7 @@ class Trainer:
             world_size=world.size,
             num_jets=settings.num_jets,
             subset_seed=settings.seed,
-            fields=config.fields,
+            fields=objective.fields,
             prefetch=settings.run.prefetch,
             pin_memory=world.device.type == "cuda",
         )
@@ -201,7 +201,7 @@ class Trainer:
             shuffle=False,
             epochs=1,
             num_jets=_at_most(self.settings.validation.val_jets, self.val.num_jets),
-            fields=self.model.config.fields,
+            fields=objective.fields,
             prefetch=self.run_settings.prefetch,
         )
         # For each loss the sum and what it is a sum over.
