@@ -58,7 +58,13 @@ class Attention(nn.Module):
         self.gate_proj = nn.Linear(width, width, linear) if gated else None
 
     def forward(
-        self, query: Tensor, key: Tensor, rows: Packed, keys: Packed, *bias: Tensor | Packed
+        self,
+        query: Tensor,
+        key: Tensor,
+        rows: Packed,
+        keys: Packed,
+        bias: Tensor | None = None,
+        biased: Packed | None = None,
     ) -> Tensor:
         weight, shift = self.in_proj.weight, self.in_proj.bias
         if query is key:
@@ -69,7 +75,8 @@ class Attention(nn.Module):
             q = functional.linear(query, weight[:width], first).unflatten(1, (self.heads, -1))
             both = functional.linear(key, weight[width:], last)
             k, v = both.unflatten(1, (2, self.heads, -1)).unbind(1)
-        out = ops.attention(self.q_norm(q), self.k_norm(k), v, rows, keys, *bias).flatten(1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        out = ops.attention(q, k, v, rows, keys, bias, biased).flatten(1)
         if self.gate_proj is not None:
             out = out * self.gate_proj(query).sigmoid()
         return self.out_proj(out)
@@ -92,10 +99,10 @@ class Block(nn.Module):
         self.c_attn = nn.Parameter(torch.ones(heads)) if first else None
         self.w_resid = nn.Parameter(torch.ones(width)) if first else None
 
-    def forward(self, x: Tensor, rows: Packed, *bias: Tensor | Packed) -> Tensor:
+    def forward(self, x: Tensor, rows: Packed, bias: Tensor, biased: Packed) -> Tensor:
         """x (T, D) attends to itself."""
         normed = self.pre_attn_norm(x)
-        return self.after(x, self.attn(normed, normed, rows, rows, *bias))
+        return self.after(x, self.attn(normed, normed, rows, rows, bias, biased))
 
     def attend(self, tokens: Tensor, own: Packed, x: Tensor, rows: Packed) -> Tensor:
         """tokens (B, D) attend to themselves, one in each jet, and to x (T, D)."""
@@ -158,6 +165,7 @@ class ParticleTransformer(nn.Module):
         """(heads, sum n^2), each pair computed once."""
         i, j = ops.unordered_pairs(particles.offsets, (particles.num_pairs + len(v)) // 2)
         features, modules = pair_features(v, i, j), self.pair_embed["embed"]
+        assert isinstance(modules, nn.Sequential)
         if not self.training:
             layers = ops.fold_batch_norms(modules)
             return ops.pair_mlp(features, particles, layers, num_pairs=particles.num_pairs)
@@ -182,6 +190,7 @@ class ParticleTransformer(nn.Module):
         if not self.cls_blocks:
             tokens = x[rows.offsets[:-1]]
         for block in self.cls_blocks:
+            assert isinstance(block, Block)
             tokens = block.attend(tokens, own, x, particles)
         return self.fc(self.norm(tokens))
 
