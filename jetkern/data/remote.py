@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,14 @@ from numpy.typing import NDArray
 
 from jetkern.data.shards import DTYPES, KINEMATICS, TRACKS, Field, ShardError
 from jetkern.jets import Jets
+
+CURL = {
+    6: "the host is not known",
+    7: "the host cannot be reached",
+    22: "the server answers with an error",
+    28: "the host does not answer in time",
+}
+"""What its exit codes mean"""
 
 
 def remote_jets(urls: str | Sequence[str], *, batch_size: int) -> Iterator[Jets]:
@@ -102,6 +111,12 @@ def _samples(dataset: Iterable[dict[str, Any]], files: list[str]) -> Iterator[di
         known = [a for a in error.args[1:] if isinstance(a, str)]
         where = known[-1] if known else " to ".join(sorted({files[0], files[-1]}))
         raise ShardError(f"{where}: {str(error.args[0]).splitlines()[0]}") from None
+    except OSError as error:  # of the program that webdataset fetches with, as text and the URL
+        code = re.search(r"exit (\d+)", str(error.args[0])) if error.args else None
+        if code is None:
+            raise
+        reason = CURL.get(int(code[1]), f"curl ended with code {code[1]}")
+        raise OSError(f"{error.args[-1]}: cannot be fetched: {reason}") from None
 
 
 def _arrays(sample: dict[str, Any], where: str) -> dict[str, NDArray[Any]]:

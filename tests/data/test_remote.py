@@ -1,4 +1,6 @@
 import io
+import shutil
+import socket
 import tarfile
 
 import numpy as np
@@ -143,3 +145,13 @@ def test_rewritten_urls_are_refused(monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", "http=pipe:")
     with pytest.raises(ValueError, match="GOPEN_REWRITE is set"):
         remote_jets("http://localhost/x.tar", batch_size=1)
+
+
+def test_a_host_that_cannot_be_reached_is_no_empty_file():
+    if shutil.which("curl") is None:
+        pytest.skip("webdataset fetches with curl, which is not installed")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/shard-00000.tar"
+    with pytest.raises(OSError, match=f"^{url}: cannot be fetched: the host cannot be reached$"):
+        next(remote_jets(url, batch_size=1))

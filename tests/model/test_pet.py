@@ -92,6 +92,23 @@ def test_impossible_configurations(changes, message):
         model_preset("micro", **{"parts": ("mpm",), **changes})
 
 
+def test_hooks_and_data_parallel_see_a_call_of_the_model(tmp_path):
+    model, jets = build(["classifier"]).eval(), jets_of([4, 7])
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = model(jets)
+    assert seen[0] is logits
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        torch.testing.assert_close(parallel(jets), logits)
+        parallel(jets).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_an_unknown_size():
     with pytest.raises(ValueError, match="unknown model size 'tiny': choose one of micro"):
         model_preset("tiny")
