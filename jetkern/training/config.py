@@ -50,7 +50,8 @@ class OptimSettings:
     precision: Literal["ieee", "tf32", "bf16"] = "ieee"
     """what products may be rounded to; weights, features and sums stay float32"""
     ema_decay: float | None = None
-    """validate and keep an exponential average of the weights with this decay, such as 0.999"""
+    """validate and keep an exponential average of the weights with this decay, such as 0.999; it is
+    at most (1 + n) / (10 + n) at update n"""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "batch_size", "steps"):

@@ -160,7 +160,7 @@ def test_passes_and_the_average():
     whole.gradients(jets)
     parts.gradients(jets)
     torch.testing.assert_close(parts.gradient, whole.gradient, rtol=1e-3, atol=1e-5)
-    whole(jets, 0)
+    whole(jets, 100)
     expected = 0.9 * start + 0.1 * whole.weights.values
     torch.testing.assert_close(whole.average[1].values, expected)
 

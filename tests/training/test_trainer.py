@@ -198,9 +198,10 @@ def test_average_is_the_exponential_one(jetclass, tmp_path):
     trained = trainer(jetclass, tmp_path / "run", val=False, ema_decay=decay)
     expected = weights(trained)
     jets = next(iter(trained.stream))
-    for _ in range(3):
-        trained.update(jets, 0)
-        expected = decay * expected + (1 - decay) * weights(trained)
+    for number in (0, 1, 40):  # at 40, (1 + n) / (10 + n) is above 0.75
+        trained.update(jets, number)
+        used = min(decay, (1 + number) / (10 + number))
+        expected = used * expected + (1 - used) * weights(trained)
     average = torch.cat([p.flatten() for p in trained.average.parameters()])
     torch.testing.assert_close(average, expected)
 
