@@ -24,6 +24,8 @@ from jetkern.convert.workers import start_server
 from jetkern.io import user_path
 from jetkern.tables import show
 
+SMALL = 64_000_000  # bytes of input that one process converts sooner than several start
+
 
 def fractions(value: str) -> dict[str, float]:
     """``train=0.8,test=0.2`` as a dictionary."""
@@ -66,7 +68,10 @@ def parser() -> Parser:
         help="format of the sources (default: judged by their content)",
     )
     p.add_argument(
-        "--jobs", type=threads, default=processes(), metavar="N", help="processes; default: cores"
+        "--jobs",
+        type=threads,
+        metavar="N",
+        help="processes; default: cores, and one for less than 64 MB",
     )
     p.add_argument("--seed", type=seed, default=0, metavar="N", help="of the shuffle (default 0)")
     p.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
@@ -177,7 +182,7 @@ def main(arguments: list[str]) -> int:
         parser().error("--max-particles must be at most 150")
     if args.part and (args.join or args.overwrite):
         parser().error("--part goes with neither --join nor --overwrite")
-    if args.jobs > 1:
+    if args.jobs is not None and args.jobs > 1:
         start_server()
     # Imported now, so that --help is there at once and the server imports at the same time.
     from jetkern.convert.clean import Policy
@@ -209,10 +214,12 @@ def main(arguments: list[str]) -> int:
         dtype=args.dtype,
         progress=not args.quiet,
     )
+    small = sum(entry.size for entry in plan.inputs) < SMALL
+    jobs = args.jobs or (1 if small else processes())
     result = convert(
         plan,
         args.out,
-        jobs=args.jobs,
+        jobs=jobs,
         max_dropped=args.max_dropped,
         overwrite=args.overwrite,
         progress=not args.quiet,

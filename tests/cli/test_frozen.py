@@ -29,7 +29,7 @@ def flags(name: str) -> Iterator[str]:
         if action.dest == "help":
             continue
         words = " ".join(action.option_strings) or action.dest
-        default = "cores" if action.dest == "jobs" else repr(action.default)
+        default = "cores" if action.dest == "jobs" and action.default else repr(action.default)
         default = "required" if action.required else default
         choices = f" of {', '.join(map(str, action.choices))}" if action.choices else ""
         yield f"{words} {default}{choices}"

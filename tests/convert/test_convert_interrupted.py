@@ -17,7 +17,16 @@ from jetkern.convert import run as run_module
 from jetkern.data import Shards
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ["--jets-per-read", "16", "--jets-per-shard", "60", "--jets-per-block", "20"]
+OPTIONS = [
+    "--jobs",
+    "1",
+    "--jets-per-read",
+    "16",
+    "--jets-per-shard",
+    "60",
+    "--jets-per-block",
+    "20",
+]
 
 
 @pytest.fixture(scope="module")

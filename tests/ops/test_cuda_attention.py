@@ -220,7 +220,7 @@ def test_registration_and_compilation() -> None:
     gradients = torch.autograd.grad(out.sum(), [*leaves, bias])
     expected = torch.autograd.grad(want.sum(), [*leaves, bias])
     for have, expect in zip(gradients, expected, strict=True):
-        assert torch.allclose(have, expect, atol=1e-6)
+        assert torch.allclose(have, expect, atol=1e-5)
 
 
 def test_bad_input_is_refused() -> None:

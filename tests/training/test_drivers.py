@@ -193,7 +193,7 @@ def test_a_shard_with_a_flipped_byte_stops_the_training(run, jetclass, tmp_path)
             1,
             "run",
         ),
-        ("evaluate", ["--data", "{data}", "--out", "{out}"], 2, "name at least one run"),
+        ("evaluate", ["--data", "{data}", "--out", "{out}"], 2, "arguments are required: RUNS"),
         ("evaluate", ["x", "--data", "{data}", "--out", "{out}", "--bootstrap", "0"], 2, "bootst"),
     ],
 )
