@@ -61,8 +61,11 @@ class Packed:
         Args:
             total: T, the number of rows, so that a GPU need not be asked.
         """
-        if self._owner is None or not readable(self._owner):
-            self._owner = segment_index(self.offsets, total)
+        if not plainly_eager():  # what a trace makes may not outlive it
+            return segment_index(self.offsets, total)
+        if self._owner is None:
+            with torch.inference_mode(False):  # whoever asks next may want gradients
+                self._owner = segment_index(self.offsets, total)
         return self._owner
 
     @property

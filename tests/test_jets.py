@@ -180,3 +180,13 @@ def test_any_features_are_packed_and_unpacked():
         jetkern.pack(x, mask.float())
     with pytest.raises(ValueError, match=r"mask must have the \(B, N\)"):
         jetkern.pack(x, mask[:, :3])
+
+
+def test_what_inference_keeps_serves_training():
+    jets = make([3, 0, 2])
+    with torch.inference_mode():
+        owner = jets.jet_of_particle
+    assert jets.jet_of_particle is owner  # found once for a layout
+    weights = torch.ones(3, requires_grad=True)
+    weights[jets.jet_of_particle].sum().backward()
+    assert weights.grad.tolist() == [3, 0, 2]

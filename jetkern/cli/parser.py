@@ -30,10 +30,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.renamed = renamed
+        self._words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self.spelled(words), namespace)
+        self._words = self.spelled(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._words, namespace)
 
     def spelled(self, args: Sequence[str]) -> list[str]:
         """The words with today's spelling of the flags."""
@@ -45,6 +46,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
+        flags = [word for word in self._words if word.startswith("--")]
+        unknown = [flag for flag in flags if flag.partition("=")[0] not in (*known, "--")]
+        if unknown and "are required: " in message:  # the mistake, rather than what it left out
+            message = f"unrecognized arguments: {' '.join(unknown)}"
         hints = []
         if message.startswith("unrecognized arguments: "):
             for word in message.split()[2:]:

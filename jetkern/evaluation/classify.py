@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from jetkern.data import Shards, Stream
 from jetkern.io import printable
+from jetkern.jets import Jets
 from jetkern.metrics import BinaryReport, MulticlassReport, binary_report, multiclass_report
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
@@ -23,23 +25,79 @@ from jetkern.training.data import check_same
 from jetkern.training.weights import Weights, load_matching, load_weights, model_config
 
 Report = BinaryReport | MulticlassReport
+Kept = TypeVar("Kept")
 
 
 def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> PET:
-    """The classifier of a run (its best checkpoint, else its newest) or of one checkpoint.
-
-    Heads of other tasks in the checkpoint are left out.
+    """The model of a run (its best checkpoint, else its newest) or of one checkpoint that has a
+    classifier, in evaluation mode.
 
     Raises:
         RunError: if there is no such checkpoint, or no classifier in it.
     """
+    return load_part(source, "classifier", device)
+
+
+def load_part(source: Path | str, part: str, device: torch.device | str = "cpu") -> PET:
+    """As ``load_classifier``, for any part of a model."""
     weights = load_weights(source)
     config = model_config(weights)
-    if "classifier" not in config.parts:
-        raise RunError(f"{weights.path} has no classifier, only {', '.join(config.parts)}")
+    if part not in config.parts:
+        raise RunError(f"{weights.path} has no {part}, only {', '.join(config.parts)}")
     model = PET(config)
     load_matching(model, weights.state)
     return model.to(device).eval()
+
+
+def ask(
+    model: PET,
+    shards: Shards,
+    answer: Callable[[Jets], Tensor],
+    keep: Callable[[Jets], Kept],
+    *,
+    fields: tuple[str, ...] = (),
+    batch_size: int = 1024,
+    num_jets: int | None = None,
+    seed: int = 0,
+    label: str = "",
+) -> tuple[NDArray[Any], list[Kept]]:
+    """What a model says of jets, in the order of the files.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        shards: the jets.
+        answer: of a batch on that device.
+        keep: what of each batch is wanted besides.
+        fields: optional ones that are read besides those that the model embeds.
+        batch_size: jets per pass.
+        num_jets: a random subset of so many, given by ``seed``; None for all.
+        label: shown beside the progress bar.
+
+    Returns:
+        the answers, back to back, and what was kept, by batch.
+    """
+    device = next(model.parameters()).device
+    stream = Stream(
+        shards,
+        batch_size=batch_size,
+        shuffle=False,
+        epochs=1,
+        num_jets=num_jets,
+        subset_seed=seed,
+        fields=(*model.config.fields, *fields),
+        pin_memory=device.type == "cuda",
+    )
+    answers: list[Tensor] = []
+    kept: list[Kept] = []
+    with (
+        torch.inference_mode(),
+        tqdm(total=stream.num_jets, unit="jets", unit_scale=True, desc=label, disable=None) as bar,
+    ):
+        for jets in stream:
+            answers.append(answer(jets.to(device, non_blocking=True)).cpu())
+            kept.append(keep(jets))
+            bar.update(len(jets))
+    return torch.cat(answers).numpy(), kept
 
 
 def check_classes(model: PET, shards: Shards) -> None:
@@ -145,30 +203,22 @@ def predict(
         ValueError: for jets without labels, or with more classes than the model.
     """
     check_classes(model, shards)
-    device = next(model.parameters()).device
-    fields = [n for n in ("pid", "tracks") if getattr(model.config, f"use_{n}")]
-    stream = Stream(
+
+    def labels_of(jets: Jets) -> Tensor:
+        assert jets.label is not None  # the shards have classes
+        return jets.label
+
+    logits, labels = ask(
+        model,
         shards,
+        lambda jets: model.classify(jets).float(),
+        labels_of,
         batch_size=batch_size,
-        shuffle=False,
-        epochs=1,
         num_jets=num_jets,
-        subset_seed=seed,
-        fields=tuple(fields),
-        pin_memory=device.type == "cuda",
+        seed=seed,
+        label=label,
     )
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    with (
-        torch.inference_mode(),
-        tqdm(total=stream.num_jets, unit="jets", unit_scale=True, desc=label, disable=None) as bar,
-    ):
-        for jets in stream:
-            logits.append(model.classify(jets.to(device, non_blocking=True)).float().cpu())
-            assert jets.label is not None  # the shards have classes
-            labels.append(jets.label)
-            bar.update(len(jets))
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+    return logits, torch.cat(labels).numpy()
 
 
 def classification_report(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from jetkern.data import Shards, Stream
-from jetkern.jets import ORIGINS, Jets
+from jetkern.jets import ORIGINS
 from jetkern.metrics import Estimate
 from jetkern.metrics.partitions import pairs, partition_scores
-from jetkern.model.pet import PET
 from jetkern.tables import table
-from jetkern.training.checkpoints import RunError
-from jetkern.training.config import EvaluateSettings
-from jetkern.training.weights import load_matching, load_weights, model_config
 
 UNKNOWN = 255  # tracks without truth
 MOST = 3  # secondary vertices: jets with more are counted with these
@@ -60,67 +52,6 @@ class VertexReport:
     trivial: dict[str, Grouping]
 
 
-def load_part(source: Path | str, part: str, device: torch.device | str = "cpu") -> PET:
-    """The model of a run or checkpoint that has a part, in evaluation mode.
-
-    Raises:
-        RunError: if there is no such checkpoint, or no such part in it.
-    """
-    weights = load_weights(source)
-    config = model_config(weights)
-    if part not in config.parts:
-        raise RunError(f"{weights.path} has no part {part}, only {', '.join(config.parts)}")
-    model = PET(config)
-    load_matching(model, weights.state)
-    return model.to(device).eval()
-
-
-def outputs_of(
-    model: PET,
-    part: str,
-    shards: Shards,
-    settings: EvaluateSettings,
-    take: Callable[[NDArray[Any]], NDArray[Any]],
-    label: str = "",
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """What a head says of the jets, and their truth.
-
-    Args:
-        model: on the device to use; part: its head.
-        take: what to keep of a batch's output.
-        label: shown beside the progress bar.
-
-    Returns:
-        the outputs, back to back; (J,) tracks of each jet; (T,) vertex and origin of each.
-    """
-    device = next(model.parameters()).device
-    head = getattr(model, part)
-    stream = Stream(
-        shards,
-        batch_size=settings.batch_size,
-        shuffle=False,
-        epochs=1,
-        num_jets=settings.num_jets,
-        subset_seed=settings.seed,
-        fields=(*model.config.fields, "vertex", "origin"),
-    )
-    found, batches = [], []
-    with (
-        torch.inference_mode(),
-        tqdm(total=stream.num_jets, unit="jets", unit_scale=True, desc=label, disable=None) as bar,
-    ):
-        for jets in stream:
-            moved = jets.to(device)
-            found.append(take(head(*model.body(moved), moved).float().cpu().numpy()))
-            batches.append(jets)
-            bar.update(len(jets))
-    whole = Jets.concat(batches)
-    assert whole.vertex is not None
-    assert whole.origin is not None
-    truth = whole.counts.numpy(), whole.vertex.numpy(), whole.origin.numpy()
-    return np.concatenate(found), *truth
-
-
 def origin_report(
     predicted: NDArray[np.int64],
     origin: NDArray[np.int64],
@@ -148,23 +79,20 @@ def origin_report(
     right = np.bincount(place, predicted[known] == origin[known], shape[0] * shape[1])
     right = right.reshape(shape)
 
-    def figures(weights: Floats) -> tuple[Floats, Floats, Floats]:
+    def figures(weights: NDArray[Any]) -> Floats:
+        """Accuracy, balanced accuracy, and the recall of each origin."""
         with np.errstate(invalid="ignore"):
             recall = (weights @ right) / (weights @ total)
-            accuracy = (weights @ right).sum(1) / (weights @ total).sum(1)
-        present = ~np.isnan(recall)
-        balanced = np.where(present, recall, 0).sum(1) / np.maximum(present.sum(1), 1)
-        return accuracy, balanced, recall
+            accuracy = (weights @ right).sum() / (weights @ total).sum()
+        present = recall[~np.isnan(recall)]
+        balanced = present.mean() if len(present) else np.nan
+        return np.array([accuracy, balanced, *recall])
 
-    accuracy, balanced, recall = figures(np.ones((1, len(counts))))
+    values = figures(np.ones(len(counts)))
     rng = np.random.default_rng(seed)
-    drawn = figures(rng.poisson(1.0, (bootstrap, len(counts))).astype(float))
-    return OriginReport(
-        tracks=int(known.sum()),
-        accuracy=Estimate(float(accuracy[0]), float(np.nanstd(drawn[0]))),
-        balanced=Estimate(float(balanced[0]), float(np.nanstd(drawn[1]))),
-        recall=tuple(map(float, recall[0])),
-    )
+    drawn = [figures(rng.poisson(1.0, len(counts)))[:2] for _ in range(bootstrap)]
+    accuracy, balanced = map(Estimate, values[:2].tolist(), np.nanstd(drawn, axis=0).tolist())
+    return OriginReport(int(known.sum()), accuracy, balanced, tuple(values[2:].tolist()))
 
 
 def vertex_report(

@@ -12,6 +12,7 @@ known under a name of ``--objective``; a module of yours that does so is named b
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ from jetkern.objectives.masking import MASK_FRACTION, masked_counts
 from jetkern.objectives.views import MakeView, View
 
 
-class Loss:
+class Loss(ABC):
     """One term of an objective.
 
     Attributes:
@@ -62,13 +63,13 @@ class Loss:
         """() what the loss is a mean over: here the number of jets."""
         return torch.full((), len(jets), device=jets.offsets.device)
 
+    @abstractmethod
     def sum(self, output: Tensor, view: View) -> Tensor:
         """() sum of the errors of ``output``.
 
         Raises:
             ValueError: for jets that lack what it needs.
         """
-        raise NotImplementedError
 
 
 LOSSES: dict[str, type[Loss]] = {}

@@ -92,11 +92,21 @@ def matched(
     """(M,) whether each jet, given its event and axis, contains all of some group."""
     if not len(targets.event):
         return np.zeros(len(event), bool)
-    near = (event[:, None] == targets.event) & (
-        np.hypot(eta[:, None] - targets.eta, delta_phi(phi[:, None], targets.phi)) < radius
-    )
+    near = _near((event, eta, phi), (targets.event, targets.eta, targets.phi), radius)
     starts = np.flatnonzero(np.diff(targets.group, prepend=-1))
     return np.any(np.logical_and.reduceat(near, starts, axis=1), axis=1)
+
+
+def _near(
+    jets: tuple[NDArray, NDArray, NDArray],
+    others: tuple[NDArray, NDArray, NDArray],
+    radius: float,
+) -> NDArray[np.bool_]:
+    """(M, N) whether each jet and each other are of one event and within ``radius``; event, eta and
+    phi are given of both."""
+    (event, eta, phi), (of_event, of_eta, of_phi) = jets, others
+    distance = np.hypot(eta[:, None] - of_eta, delta_phi(phi[:, None], of_phi))
+    return (event[:, None] == of_event) & (distance < radius)
 
 
 def hadron_flavour(codes: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -122,10 +132,7 @@ def jet_flavour(
     heavy = np.flatnonzero(
         (hadron_flavour(events.id) > LIGHT) & (np.hypot(*events.p[:, :2].T) > HADRON_PT)
     )
-    hadron_eta, hadron_phi = direction(events.p[heavy])
-    near = (event[:, None] == events.event[heavy]) & (
-        np.hypot(eta[:, None] - hadron_eta, delta_phi(phi[:, None], hadron_phi)) < radius
-    )
+    near = _near((event, eta, phi), (events.event[heavy], *direction(events.p[heavy])), radius)
     return np.where(near, hadron_flavour(events.id[heavy]), LIGHT).max(1, initial=LIGHT)
 
 

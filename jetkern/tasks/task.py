@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from jetkern.objectives import Objective
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
 
 
-class Task:
+class Task(ABC):
     """Jets, the part of the model, its losses, figures of merit, and the settings to begin with.
 
     Attributes:
@@ -32,32 +33,33 @@ class Task:
         """Settings by model size, checkpoint and number of labelled jets."""
         return finetune_defaults(preset, source, num_jets)
 
+    @abstractmethod
     def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
         """The model for these jets, given that of the checkpoint or preset.
 
         Raises:
             ValueError: for jets that lack what the task needs.
         """
-        raise NotImplementedError
 
     def objective(self, model: PET, settings: FinetuneSettings) -> Objective:
         """The losses to train with; by default those of the model's parts."""
         return Objective(model, settings.seed)
 
-    def complete(self, train: Shards, settings: FinetuneSettings) -> None:
+    def complete(self, train: Shards, settings: FinetuneSettings) -> None:  # noqa: B027 - a hook
         """Adds to a run whose training has ended, unless it did before; by default nothing.
 
         A run that was killed in the middle of it is completed by the same command.
         """
 
+    @abstractmethod
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
         """Makes sure that ``judge`` can begin.
 
         Raises:
             ValueError: naming what does not fit.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(
         self,
         run: Path,
@@ -67,17 +69,18 @@ class Task:
         label: str,
     ) -> Any:
         """The figures of merit of a run or checkpoint; ``label`` for a progress bar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def table(self, reports: Mapping[str, Any]) -> str:
         """The results of ``judge`` by run as a Markdown table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def record(self, report: Any) -> dict[str, Any]:
         """A result of ``judge`` in JSON's types."""
-        raise NotImplementedError
 
-    def draw(self, reports: Mapping[str, Any], shards: Shards, out: Path) -> None:
+    def draw(  # noqa: B027 - a hook
+        self, reports: Mapping[str, Any], shards: Shards, out: Path
+    ) -> None:
         """Writes the task's figures into the folder ``out``; by default none."""
 
 

@@ -4,24 +4,25 @@ section 5). The jets are those of ``jetkern simulate flavour``, or any with ``ve
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 
 from jetkern.data import Shards
+from jetkern.evaluation.classify import ask, load_part
 from jetkern.evaluation.tracks import (
     UNKNOWN,
     OriginReport,
     VertexReport,
-    load_part,
     origin_report,
     origin_table,
-    outputs_of,
     vertex_report,
     vertex_table,
 )
@@ -129,13 +130,13 @@ class TrackTask(Task):
         check_same(weights.data, shards, model_config(weights).fields, str(weights.path))
         _need_truth(shards)
 
+    @abstractmethod
+    def answer(self, logits: Tensor) -> Tensor:
+        """What is kept of the head's logits."""
 
-@register
-class Origin(TrackTask):
-    """Tells tracks of the primary vertex, of charm and bottom hadrons and of others apart."""
-
-    name = "origin"
-    loss = OriginLoss
+    @abstractmethod
+    def report(self, answers: NDArray[Any], jets: Jets, settings: EvaluateSettings) -> Any:
+        """The figures of merit of the answers for ``jets``."""
 
     def judge(
         self,
@@ -144,20 +145,48 @@ class Origin(TrackTask):
         settings: EvaluateSettings,
         device: torch.device,
         label: str,
-    ) -> OriginReport:
-        model = load_part(run, self.name, device)
-        predicted, counts, _, origin = outputs_of(
-            model, self.name, shards, settings, lambda logits: logits.argmax(1), label
+    ) -> Any:
+        model = load_part(run, self.loss.part, device)
+        head = getattr(model, self.loss.part)
+        answers, batches = ask(
+            model,
+            shards,
+            lambda jets: self.answer(head(*model.body(jets), jets)),
+            lambda jets: jets,
+            fields=TrackLoss.fields,
+            batch_size=settings.batch_size,
+            num_jets=settings.num_jets,
+            seed=settings.seed,
+            label=label,
         )
+        return self.report(answers, Jets.concat(batches), settings)
+
+    def record(self, report: Any) -> dict[str, Any]:
+        return as_json(report)
+
+
+@register
+class Origin(TrackTask):
+    """Tells tracks of the primary vertex, of charm and bottom hadrons and of others apart."""
+
+    name = "origin"
+    loss = OriginLoss
+
+    def answer(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
+
+    def report(self, answers: NDArray[Any], jets: Jets, settings: EvaluateSettings) -> OriginReport:
+        assert jets.origin is not None
         return origin_report(
-            predicted, origin, counts, bootstrap=settings.bootstrap, seed=settings.seed
+            answers,
+            jets.origin.numpy(),
+            jets.counts.numpy(),
+            bootstrap=settings.bootstrap,
+            seed=settings.seed,
         )
 
     def table(self, reports: Mapping[str, OriginReport]) -> str:
         return origin_table(reports)
-
-    def record(self, report: OriginReport) -> dict[str, Any]:
-        return as_json(report)
 
 
 @register
@@ -167,25 +196,15 @@ class Vertices(TrackTask):
     name = "vertices"
     loss = VertexLoss
 
-    def judge(
-        self,
-        run: Path,
-        shards: Shards,
-        settings: EvaluateSettings,
-        device: torch.device,
-        label: str,
-    ) -> VertexReport:
-        model = load_part(run, self.name, device)
-        together, counts, vertex, _ = outputs_of(
-            model, self.name, shards, settings, lambda logits: logits > 0, label
-        )
-        return vertex_report(together, vertex, counts)
+    def answer(self, logits: Tensor) -> Tensor:
+        return logits > 0
+
+    def report(self, answers: NDArray[Any], jets: Jets, settings: EvaluateSettings) -> VertexReport:
+        assert jets.vertex is not None
+        return vertex_report(answers, jets.vertex.numpy(), jets.counts.numpy())
 
     def table(self, reports: Mapping[str, VertexReport]) -> str:
         return vertex_table(reports)
-
-    def record(self, report: VertexReport) -> dict[str, Any]:
-        return as_json(report)
 
 
 def _need_truth(shards: Shards) -> None:

@@ -334,7 +334,7 @@ def test_what_a_backend_does_not_cover_is_refused_by_name_and_left_to_another_by
     if backend == "triton":
         pytest.importorskip("triton", reason="needs Triton")
         if triton_device() != "cpu":
-            pytest.skip("its inputs are on the CPU")
+            pytest.skip("for Triton's interpreter: the inputs are on the CPU, and Triton has a GPU")
     with pytest.raises(ValueError, match=f"the {backend} backend cannot run .* here: .*{reason}"):
         run(backend)
     if "dtype" in case:
@@ -409,7 +409,7 @@ def test_a_fresh_process_compiles_several_ops_and_imports_no_compiler(backend: s
     if backend == "triton":
         pytest.importorskip("triton", reason="needs Triton")
         if triton_device() != "cpu":
-            pytest.skip("its inputs are on the CPU")
+            pytest.skip("for Triton's interpreter: the inputs are on the CPU, and Triton has a GPU")
     command = [sys.executable, "-c", COLD, backend]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -127,6 +127,14 @@ def test_wrong_flags_end_with_code_2_and_a_reason(flags, message, capsys):
         assert message in str(caught.value)
 
 
+def test_a_wrong_flag_is_named_before_those_that_are_missing(capsys):
+    with pytest.raises(SystemExit):
+        parse(pretrain_defaults, ["--lrr", "3", "--data=x"])
+    error = capsys.readouterr().err
+    assert "unrecognized arguments: --lrr (did you mean --lr?)" in error
+    assert "--out" not in error
+
+
 def test_missing_paths_are_asked_for(capsys):
     with pytest.raises(SystemExit) as caught:
         parse(pretrain_defaults, [])

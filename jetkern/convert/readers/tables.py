@@ -16,6 +16,7 @@ import math
 import re
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +101,7 @@ class _Parquet:
         self.file.close()
 
 
-class _Rectangular:
+class _Rectangular(ABC):
     """Tables of arrays: subclasses find arrays and read rows of them."""
 
     rectangular = True
@@ -115,14 +116,14 @@ class _Rectangular:
         for name, (base, field, index) in self._parts.items():
             self._check(name, used[base], field, index)
 
-    def _array(self, base: str) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _array(self, base: str) -> Any: ...
 
-    def _rows(self, base: str, start: int, stop: int) -> NDArray[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self, base: str, start: int, stop: int) -> NDArray[Any]: ...
 
-    def _has_array(self, name: str) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _has_array(self, name: str) -> bool: ...
 
     def has(self, name: str) -> bool:
         try:
