@@ -45,9 +45,6 @@ WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectu
 # Bytes that (kernel, case) may spill: rounding factors to TF32 costs the registers, and no setting
 # that was tried does without; in bf16 none was tried.
 NAMED = {
-    # On sm_80 only, since attention has dropout: its code is compiled out, the schedule is another.
-    ("attention_bwd", "medium; ieee; attention, block"): 8,
-    ("attention_bwd", "large; ieee; attention, block"): 8,
     ("local_block_bwd_narrow", "micro; tf32; local block"): 80,
     ("local_block_bwd_stream", "small; tf32; local block"): 40,
     ("local_block_bwd_stream", "small; bf16; local block"): 8,

@@ -354,14 +354,14 @@ def _backward(
             delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
             score = _scores(k_tile, q_tile, bias_tile, key, keys - block, HEAD, PRECISION)
             p = exp2(score * SCALE - level[None, :])
-            dp_tile = _product(v_tile, do_tile, zero, PRECISION)
             if drop is None:
                 dv_tile = dot(p, do_tile, dv_tile, PRECISION)
+                ds = p * (_product(v_tile, do_tile, zero, PRECISION) - delta[None, :])
             else:
                 factor = _factor(drop, query, block + key)
                 dv_tile = dot(p * factor, do_tile, dv_tile, PRECISION)
-                dp_tile *= factor
-            ds = p * (dp_tile - delta[None, :])
+                dp_tile = _product(v_tile, do_tile, zero, PRECISION)
+                ds = p * (dp_tile * factor - delta[None, :])
             if d_bias is not None:
                 corner, entry, exists = _pairs(0, block, query, key, count)
                 tl.store(d_bias + corner + entry, ds, exists)
