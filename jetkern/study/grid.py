@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from jetkern.evaluation.generate import EVALUATIONS, RECORD
 from jetkern.study.plan import WAYS, Data, Downstream, Flags, Study
 from jetkern.tasks import find_task
 from jetkern.training.config import OptimSettings, pretrain_defaults
@@ -243,16 +244,17 @@ def _cell(
         name = f"{cell}-s{seed}"
         report = f"evaluations/{name}/report.json"
         done = choice if folders[seed].startswith("chosen/") else f"{folders[seed]}/DONE"
-        words = ["evaluate", folders[seed], "--data", shards, "--out", f"evaluations/{name}"]
-        words += ["--num-jets", str(task.test_jets)] if task.test_jets else []
-        judged = Work(start.size, work.objective, task.test_jets or 0)
-        grid.add(Job("evaluate", name, report, (made, done), tuple(words), judged))
-        if task.task == "jetnet":
+        number = ["--num-jets", str(task.test_jets)] if task.test_jets else []
+        judged, subject = Work(start.size, work.objective, task.test_jets or 0), folders[seed]
+        if task.task == "jetnet":  # its jets are made once, and judged
+            subject, ready = f"generated/{name}", f"generated/{name}/{RECORD}"
             words = ["generate", folders[seed], "--conditions", f"{shards}/test"]
-            words += ["--solver", "ab2", "--out", f"generated/{name}"]
-            words += ["--num-jets", str(task.test_jets)] if task.test_jets else []
-            output = f"generated/{name}/manifest.json"
-            grid.add(Job("generate", name, output, (done,), tuple(words), judged))
+            words += ["--solver", "ab2", "--out", subject, *number]
+            passes = replace(judged, jets=EVALUATIONS * judged.jets)
+            grid.add(Job("generate", name, ready, (made, done), tuple(words), passes))
+            done = ready
+        words = ["evaluate", subject, "--data", shards, "--out", f"evaluations/{name}", *number]
+        grid.add(Job("evaluate", name, report, (made, done), tuple(words), judged))
         grid.runs.append(_with(start, seed=seed, folder=folders[seed], report=report))
 
 
