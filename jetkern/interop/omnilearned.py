@@ -86,6 +86,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    # What torch.load says of code in a file: it is not run.
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path}: not a checkpoint that can be read safely: {error}") from None
     if isinstance(content, Mapping) and "state_dict" in content:
