@@ -246,14 +246,22 @@ def select(op: str, backend: str, *inputs: Any, values: Callable[..., None] | No
     Raises:
         ValueError: for an unknown backend, or one asked for by name that cannot run.
     """
+    return _selected(op, backend, inputs, values)[0]
+
+
+def _selected(
+    op: str, backend: str, inputs: tuple[Any, ...], values: Callable[..., None] | None
+) -> tuple[str, ModuleType]:
+    """What ``select`` finds, and its module."""
     data = inputs[0]
     device = "cpu" if data.is_cpu else data.device.type  # device.type takes seven times as long
     names = candidates(op, backend, device, data.dtype)
     only_reference = _transformed()
     for name in names:
+        module = _implementation(op, name)
         if name == "reference":
             break
-        covers = getattr(_implementation(op, name), "covers", None)
+        covers = getattr(module, "covers", None)
         if only_reference:
             reason = "forward-mode derivatives and torch.func need the reference"
         else:
@@ -264,7 +272,7 @@ def select(op: str, backend: str, *inputs: Any, values: Callable[..., None] | No
             raise ValueError(f"the {backend} backend cannot run {op} here: {reason}")
     if values is not None and name != "cpu" and device == "cpu":
         values(*inputs)
-    return name
+    return name, module
 
 
 def run(
@@ -295,7 +303,7 @@ def run(
     """
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    name = select(op, backend, *inputs, values=values)
+    name, module = _selected(op, backend, inputs, values)
     if precision is not None and name != "reference":
         options["precision"] = precision
-    return getattr(_implementation(op, name), op)(*inputs, **options)
+    return getattr(module, op)(*inputs, **options)
