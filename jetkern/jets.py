@@ -252,19 +252,17 @@ class Jets:
         return unpack(self.particles, self.offsets, length)
 
 
-def particle_pairs(offsets: Tensor) -> tuple[Tensor, Tensor]:
+def particle_pairs(jets: Jets) -> tuple[Tensor, Tensor]:
     """Rows i and j, each (P,) int64, of the P = sum n (n - 1) / 2 pairs i < j of particles of the
     same jet, in the order (0, 1), (0, 2), ..., (1, 2), ...
-
-    Args:
-        offsets: (B + 1,) int64 of the particles.
     """
-    rows = torch.arange(int(offsets[-1]), device=offsets.device)
-    ends = offsets[1:].repeat_interleave(offsets.diff(), output_size=len(rows))
-    behind = ends - rows - 1  # particles of the jet after this one
-    first = rows.repeat_interleave(behind)
+    total, device = jets.particles.shape[0], jets.offsets.device
+    rows = torch.arange(total, device=device)
+    behind = jets.offsets[1:][jets.jet_of_particle] - rows - 1  # the jet's after this one
+    number = (jets.num_pairs - total) // 2
+    first = rows.repeat_interleave(behind, output_size=number)
     start = behind.cumsum(0) - behind
-    return first, first + 1 + torch.arange(len(first), device=offsets.device) - start[first]
+    return first, first + 1 + torch.arange(number, device=device) - start[first]
 
 
 def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

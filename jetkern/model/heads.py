@@ -203,6 +203,6 @@ class VertexHead(nn.Module):
         vertex."""
         rows = last_rows(offsets, jets.offsets, jets.particles.shape[0])
         placed = self.fc(taken(x, rows))
-        first, second = particle_pairs(jets.offsets)
+        first, second = particle_pairs(jets)
         apart = placed.index_select(0, first) - placed.index_select(0, second)
         return self.out(apart.abs()).squeeze(1)

@@ -85,7 +85,7 @@ class VertexLoss(TrackLoss):
         return (known * (known - 1)).sum() // 2
 
     def sum(self, output: Tensor, view: View) -> Tensor:
-        first, second = particle_pairs(view.whole.offsets)
+        first, second = particle_pairs(view.whole)
         known, vertex = _known(view.whole.vertex), view.whole.vertex
         assert vertex is not None
         same = (vertex[first] == vertex[second]).to(torch.float32)

@@ -30,7 +30,7 @@ def jets_of(counts, seed=0, known=True):
         vertex[gone], origin[gone] = 255, 255
     return Jets(
         particles=torch.from_numpy(rng.normal(size=(total, 4))).float(),
-        offsets=torch.tensor([0, *np.cumsum(counts)]),
+        offsets=torch.tensor([0, *np.cumsum(counts, dtype=int)]),
         pid=torch.from_numpy(rng.integers(0, 9, total)),
         tracks=torch.from_numpy(rng.random((total, 4))).float(),
         vertex=vertex,
@@ -41,7 +41,7 @@ def jets_of(counts, seed=0, known=True):
 
 @pytest.mark.parametrize("counts", [[], [0, 1, 0], [3, 0, 1, 2, 15], [150]])
 def test_pairs_of_batches_are_those_of_the_metrics(counts):
-    first, second = particle_pairs(torch.tensor([0, *np.cumsum(counts, dtype=int)]))
+    first, second = particle_pairs(jets_of(counts))
     expected = pairs(counts)
     np.testing.assert_array_equal(first, expected[0])
     np.testing.assert_array_equal(second, expected[1])
@@ -63,7 +63,7 @@ def test_origin_loss_is_the_weighted_smoothed_cross_entropy_of_known_tracks():
 
 def test_vertex_loss_is_the_focal_loss_of_pairs_whose_vertices_are_known():
     jets = jets_of([4, 1, 3], known=False)
-    first, second = particle_pairs(jets.offsets)
+    first, second = particle_pairs(jets)
     logits = torch.randn(len(first), generator=torch.Generator().manual_seed(0))
     expected, number = 0.0, 0
     for i, j, logit in zip(first, second, logits.double(), strict=True):
@@ -107,7 +107,7 @@ def test_swapping_tracks_swaps_pairs():
     moved = jets.replace(
         **{n: getattr(jets, n)[order] for n in ("particles", "pid", "tracks", "vertex", "origin")}
     )
-    first, second = particle_pairs(jets.offsets)
+    first, second = particle_pairs(jets)
 
     def matrix(batch):
         out = torch.zeros(6, 6)
