@@ -59,7 +59,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Slope:
-    """A line through a figure of merit of all seeds; ``r2`` of the means as the paper has it."""
+    """A line through a figure of merit of all seeds; ``r2`` of the means as the paper has it, NaN
+    for fewer than three."""
 
     metric: str
     against: str
@@ -158,7 +159,8 @@ def slopes(rows: Sequence[Row], metrics: Sequence[str] = ("r30", "auc")) -> list
                 every = [(x, row.values[metric]) for x, group in points for row in group]
                 means = [spread([row.values[metric] for row in g]).mean for _, g in points]
                 through = line(*zip(*every, strict=True))
-                r2 = line([x for x, _ in points], means).r2
+                # Of two points a line explains everything.
+                r2 = line([x for x, _ in points], means).r2 if len(points) > 2 else NAN
                 model = ", ".join(w for w in (" ".join(words[:2]).strip(), *words[2:]) if w)
                 found.append(Slope(metric, against, model, through, r2))
     return found

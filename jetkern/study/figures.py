@@ -130,6 +130,14 @@ def _theirs(
     if points:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, "x:", color=_color(key[3]), ms=4, lw=1, alpha=0.7)
+        axes.annotate(
+            f"published {short(key[3])}",
+            (x[-1], y[-1]),
+            (4, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=_color(key[3]),
+        )
 
 
 def _scores(rows: Sequence[Row], path: Path) -> bool:
