@@ -25,8 +25,10 @@ from jetkern.jets import Jets
 CURL = {
     6: "the host is not known",
     7: "the host cannot be reached",
+    18: "the transfer ended before the whole file was here",
     22: "the server answers with an error",
     28: "the host does not answer in time",
+    56: "the connection broke",
 }
 """What its exit codes mean"""
 
@@ -61,7 +63,39 @@ def remote_jets(urls: str | Sequence[str], *, batch_size: int) -> Iterator[Jets]
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     dataset = webdataset.WebDataset(files, shardshuffle=False)
+    # Between what opens a file and the last three: reading tar, grouping, refusing no blocks at all
+    dataset.pipeline.insert(-3, _awaited)
     return _batches(_blocks(_samples(dataset, files)), batch_size)
+
+
+def _awaited(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Opened files, the end of which is one only when the program that fetches has ended well."""
+    for source in sources:
+        if hasattr(source["stream"], "wait_for_child"):
+            source["stream"] = _Awaited(source["stream"])
+        yield source
+
+
+class _Awaited:
+    """A pipe from a program; webdataset's asks how the program ended only if it has ended already.
+
+    Curl closes the pipe before it exits, so that what it could not fetch would look like a file
+    that is empty or cut.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def read(self, size: int) -> bytes:
+        """As many bytes; fewer at the end of the file.
+
+        Raises:
+            OSError: where the program fails.
+        """
+        content: bytes = self.pipe.read(size)
+        if len(content) < size:
+            self.pipe.wait_for_child()
+        return content
 
 
 def _batches(blocks: Iterator[Jets], batch_size: int) -> Iterator[Jets]:
@@ -110,9 +144,10 @@ def _samples(dataset: Iterable[dict[str, Any]], files: list[str]) -> Iterator[di
         # webdataset appends the URL to the error's arguments where it knows it.
         known = [a for a in error.args[1:] if isinstance(a, str)]
         where = known[-1] if known else " to ".join(sorted({files[0], files[-1]}))
-        raise ShardError(f"{where}: {str(error.args[0]).splitlines()[0]}") from None
+        text = str(error.args[0]).splitlines()[0].split(" @ ")[0]  # without the stream's address
+        raise ShardError(f"{where}: {text}") from None
     except OSError as error:  # of the program that webdataset fetches with, as text and the URL
-        code = re.search(r"exit (\d+)", str(error.args[0])) if error.args else None
+        code = re.search(r"exit (-?\d+) \(read\)", str(error.args[0])) if error.args else None
         if code is None:
             raise
         reason = CURL.get(int(code[1]), f"curl ended with code {code[1]}")

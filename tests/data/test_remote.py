@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import socket
 import tarfile
@@ -145,6 +146,44 @@ def test_rewritten_urls_are_refused(monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", "http=pipe:")
     with pytest.raises(ValueError, match="GOPEN_REWRITE is set"):
         remote_jets("http://localhost/x.tar", batch_size=1)
+
+
+def fake_curl(tmp_path, monkeypatch, content, code):
+    """A curl that closes its output some time before it exits."""
+    (tmp_path / "sent").write_bytes(content)
+    program = tmp_path / "bin" / "curl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/sent\nexec >&-\nsleep 0.3\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return "http://localhost/exit%203/shard-00000.tar"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "message"),
+    [
+        (0, 7, "the host cannot be reached"),
+        (0, 22, "the server answers with an error"),
+        (600, 18, "the transfer ended before the whole file was here"),  # amid an array
+        (1024, 56, "the connection broke"),  # between two members: tar's own end is no more missed
+        (1100, 99, "curl ended with code 99"),  # amid a header
+    ],
+)
+def test_what_was_not_fetched_is_no_damaged_file(tmp_path, monkeypatch, sent, code, message):
+    tar_of(tmp_path / "a.tar", GOOD)
+    url = fake_curl(tmp_path, monkeypatch, (tmp_path / "a.tar").read_bytes()[:sent], code)
+    with pytest.raises(OSError, match=f"^{url}: cannot be fetched: {message}$"):
+        list(remote_jets(url, batch_size=1))
+
+
+def test_a_fetched_file_that_is_cut_is_damaged(tmp_path, monkeypatch):
+    tar_of(tmp_path / "a.tar", GOOD)
+    content = (tmp_path / "a.tar").read_bytes()
+    url = fake_curl(tmp_path, monkeypatch, content[:600], 0)
+    with pytest.raises(ShardError, match=f"^{url}: unexpected end of data$"):
+        list(remote_jets(url, batch_size=1))
+    (tmp_path / "sent").write_bytes(content)
+    assert len(next(remote_jets(url, batch_size=2))) == 2
 
 
 def test_a_host_that_cannot_be_reached_is_no_empty_file():
