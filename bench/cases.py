@@ -19,14 +19,23 @@ from jetkern.ops.pair_features import DEFAULT
 
 OPS = (
     "knn", "pair_bias", "pair_mlp", "attention", "attention_block", "causal_attention",
-    "local_block", "mlp",
+    "local_block", "mlp", "nearest_code",
 )  # fmt: skip
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
     "cuda": {"micro": 160_000, "small": 80_000, "medium": 20_000, "large": 10_000},
 }
 MADE_FOR = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+CODES = 1024  # of a codebook
 TINY = 1e-5  # error relative to the largest element that is never held against an op of this size
+
+
+class Codebook(nn.Module):
+    """Codes of a tokeniser of particles."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.randn(CODES, columns))
 
 
 class Case(NamedTuple):
@@ -145,6 +154,12 @@ def make(op: str, size: str, jets: Jets) -> Case:
             [particles],
             0,
             lambda m, t, b, p: ops.mlp(t[0], m.weights, precision=p, backend=b),
+        ),
+        "nearest_code": lambda: Case(
+            Codebook(4),
+            [particles],
+            0,
+            lambda m, t, b, p: ops.nearest_code(t[0], m.codes, backend=b),
         ),
     }
     case = cases[op]()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.cases import CODES
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives.masking import masked_counts
 
@@ -104,6 +105,7 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         "attention_block": block,
         "causal_attention": causal,
         "local_block": local,
+        "nearest_code": Work(particles * (16 + 8), 0, 13 * CODES * particles),
         "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),
     }[op]
     first = {  # products whose input needs no gradient

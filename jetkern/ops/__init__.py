@@ -9,6 +9,7 @@ from jetkern.ops.knn import knn
 from jetkern.ops.linear import linear
 from jetkern.ops.local_block import local_block
 from jetkern.ops.mlp import mlp
+from jetkern.ops.nearest_code import nearest_code
 from jetkern.ops.pair_bias import pair_bias, shared_pair_bias
 from jetkern.ops.pair_features import (
     pair_features,
@@ -36,6 +37,7 @@ __all__ = [
     "linear",
     "local_block",
     "mlp",
+    "nearest_code",
     "pair_bias",
     "pair_features",
     "pair_index",

@@ -187,6 +187,7 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear": lambda x, o: ops.linear(x, BLOCK.out_weight),
     "local_block": lambda x, o: ops.local_block(x[:, :4], o, EMBED, [BLOCK], 2),
     "mlp": lambda x, o: ops.mlp(x, BLOCK.mlp),
+    "nearest_code": lambda x, o: ops.nearest_code(x, EMBED.fc2_weight.T),
     "pair_bias": lambda x, o: ops.pair_bias(x[:, :4], o[[0, -1]], PAIR, num_pairs=x.shape[0] ** 2),
     "pair_features": lambda x, o: ops.pair_features(x[:, :4], x[:, 4:]),
     # Of jets of one particle, which may be any number.
