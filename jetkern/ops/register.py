@@ -46,10 +46,6 @@ def operator(
         What calls ``torch.ops.<namespace>.<op>.default``, or, where nothing traces or transforms,
         its implementation with the same backward.
     """
-    signature = torch._C.parse_schema(name + schema)
-    inputs = [a.name for a in signature.arguments]
-    types = [str(a.type) for a in signature.arguments]
-    results = [r.name for r in signature.returns]
     torch.library.define(name, schema)
     torch.library.register_fake(name, _without_tangents(name, fake))
     if forward is not None:
@@ -58,111 +54,19 @@ def operator(
     if not gradients:
         return op
 
-    of = [inputs.index(g.rstrip("?")) for g in gradients.split()]  # inputs with a gradient
-    asked = [inputs.index(g[:-1]) for g in gradients.split() if g.endswith("?")]
-    back = [results.index(k) for k in kept.split()]
-    single = [i for i, t in enumerate(types) if t in ("Tensor", "Optional[Tensor]")]
-    several = next((i for i, t in enumerate(types) if t == "List[Tensor]"), None)
-    apart = range(len(single), len(single) + len(back))  # the kept results among what is saved
-
-    declared = schema[schema.index("(") + 1 : schema.rindex("->")].strip().removesuffix(")")
-    extra = [f"Tensor {results[i]}" for i in back] + [f"bool want_{inputs[i]}" for i in asked]
-    made = ", ".join(f"Tensor d_{inputs[i]}" for i in of)
-    torch.library.define(
-        f"{name}_backward", f"(Tensor d_out, {', '.join([declared, *extra])}) -> ({made})"
-    )
+    read = _Arguments(name, schema, gradients, kept, reference)
+    torch.library.define(f"{name}_backward", read.backward_schema)
+    torch.library.register_fake(f"{name}_backward", read.fake_backward)
     if backward is not None:
         torch.library.impl(f"{name}_backward", devices, backward)
     run_backward = _find(f"{name}_backward")
 
-    def fake_backward(d_out: Tensor, *arguments: Any) -> Any:
-        wanted = dict(zip(asked, arguments[len(inputs) + len(back) :], strict=True))
-
-        def empty(i: int) -> Tensor:
-            value = arguments[i]
-            if value is None or not wanted.get(i, True):
-                return d_out.new_empty(0)
-            if i == several:
-                return value[0].new_empty(sum(t.numel() for t in value))
-            return value.new_empty(value.shape)
-
-        found = tuple(empty(i) for i in of)
-        return found if len(of) > 1 else found[0]
-
-    def keep(ctx: Any, arguments: Sequence[Any], output: Any) -> None:
-        """Saves for the backward: single tensors, kept results, the tensors of the list."""
-        ctx.set_materialize_grads(False)
-        if len(results) > 1:
-            ctx.mark_non_differentiable(*output[1:])
-        ctx.others = [None if i in single or i == several else v for i, v in enumerate(arguments)]
-        ctx.save_for_backward(
-            *(arguments[i] for i in single),
-            *(output[i] for i in back),
-            *(arguments[several] if several is not None else ()),
-        )
-
-    def gradients_of(
-        ctx: Any, d_out: Tensor | None, wanted: Sequence[bool], run: Any, divide: Any
-    ) -> list[Any]:
-        """One for each input, None where there is none; a list for the list."""
-        given: list[Any] = [None] * len(inputs)
-        if d_out is None:
-            return given
-        saved, arguments = ctx.saved_tensors, ctx.others.copy()
-        for i, value in zip(single, saved, strict=False):
-            arguments[i] = value
-        if several is not None:
-            arguments[several] = saved[apart.stop :]
-        if torch.is_grad_enabled():
-            return _through_reference(name, reference, arguments, of, d_out)
-        found = run(
-            d_out.contiguous(),
-            *arguments,
-            *(saved[i] for i in apart),
-            *(wanted[i] for i in asked),
-        )
-        for i, one in zip(of, found if len(of) > 1 else (found,), strict=True):
-            if i == several:
-                given[i] = divide(one, arguments[i])
-            elif wanted[i]:
-                given[i] = one
-        return given
-
     def gradient(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Any, ...]:
-        return tuple(gradients_of(ctx, d_out, ctx.needs_input_grad, run_backward, _divided))
+        return tuple(read.gradients(ctx, d_out, ctx.needs_input_grad, run_backward, _divided))
 
-    torch.library.register_fake(f"{name}_backward", fake_backward)
     torch.library.register_autograd(
-        name, gradient, setup_context=lambda ctx, inputs, output: keep(ctx, inputs, output)
+        name, gradient, setup_context=lambda ctx, inputs, output: read.keep(ctx, inputs, output)
     )
-
-    class Direct(torch.autograd.Function):
-        """The same op and backward without the dispatcher: it takes 50 to 100 us a call less."""
-
-        @staticmethod
-        def forward(ctx: Any, arguments: Sequence[Any], *_: Tensor) -> Any:
-            output = compute(*arguments)
-            keep(ctx, arguments, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Any, ...]:
-            needed = ctx.needs_input_grad[1:]
-            wanted = [False] * len(inputs)
-            for i, need in zip(single, needed, strict=False):
-                wanted[i] = need
-            given = gradients_of(
-                ctx,
-                d_out,
-                wanted,
-                backward or run_backward,
-                torch._C._nn.unflatten_dense_tensors,  # the same in C++, for known sizes
-            )
-            listed = given[several] if several is not None and given[several] is not None else ()
-            rest = len(needed) - len(single) - len(listed)
-            return None, *(given[i] for i in single), *listed, *[None] * rest
-
-    Direct.__name__ = Direct.__qualname__ = name.replace("::", "_")
 
     def compute(*arguments: Any) -> Any:
         if forward is not None:
@@ -170,13 +74,137 @@ def operator(
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
 
+    return _eager(op, read, compute, backward or run_backward, devices)
+
+
+class _Arguments:
+    """What a schema says of an op's arguments, and what its backward needs of them.
+
+    Attributes:
+        of: places of the inputs with a gradient; asked: of those whose flag the backward gets.
+        back: of the results that are kept for it.
+        single, several: of the inputs that are tensors, and of the one that is a list of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        gradients: str,
+        kept: str,
+        reference: Callable[..., Tensor] | None,
+    ) -> None:
+        signature = torch._C.parse_schema(name + schema)
+        inputs = [a.name for a in signature.arguments]
+        types = [str(a.type) for a in signature.arguments]
+        results = [r.name for r in signature.returns]
+        self.name, self.reference = name, reference
+        self.count, self.results = len(inputs), len(results)
+        self.of = [inputs.index(g.rstrip("?")) for g in gradients.split()]
+        self.asked = [inputs.index(g[:-1]) for g in gradients.split() if g.endswith("?")]
+        self.back = [results.index(k) for k in kept.split()]
+        self.single = [i for i, t in enumerate(types) if t in ("Tensor", "Optional[Tensor]")]
+        self.several = next((i for i, t in enumerate(types) if t == "List[Tensor]"), None)
+        declared = schema[schema.index("(") + 1 : schema.rindex("->")].strip().removesuffix(")")
+        extra = [f"Tensor {results[i]}" for i in self.back]
+        extra += [f"bool want_{inputs[i]}" for i in self.asked]
+        made = ", ".join(f"Tensor d_{inputs[i]}" for i in self.of)
+        self.backward_schema = f"(Tensor d_out, {', '.join([declared, *extra])}) -> ({made})"
+
+    def fake_backward(self, d_out: Tensor, *arguments: Any) -> Any:
+        flags = arguments[self.count + len(self.back) :]
+        wanted = dict(zip(self.asked, flags, strict=True))
+
+        def empty(i: int) -> Tensor:
+            value = arguments[i]
+            if value is None or not wanted.get(i, True):
+                return d_out.new_empty(0)
+            if i == self.several:
+                return value[0].new_empty(sum(t.numel() for t in value))
+            return value.new_empty(value.shape)
+
+        found = tuple(empty(i) for i in self.of)
+        return found if len(found) > 1 else found[0]
+
+    def tensors(self, arguments: Sequence[Any]) -> list[Tensor | None]:
+        """Those that are or hold tensors, one by one, the list's last."""
+        found = [arguments[i] for i in self.single]
+        return found if self.several is None else [*found, *arguments[self.several]]
+
+    def keep(self, ctx: Any, arguments: Sequence[Any], output: Any) -> None:
+        """Saves for the backward: single tensors, kept results, the tensors of the list."""
+        ctx.set_materialize_grads(False)
+        if self.results > 1:
+            ctx.mark_non_differentiable(*output[1:])
+        ctx.others = [
+            None if i in self.single or i == self.several else v for i, v in enumerate(arguments)
+        ]
+        ctx.save_for_backward(
+            *(arguments[i] for i in self.single),
+            *(output[i] for i in self.back),
+            *(arguments[self.several] if self.several is not None else ()),
+        )
+
+    def gradients(
+        self, ctx: Any, d_out: Tensor | None, wanted: Sequence[bool], run: Any, divide: Any
+    ) -> list[Any]:
+        """One for each input, None where there is none; a list for the list."""
+        given: list[Any] = [None] * self.count
+        if d_out is None:
+            return given
+        saved, arguments = ctx.saved_tensors, ctx.others.copy()
+        for i, value in zip(self.single, saved, strict=False):
+            arguments[i] = value
+        first, last = len(self.single), len(self.single) + len(self.back)
+        if self.several is not None:
+            arguments[self.several] = saved[last:]
+        if torch.is_grad_enabled():
+            return _through_reference(self.name, self.reference, arguments, self.of, d_out)
+        flags = (wanted[i] for i in self.asked)
+        found = run(d_out.contiguous(), *arguments, *saved[first:last], *flags)
+        for i, one in zip(self.of, found if len(self.of) > 1 else (found,), strict=True):
+            if i == self.several:
+                given[i] = divide(one, arguments[i])
+            elif wanted[i]:
+                given[i] = one
+        return given
+
+
+def _eager(
+    op: Any, read: _Arguments, compute: Any, backward: Any, devices: Sequence[str]
+) -> Callable[..., Any]:
+    """What calls ``op``, past the dispatcher where nothing traces or transforms.
+
+    The same result and backward; it takes 50 to 100 us a call less.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, arguments: Sequence[Any], *_: Tensor) -> Any:
+            output = compute(*arguments)
+            read.keep(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Any, ...]:
+            needed = ctx.needs_input_grad[1:]
+            wanted = [False] * read.count
+            for i, need in zip(read.single, needed, strict=False):
+                wanted[i] = need
+            # the same as _divided in C++, for sizes that are known
+            divide = torch._C._nn.unflatten_dense_tensors
+            given = read.gradients(ctx, d_out, wanted, backward, divide)
+            listed = () if read.several is None else given[read.several] or ()
+            rest = len(needed) - len(read.single) - len(listed)
+            return None, *(given[i] for i in read.single), *listed, *[None] * rest
+
+    Direct.__name__ = Direct.__qualname__ = read.name.replace("::", "_")
+
     def call(*arguments: Any) -> Any:
         if not plainly_eager():
             return op(*arguments)
-        tensors = [arguments[i] for i in single]
-        if several is not None:
-            tensors += arguments[several]
         needed = False
+        tensors = read.tensors(arguments)
         for t in tensors:
             if t is not None:
                 if type(t) not in PLAIN or t.device.type not in devices:
