@@ -23,12 +23,23 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORT = "--steps 2 --warmup-steps 0 --batch-size 8 --val-every 2 --val-jets 16 --threads 1"
 SHORTER = {
+    "tokenize": "--codes 16 --steps 2 --batch-size 8 --report-jets 20",
     "pretrain": SHORT,
     "finetune": f"{SHORT} --num-jets 20",
     "evaluate": "--bootstrap 2 --num-jets 20",
     "generate": "--num-jets 10",
 }
-RUN_HERE = ("convert", "verify", "show", "pretrain", "finetune", "generate", "evaluate", "doctor")
+RUN_HERE = (
+    "convert",
+    "tokenize",
+    "verify",
+    "show",
+    "pretrain",
+    "finetune",
+    "generate",
+    "evaluate",
+    "doctor",
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:

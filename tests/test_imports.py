@@ -15,6 +15,7 @@ FLOORS = (
     ("io", "build", "machine", "random", "packed"),
     ("jets", "tables"),
     ("ops", "data", "metrics"),
+    ("tokenizers",),
     ("model", "convert", "plots"),
     ("simulate",),
     ("objectives", "interop"),

@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "bring jets of any format into shards",
     "verify": "check shards byte by byte",
     "show": "print and draw what shards hold",
+    "tokenize": "fit a tokeniser of particles",
     "pretrain": "train a foundation model",
     "finetune": "train it on to a task, or from scratch to compare",
     "generate": "make jets with a trained generator",
@@ -41,7 +42,7 @@ EXTRAS = {
     "study": "study",
     "baseline": "study",
 }
-CONTINUES = ("simulate", "convert", "pretrain", "finetune", "generate", "study")
+CONTINUES = ("simulate", "convert", "tokenize", "pretrain", "finetune", "generate", "study")
 
 
 class UsageError(ValueError):

@@ -1,0 +1,59 @@
+"""Fits a tokeniser of particles: features on a normal scale, and a codebook by k-means.
+
+jetkern tokenize kmeans --data shards/jetclass --codes 1024 --out tokens
+
+The folder is what pretrain --tokenizer takes: for targets on the normal scale, and for tokens.
+Its report says what the codes keep of jet mass, pT and tau21, and how many of them are used.
+torchrun runs it on several processes, to the same codes. The same command again continues a fit
+that was stopped or killed.
+"""
+
+from __future__ import annotations
+
+from jetkern.cli import command
+from jetkern.cli.parser import Parser, positive, seed, threads
+from jetkern.io import user_path
+from jetkern.tokenizers import FEATURES
+from jetkern.training.distributed import join_world
+from jetkern.training.tokenize import KINDS, TokenizeSettings, tokenize
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser("tokenize", __doc__)
+    add = p.add_argument
+    add("kind", choices=KINDS, help="kmeans, or scale for the normal scale without codes")
+    add("--data", type=user_path, required=True, metavar="FOLDER", help="shards: train and val")
+    add("--out", type=user_path, required=True, metavar="FOLDER", help="where the tokeniser goes")
+    add("--codes", type=positive, default=1024, metavar="N", help="of the codebook")
+    features = "of a particle; by default delta_eta delta_phi ln_pt, and tracks if there are any"
+    add("--features", nargs="+", choices=FEATURES, metavar="NAME", help=features)
+    add("--seed", type=seed, default=0, metavar="N", help="of the order of jets and all choices")
+    add(
+        "--scale-jets",
+        type=positive,
+        default=50_000,
+        metavar="N",
+        help="that the scale is fitted to",
+    )
+    add("--batch-size", type=positive, default=1024, metavar="N", help="jets of an update")
+    add("--steps", type=positive, metavar="N", help="updates; default: 400 particles of a code")
+    add("--report-jets", type=positive, default=10_000, metavar="N", help="of val, to judge it by")
+    add("--threads", type=threads, metavar="N", help="CPU threads of torch")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1")
+    return p
+
+
+@command
+def main(arguments: list[str]) -> None:
+    """Runs the command line."""
+    options = vars(parser().parse_args(arguments))
+    device, number = options.pop("device"), options.pop("threads")
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
+    if options["features"] is not None:
+        options["features"] = tuple(options["features"])
+    with join_world(device) as world:
+        tokenize(TokenizeSettings(**options), world)

@@ -1,0 +1,133 @@
+"""What particles are to a tokeniser: some of their features on a scale, and the nearest code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from jetkern import ops
+from jetkern.jets import Jets
+from jetkern.tokenizers.scale import QuantileNormal
+
+KINEMATICS = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
+TRACKS = ("d0", "d0_error", "dz", "dz_error")
+FEATURES = KINEMATICS + TRACKS
+"""The columns of ``Jets.particles`` and ``Jets.tracks``, as they are stored"""
+
+
+class Tokenizer(nn.Module):
+    """The scale of some features of particles and, if there are any, the codes of a codebook.
+
+    A particle that has no track (all four numbers zero, as neutral ones have them) has 0 on the
+    scale of the track features, the median of those that have one, and its tracks are not known.
+
+    Args:
+        features: of ``FEATURES``, in that order.
+        scale: of these features.
+        codes: (K, F) on that scale; K is 0 for a scale alone.
+
+    Raises:
+        ValueError: for features that are unknown, repeated or in another order, or that do not fit
+            the scale and the codes.
+    """
+
+    codes: Tensor
+
+    def __init__(self, features: Sequence[str], scale: QuantileNormal, codes: Tensor) -> None:
+        super().__init__()
+        self.features = check_features(features)
+        width = len(self.features)
+        if scale.quantiles.shape[0] != width or codes.ndim != 2 or codes.shape[1] != width:
+            raise ValueError(f"{width} features, but a scale or codes of other widths")
+        self.scale = scale
+        self.register_buffer("codes", codes.float().contiguous())
+        self._kinematic = [KINEMATICS.index(f) for f in self.features if f in KINEMATICS]
+        self._tracked = [TRACKS.index(f) for f in self.features if f in TRACKS]
+
+    @classmethod
+    def blank(cls, features: Sequence[str], codes: int) -> Tokenizer:
+        """One whose scale and codes will be read from a checkpoint."""
+        return cls(features, QuantileNormal.blank(len(features)), torch.zeros(codes, len(features)))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The optional fields of jets that it reads."""
+        return ("tracks",) if self._tracked else ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the features, the scale and the codes: equal ones give equal tokens."""
+        digest = hashlib.sha256(",".join(self.features).encode())
+        for value in (self.scale.quantiles, self.codes):
+            digest.update(value.detach().cpu().float().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def values(self, jets: Jets) -> tuple[Tensor, Tensor]:
+        """(T, F) features as they are stored, and (T, F) bool whether a particle has them.
+
+        Raises:
+            ValueError: for jets without tracks, if these are among the features.
+        """
+        columns = [jets.particles[:, self._kinematic]]
+        known = torch.ones_like(columns[0], dtype=torch.bool)
+        if self._tracked:
+            if jets.tracks is None:
+                raise ValueError("this tokeniser reads tracks, but the jets have none")
+            columns.append(jets.tracks[:, self._tracked].to(columns[0].dtype))
+            tracked = (jets.tracks != 0).any(1, keepdim=True).expand(-1, len(self._tracked))
+            known = torch.cat([known, tracked], 1)
+        return torch.cat(columns, 1), known
+
+    def scaled(self, jets: Jets) -> tuple[Tensor, Tensor]:
+        """(T, F) float32 features on the normal scale, 0 where a particle has none, and (T, F)
+        bool whether it has."""
+        values, known = self.values(jets)
+        return self.scale(values).where(known, 0.0), known
+
+    def tokens(self, jets: Jets) -> Tensor:
+        """(T,) int64 code of each particle.
+
+        Raises:
+            ValueError: if there are no codes.
+        """
+        if not self.codes.shape[0]:
+            raise ValueError("this tokeniser has a scale but no codes: it was fitted without")
+        return ops.nearest_code(self.scaled(jets)[0], self.codes)
+
+    def decoded(self, tokens: Tensor) -> Tensor:
+        """(T, F) features of the codes, as they are stored.
+
+        Args:
+            tokens: (T,) int64.
+        """
+        return self.scale.inverse(self.codes[tokens])
+
+    def reconstructed(self, jets: Jets, tokens: Tensor) -> Jets:
+        """The jets with what their tokens say of the kinematics; energies keep their ratio to pT.
+
+        Args:
+            jets: T particles; tokens: (T,) int64 of them.
+        """
+        particles, decoded = jets.particles.clone(), self.decoded(tokens)
+        for column, kinematic in enumerate(self._kinematic):
+            particles[:, kinematic] = decoded[:, column]
+        if "ln_energy" not in self.features:
+            particles[:, 3] += particles[:, 2] - jets.particles[:, 2]
+        return jets.replace(particles=particles)
+
+
+def check_features(features: Sequence[str]) -> tuple[str, ...]:
+    """The features, if they are some of ``FEATURES`` in their order.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if not features or [f for f in FEATURES if f in features] != list(features):
+        raise ValueError(
+            f"features {', '.join(features) or 'none'}: take some of {', '.join(FEATURES)}, in "
+            "this order"
+        )
+    return tuple(features)
