@@ -166,6 +166,10 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         b = rows(heads, pairs)
         return ops.attention(q, k, v, offsets, offsets, b, offsets, precision=precision)
 
+    def causal_attention() -> Any:
+        q, k, v = rows(3, total, heads, dim // heads).unbind(0)
+        return ops.causal_attention(q, k, v, offsets, precision=precision)
+
     def pair_bias() -> Any:
         p = MLP(3, 2 * dim, heads, norm=False).weights
         many = ops.shared_pair_bias(
@@ -176,6 +180,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
 
     tensors = {
         "attention": attention,
+        "causal attention": causal_attention,
         "block": lambda: block(rows(tokens, dim), offsets, bias, offsets),
         "pair bias": pair_bias,
         "local block": lambda: local(particles, neighbours),
@@ -183,7 +188,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
     if half and precision == "bf16":
         return tensors
     if half:
-        return {"attention": attention}
+        return {"attention": attention, "causal attention": causal_attention}
     return {
         **tensors,
         "inference": inference,

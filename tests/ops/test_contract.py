@@ -317,6 +317,11 @@ NOT_COVERED: dict[str, tuple[str, Callable[..., Tensor], str]] = {
         lambda b: ops.attention(*torch.zeros(3, 11, 1, 144), OFFSETS, OFFSETS, backend=b),
         "heads are 144 wide, more than 128",
     ),
+    "triton causal_attention heads": (
+        "triton",
+        lambda b: ops.causal_attention(*torch.zeros(3, 11, 1, 144), OFFSETS, backend=b),
+        "heads are 144 wide, more than 128",
+    ),
     "triton attention_block heads": (
         "triton",
         lambda b: ops.attention_block(

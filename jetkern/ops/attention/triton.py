@@ -115,7 +115,7 @@ def _factor(drop, query, key):
 
 
 @triton.jit
-def _load(
+def load_rows(
     pointer, stride, start, count, ROWS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr
 ):
     """Rows start .. start + ROWS of a (count, HEAD) matrix as (ROWS, PADDED), zeros outside."""
@@ -127,7 +127,7 @@ def _load(
 
 
 @triton.jit
-def _store(pointer, stride, start, count, x, HEAD: tl.constexpr):
+def store_rows(pointer, stride, start, count, x, HEAD: tl.constexpr):
     """Writes x (ROWS, PADDED) to rows start .. start + ROWS of a (count, HEAD) matrix."""
     row = tl.arange(0, x.shape[0])
     column = tl.arange(0, x.shape[1])
@@ -137,7 +137,7 @@ def _store(pointer, stride, start, count, x, HEAD: tl.constexpr):
 
 
 @triton.jit
-def _product(a, b, acc, PRECISION: tl.constexpr):
+def product(a, b, acc, PRECISION: tl.constexpr):
     """a b^T + acc, a and b as they are in memory: bfloat16 multiplies exactly, so needs no more."""
     if a.dtype == tl.bfloat16:
         return dot(a, tl.trans(b), acc, "bf16")
@@ -178,7 +178,7 @@ def _scores(a, b, bias_tile, key, keys, HEAD: tl.constexpr, PRECISION: tl.conste
     Queries x keys from a = q, b = k, or keys x queries from a = k, b = q. The bias enters as the
     product's accumulator: added later, it would draw the softmax into the layout of its load.
     """
-    score = _product(a, b, bias_tile.to(tl.float32) * HEAD**0.5, PRECISION)
+    score = product(a, b, bias_tile.to(tl.float32) * HEAD**0.5, PRECISION)
     return tl.where(key < keys, score, float("-inf"))
 
 
@@ -222,10 +222,10 @@ def _forward(
     queries, keys = count.queries, count.keys
     zero = keys * 0
     if ONE_BLOCK:
-        k_tile = _load(rows.k, strides.k, zero, keys, KEYS, HEAD, PADDED)
-        v_tile = _load(rows.v, strides.v, zero, keys, KEYS, HEAD, PADDED)
+        k_tile = load_rows(rows.k, strides.k, zero, keys, KEYS, HEAD, PADDED)
+        v_tile = load_rows(rows.v, strides.v, zero, keys, KEYS, HEAD, PADDED)
     for first in range(0, queries, ROWS):
-        q_tile = _load(rows.q, strides.q, first, queries, ROWS, HEAD, PADDED)
+        q_tile = load_rows(rows.q, strides.q, first, queries, ROWS, HEAD, PADDED)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         mixed = tl.zeros((ROWS, PADDED), tl.float32)
@@ -241,8 +241,8 @@ def _forward(
             mixed = dot(p, v_tile, mixed, PRECISION)
         else:
             for block in range(0, keys, KEYS):
-                k_tile = _load(rows.k, strides.k, block, keys, KEYS, HEAD, PADDED)
-                v_tile = _load(rows.v, strides.v, block, keys, KEYS, HEAD, PADDED)
+                k_tile = load_rows(rows.k, strides.k, block, keys, KEYS, HEAD, PADDED)
+                v_tile = load_rows(rows.v, strides.v, block, keys, KEYS, HEAD, PADDED)
                 bias_tile = _load_bias(bias, first, block, query, key, count)
                 score = _scores(q_tile, k_tile, bias_tile, key, keys - block, HEAD, PRECISION)
                 higher = tl.maximum(top, tl.max(score, 1) * SCALE)
@@ -256,7 +256,7 @@ def _forward(
                 top = higher
             top = tl.where(top == float("-inf"), 0.0, top)
         total = tl.where(keys > 0, total, 1.0)
-        _store(rows.out, strides.out, first, queries, mixed / total[:, None], HEAD)
+        store_rows(rows.out, strides.out, first, queries, mixed / total[:, None], HEAD)
         row = tl.arange(0, ROWS)
         tl.store(lse + first + row, top + tl.log2(total), row < queries - first)
 
@@ -324,43 +324,44 @@ def _backward(
     row = tl.arange(0, ROWS)
     SCALE: tl.constexpr = LOG2_E * HEAD**-0.5
     queries, keys = count.queries, count.keys
+    d_out, do_stride = grads.d_out, grad_strides.d_out
     zero = tl.zeros((KEYS, ROWS), tl.float32)
     # What goes to shared memory is read a tile ahead, for reads after it would wait for it, unless
     # the products need the registers.
     AHEAD: tl.constexpr = PADDED * (3 if PRECISION == "ieee" else 1) < 96
     end = KEYS if ONE_BLOCK else keys
     for block in range(0, end, KEYS):
-        k_tile = _load(rows.k, strides.k, block, keys, KEYS, HEAD, PADDED)
-        v_tile = _load(rows.v, strides.v, block, keys, KEYS, HEAD, PADDED)
+        k_tile = load_rows(rows.k, strides.k, block, keys, KEYS, HEAD, PADDED)
+        v_tile = load_rows(rows.v, strides.v, block, keys, KEYS, HEAD, PADDED)
         dk_tile = tl.zeros((KEYS, PADDED), tl.float32)
         dv_tile = tl.zeros((KEYS, PADDED), tl.float32)
         if AHEAD:
-            q_next = _load(rows.q, strides.q, 0, queries, ROWS, HEAD, PADDED)
-            do_next = _load(grads.d_out, grad_strides.d_out, 0, queries, ROWS, HEAD, PADDED)
+            q_next = load_rows(rows.q, strides.q, 0, queries, ROWS, HEAD, PADDED)
+            do_next = load_rows(d_out, do_stride, 0, queries, ROWS, HEAD, PADDED)
         for first in range(0, queries, ROWS):
             # Counted from the first tile: offsets alike in all tiles would stay in registers.
             query = first + row[None, :]
             bias_tile = _load_bias(bias, 0, block, query, key, count)
-            out_tile = _load(rows.out, strides.out, first, queries, ROWS, HEAD, PADDED)
+            out_tile = load_rows(rows.out, strides.out, first, queries, ROWS, HEAD, PADDED)
             level = tl.load(lse + first + row, row < queries - first, 0.0)
             if AHEAD:
                 q_tile, do_tile = q_next, do_next
                 after = first + ROWS
-                q_next = _load(rows.q, strides.q, after, queries, ROWS, HEAD, PADDED)
-                do_next = _load(grads.d_out, grad_strides.d_out, after, queries, ROWS, HEAD, PADDED)
+                q_next = load_rows(rows.q, strides.q, after, queries, ROWS, HEAD, PADDED)
+                do_next = load_rows(d_out, do_stride, after, queries, ROWS, HEAD, PADDED)
             else:
-                q_tile = _load(rows.q, strides.q, first, queries, ROWS, HEAD, PADDED)
-                do_tile = _load(grads.d_out, grad_strides.d_out, first, queries, ROWS, HEAD, PADDED)
+                q_tile = load_rows(rows.q, strides.q, first, queries, ROWS, HEAD, PADDED)
+                do_tile = load_rows(d_out, do_stride, first, queries, ROWS, HEAD, PADDED)
             delta = tl.sum(do_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
             score = _scores(k_tile, q_tile, bias_tile, key, keys - block, HEAD, PRECISION)
             p = exp2(score * SCALE - level[None, :])
             if drop is None:
                 dv_tile = dot(p, do_tile, dv_tile, PRECISION)
-                ds = p * (_product(v_tile, do_tile, zero, PRECISION) - delta[None, :])
+                ds = p * (product(v_tile, do_tile, zero, PRECISION) - delta[None, :])
             else:
                 factor = _factor(drop, query, block + key)
                 dv_tile = dot(p * factor, do_tile, dv_tile, PRECISION)
-                dp_tile = _product(v_tile, do_tile, zero, PRECISION)
+                dp_tile = product(v_tile, do_tile, zero, PRECISION)
                 ds = p * (dp_tile * factor - delta[None, :])
             if d_bias is not None:
                 corner, entry, exists = _pairs(0, block, query, key, count)
@@ -369,20 +370,20 @@ def _backward(
             dq_tile = dot(tl.trans(ds), k_tile, tl.zeros((ROWS, PADDED), tl.float32), PRECISION)
             to_dq, dq_stride = grads.d_q, grad_strides.d_q
             if ONE_BLOCK:
-                _store(to_dq, dq_stride, first, queries, dq_tile * HEAD**-0.5, HEAD)
+                store_rows(to_dq, dq_stride, first, queries, dq_tile * HEAD**-0.5, HEAD)
             else:
                 to_partial, stride = grads.partial, grad_strides.partial
                 if block > 0:
-                    dq_tile += _load(to_partial, stride, first, queries, ROWS, HEAD, PADDED)
+                    dq_tile += load_rows(to_partial, stride, first, queries, ROWS, HEAD, PADDED)
                 if block + KEYS < keys:
-                    _store(to_partial, stride, first, queries, dq_tile, HEAD)
+                    store_rows(to_partial, stride, first, queries, dq_tile, HEAD)
                 else:
-                    _store(to_dq, dq_stride, first, queries, dq_tile * HEAD**-0.5, HEAD)
+                    store_rows(to_dq, dq_stride, first, queries, dq_tile * HEAD**-0.5, HEAD)
         # Not at the kernel's beginning, as the others: they would stay in registers until here.
         dk_rows = grads.d_k + (first_key * grad_strides.d_k + column)
         dv_rows = grads.d_v + (first_key * grad_strides.d_v + column)
-        _store(dk_rows, grad_strides.d_k, block, keys, dk_tile * HEAD**-0.5, HEAD)
-        _store(dv_rows, grad_strides.d_v, block, keys, dv_tile, HEAD)
+        store_rows(dk_rows, grad_strides.d_k, block, keys, dk_tile * HEAD**-0.5, HEAD)
+        store_rows(dv_rows, grad_strides.d_v, block, keys, dv_tile, HEAD)
         if not ONE_BLOCK:
             tl.debug_barrier()  # the next block's threads read what this one's wrote to partial
 
@@ -495,7 +496,7 @@ def _settings(kernel: Any, defaults: Defaults, q: Tensor, precision: str) -> dic
     return {"HEADS": heads, "HEAD": head, "PADDED": wide, "PRECISION": precision, **chosen}
 
 
-def _strides(rows: Any) -> Any:
+def strides_of(rows: Any) -> Any:
     return rows._make(t.stride(0) for t in rows)
 
 
@@ -519,7 +520,7 @@ def launch_forward(
             q.device,
             _settings(attention_fwd_kernel, FORWARD, q, precision),
             rows=rows,
-            strides=_strides(rows),
+            strides=strides_of(rows),
             lse=lse,
             bias=bias,
             offsets=offsets,
@@ -560,9 +561,9 @@ def launch_backward(
         q.device,
         _settings(attention_bwd_kernel, BACKWARD, q, precision),
         rows=rows,
-        strides=_strides(rows),
+        strides=strides_of(rows),
         grads=grads,
-        grad_strides=_strides(grads),
+        grad_strides=strides_of(grads),
         lse=lse,
         bias=bias,
         d_bias=d_bias,
