@@ -19,7 +19,7 @@ from jetkern.ops.pair_features import DEFAULT
 
 OPS = (
     "knn", "pair_bias", "pair_mlp", "attention", "attention_block", "causal_attention",
-    "local_block", "mlp", "nearest_code",
+    "linear_cross_entropy", "local_block", "mlp", "nearest_code",
 )  # fmt: skip
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
@@ -27,6 +27,7 @@ PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
 }
 MADE_FOR = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 CODES = 1024  # of a codebook
+CLASSES = 8194  # of a vocabulary
 TINY = 1e-5  # error relative to the largest element that is never held against an op of this size
 
 
@@ -134,6 +135,20 @@ def make(op: str, size: str, jets: Jets) -> Case:
             ),
             (0, 1, 2),
             (offsets,),
+        ),
+        "linear_cross_entropy": lambda: Case(
+            nn.Linear(dim, CLASSES),
+            [torch.randn(len(particles), dim, device=device)],
+            1,
+            lambda m, t, b, p: ops.linear_cross_entropy(
+                t[0],
+                m.weight,
+                m.bias,
+                torch.arange(len(t[0]), device=device) % CLASSES,
+                precision=p,
+                backend=b,
+            ),
+            (0,),
         ),
         "local_block": lambda: Case(
             LocalBlock(dim, heads, shape.get("head_layers", 2), 2),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.cases import CODES
+from bench.cases import CLASSES, CODES
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives.masking import masked_counts
 
@@ -104,6 +104,11 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         "attention": attended,
         "attention_block": block,
         "causal_attention": causal,
+        "linear_cross_entropy": Work(
+            particles * (dim * itemsize + 4),
+            2 * particles * dim * CLASSES,
+            particles * CLASSES * (EXP + 3),
+        ),
         "local_block": local,
         "nearest_code": Work(particles * (16 + 8), 0, 13 * CODES * particles),
         "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),

@@ -193,6 +193,13 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         **tensors,
         "inference": inference,
         "knn": lambda: ops.knn(particles, offsets, k) * 0.0,
+        "vocabulary": lambda: ops.linear_cross_entropy(
+            rows(total, dim),
+            rows(8194, dim),
+            rows(8194),
+            rows(total, dtype=torch.int64),
+            precision=precision,
+        ),
         "tokens": lambda: ops.nearest_code(particles, rows(1024, 4).detach()) * 0.0,
         "class attention": lambda: token_block(
             rows(4 * JETS, dim), offsets, rows(tokens, dim), offsets

@@ -7,6 +7,7 @@ from jetkern.ops.dispatch import register_compiled
 from jetkern.ops.dynamic_tanh import dynamic_tanh
 from jetkern.ops.knn import knn
 from jetkern.ops.linear import linear
+from jetkern.ops.linear_cross_entropy import linear_cross_entropy
 from jetkern.ops.local_block import local_block
 from jetkern.ops.mlp import mlp
 from jetkern.ops.nearest_code import nearest_code
@@ -35,6 +36,7 @@ __all__ = [
     "fold_batch_norms",
     "knn",
     "linear",
+    "linear_cross_entropy",
     "local_block",
     "mlp",
     "nearest_code",

@@ -26,8 +26,8 @@ HURTING = {
 }
 
 for _op in (
-    "attention", "attention_block", "causal_attention", "knn", "local_block", "mlp", "nearest_code",
-    "pair_bias", "pair_mlp",
+    "attention", "attention_block", "causal_attention", "knn", "linear_cross_entropy",
+    "local_block", "mlp", "nearest_code", "pair_bias", "pair_mlp",
 ):  # fmt: skip
     importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
 dispatch.cpu_library()

@@ -33,6 +33,7 @@ LAYERS = [
     ops.LinearParameters(EMBED.fc1_weight[:5, :4], EMBED.fc1_bias[:5]),
     ops.LinearParameters(EMBED.fc2_weight[:2, :5], None),
 ]
+CLASSES = torch.tensor([0, 3, 15, -1, 7, 7, 8, 2, -5, 1, 0])
 FIRST, SECOND = ops.unordered_pairs(OFFSETS)
 X, TANGENT = torch.randn(2, 11, 8, generator=generator(3))
 
@@ -62,6 +63,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     ),
     "dynamic_tanh": lambda x, **o: ops.dynamic_tanh(
         x, like(BLOCK.alpha1, x), like(BLOCK.gamma1, x), **o
+    ),
+    "linear_cross_entropy": lambda x, **o: ops.linear_cross_entropy(
+        x, like(PAIR.fc1_weight.repeat(1, 3)[:, :8], x), None, CLASSES, **o
     ),
     "linear": lambda x, **o: ops.linear(x, like(BLOCK.out_weight, x), **o),
     "local_block": lambda x, **o: ops.local_block(
@@ -185,6 +189,9 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dynamic_tanh": lambda x, o: ops.dynamic_tanh(x, BLOCK.alpha1, BLOCK.gamma1),
     "knn": lambda x, o: ops.knn(x[:, :4], o, 3),
     "linear": lambda x, o: ops.linear(x, BLOCK.out_weight),
+    "linear_cross_entropy": lambda x, o: ops.linear_cross_entropy(
+        x, BLOCK.out_weight, None, x[:, 0].argsort() % 8
+    ),
     "local_block": lambda x, o: ops.local_block(x[:, :4], o, EMBED, [BLOCK], 2),
     "mlp": lambda x, o: ops.mlp(x, BLOCK.mlp),
     "nearest_code": lambda x, o: ops.nearest_code(x, EMBED.fc2_weight.T),
@@ -267,6 +274,11 @@ NOT_COVERED: dict[str, tuple[str, Callable[..., Tensor], str]] = {
             pairs_of(X), OFFSETS, [ops.LinearParameters(torch.eye(4), None)] * 17, backend=b
         ),
         "at most 16 layers",
+    ),
+    "cpu linear_cross_entropy dtype": (
+        "cpu",
+        lambda b: ops.linear_cross_entropy(X, X.double(), None, torch.arange(11), backend=b),
+        "weight is torch.float64",
     ),
     "cpu mlp dtype": (
         "cpu",
@@ -441,6 +453,9 @@ def test_what_is_not_finite_shows_where_the_reference_shows_it(value: float, col
             particles.repeat(1, 2).view(11, 2, 4), *KEYS, OFFSETS, backend=b
         ),
         lambda b: ops.knn(particles, OFFSETS, 4, backend=b),
+        lambda b: ops.linear_cross_entropy(
+            particles, EMBED.fc1_weight[:, :4], None, CLASSES % 16, backend=b
+        ),
         lambda b: ops.pair_mlp(particles[FIRST] * particles[SECOND], OFFSETS, LAYERS, backend=b),
     ):
         have, want = op("cpu"), op("reference")

@@ -1,0 +1,95 @@
+#include "../linear_cross_entropy.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+#include "parallel.h"
+
+namespace jetkern {
+
+namespace {
+
+constexpr int64_t TILE = Vocabulary::TILE;
+constexpr int64_t PARTS = 32;               // of the classes, whose shares of d_x are summed
+constexpr int64_t ROOM = int64_t{1} << 22;  // floats that those shares may take
+
+Vocabulary vocabulary(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const Tensor& target) {
+  const int64_t classes = weight.size(0), width = weight.size(1);
+  if (x.size(1) != width || target.size(0) != x.size(0) || (bias && bias->size(0) != classes))
+    throw std::runtime_error("x, weight, bias and target do not fit each other");
+  const int64_t* wanted = data<int64_t>(target, "target");
+  for (int64_t i = 0; i < x.size(0); i++)
+    if (wanted[i] >= classes)
+      throw std::runtime_error("target of row " + std::to_string(i) + " is " +
+                               std::to_string(wanted[i]) + ", there are " +
+                               std::to_string(classes) + " classes");
+  return {classes, width, data<float>(x, "x"), data<float>(weight, "weight"),
+          bias ? data<float>(*bias, "bias") : nullptr, wanted};
+}
+
+int64_t tiles(int64_t n) { return (n + TILE - 1) / TILE; }
+
+}  // namespace
+
+// -> loss (T), softmax (T, 2)
+std::tuple<Tensor, Tensor> linear_cross_entropy(const Tensor& x, const Tensor& weight,
+                                                std::optional<Tensor> bias, const Tensor& target) {
+  const Vocabulary of = vocabulary(x, weight, bias, target);
+  const int64_t rows = x.size(0);
+  Tensor loss = torch::stable::new_empty(x, {rows});
+  Tensor softmax = torch::stable::new_empty(x, {rows, 2});
+  float *to = data<float>(loss, "loss"), *ends = data<float>(softmax, "softmax");
+  auto run = JETKERN_SELECT(linear_cross_entropy_forward);
+  parallel(tiles(rows), linear_cross_entropy_scratch(of.width), [&](int64_t i, float* scratch) {
+    run(of, i * TILE, std::min(TILE, rows - i * TILE), to, ends, scratch);
+  });
+  return {loss, softmax};
+}
+
+// -> d_x (empty unless wanted), d_weight, d_bias (empty without a bias)
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
+    const Tensor& d_loss, const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
+    const Tensor& target, const Tensor& softmax, bool want_x) {
+  const Vocabulary of = vocabulary(x, weight, bias, target);
+  const int64_t rows = x.size(0), width = of.width;
+  Tensor d_x = torch::stable::new_empty(x, {want_x ? rows : 0, width});
+  Tensor d_weight = torch::stable::new_empty(weight, {of.classes, width});
+  Tensor d_bias = torch::stable::new_empty(weight, {bias ? of.classes : 0});
+  const float *slopes = data<float>(d_loss, "d_loss"), *ends = data<float>(softmax, "softmax");
+  float *to_x = want_x ? data<float>(d_x, "d_x") : nullptr;
+  float *to_weight = data<float>(d_weight, "d_weight");
+  float *to_bias = bias ? data<float>(d_bias, "d_bias") : nullptr;
+  if (!rows) {
+    std::memset(to_weight, 0, of.classes * width * sizeof(float));
+    if (to_bias) std::memset(to_bias, 0, of.classes * sizeof(float));
+  }
+  // A part of the classes is one thread's, whatever their number, and rows come in order: each sum
+  // has one order. Runs of rows bound the room that the parts' shares of d_x take.
+  const int64_t part = (tiles(of.classes) + PARTS - 1) / PARTS * TILE;
+  const int64_t parts = part ? (of.classes + part - 1) / part : 0;
+  const int64_t most = std::max<int64_t>(ROOM / std::max<int64_t>(parts * width * TILE, 1), 1) * TILE;
+  Scratch shares(want_x ? parts * std::min(most, rows) * width * int64_t{sizeof(float)} : 0);
+  auto run = JETKERN_SELECT(linear_cross_entropy_backward);
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t count = std::min(most, rows - first);
+    parallel(parts, linear_cross_entropy_scratch(width), [&](int64_t p, float* scratch) {
+      float* own = want_x ? shares.floats() + p * count * width : nullptr;
+      for (int64_t i = 0; i < count; i += TILE)
+        run(of, first + i, std::min(TILE, count - i), p * part,
+            std::min(p * part + part, of.classes), slopes, ends, first + i == 0, to_weight, to_bias,
+            own ? own + i * width : nullptr, scratch);
+    });
+    if (want_x) reduce(shares.floats(), parts, count * width, to_x + first * width);
+  }
+  return {d_x, d_weight, d_bias};
+}
+
+}  // namespace jetkern
+
+STABLE_TORCH_LIBRARY_IMPL(jetkern, CPU, m) {
+  m.impl("linear_cross_entropy", TORCH_BOX(&jetkern::linear_cross_entropy));
+  m.impl("linear_cross_entropy_backward", TORCH_BOX(&jetkern::linear_cross_entropy_backward));
+}

@@ -1,0 +1,36 @@
+// Cross-entropy of a linear layer's classes, whose logits are made tile by tile and not kept.
+#pragma once
+
+#include "select.h"
+
+namespace jetkern {
+
+// Logits of row t are weight (classes, width) x_t + bias; bias may be null. A row whose target is
+// negative has no loss.
+struct Vocabulary {
+  static constexpr int64_t TILE = 128;  // rows, and classes, of a tile of logits
+  int64_t classes, width;
+  const float *x, *weight, *bias;
+  const int64_t* target;
+};
+
+// Floats of scratch that either direction needs.
+inline int64_t linear_cross_entropy_scratch(int64_t width) {
+  return Vocabulary::TILE * (width + Vocabulary::TILE + 4);
+}
+
+}  // namespace jetkern
+
+// Rows first to first + rows - 1, at most a tile of them: loss (T), softmax (T, 2): largest logit
+// and the inverse of the softmax's denominator.
+JETKERN_KERNEL(void, linear_cross_entropy_forward,
+               (const Vocabulary& of, int64_t first, int64_t rows, float* loss, float* softmax,
+                float* scratch));
+
+// The same rows and the classes begin to end - 1. Adds to d_weight and d_bias (null for none), both
+// of all classes, or writes them if `fresh`; writes these classes' part of the gradient of x's rows
+// to d_x (rows, width), null for none.
+JETKERN_KERNEL(void, linear_cross_entropy_backward,
+               (const Vocabulary& of, int64_t first, int64_t rows, int64_t begin, int64_t end,
+                const float* d_loss, const float* softmax, bool fresh, float* d_weight,
+                float* d_bias, float* d_x, float* scratch));
