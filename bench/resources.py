@@ -1,4 +1,4 @@
-"""Registers, spills, shared memory and occupancy of every GPU kernel, for sm_80 and sm_90.
+"""Registers, spills, occupancy and instructions of every GPU kernel, for sm_80 and sm_90.
 
     python -m bench.resources [--ops knn ...] [--precisions bf16] [--markdown FILE]
 
@@ -12,7 +12,9 @@ registers more than ``NAMED`` has it.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import math
 import os
 import re
 import subprocess
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from bench.instructions import WORD, Lost, Walk, issued, parsed
 from jetkern.build import BuildError, cuda_resources
 from jetkern.cli.parser import threads
 from jetkern.io import write_atomically
@@ -50,7 +53,19 @@ NAMED = {
     ("local_block_bwd_stream", "small; bf16; local block"): 8,
     ("local_block_bwd_stream", "small; bf16; bf16 tensors; local block"): 8,
 }
-JETS = 4096  # of a recorded batch
+PER_JET = 50  # particles in each jet of a recorded batch
+PARAMETERS = {80: 0x160, 90: 0x210}  # where a kernel's parameters begin in its constant bank
+# Integer arrays of a recorded batch, element by element; all jets have ``PER_JET`` particles, and
+# attention has four tokens more.
+ARRAYS: dict[str, Callable[[int], int]] = {
+    "offsets": lambda i: PER_JET * i,
+    "particles": lambda i: PER_JET * i,
+    "queries": lambda i: (PER_JET + 4) * i,
+    "keys": lambda i: (PER_JET + 4) * i,
+    "jet": lambda i: i // PER_JET,
+    "pair_ends": lambda i: PER_JET**2 * (i + 1),
+    "ends": lambda i: PER_JET * (PER_JET + 1) // 2 * (i + 1),
+}
 PROCESSORS = 132  # of the GPU that it is for
 
 
@@ -80,8 +95,35 @@ class Launch(NamedTuple):
         return self.kernel.partition(":")[2].removesuffix("_kernel")
 
 
+class Call(NamedTuple):
+    """With what a kernel is launched.
+
+    Attributes:
+        grid: number of programs along three axes. arguments: of the parameters that remain after
+            compilation, in order: integers; of a tensor its name and bytes of an element.
+    """
+
+    grid: tuple[int, ...]
+    arguments: tuple[int | tuple[str, int], ...]
+
+
+class Use(NamedTuple):
+    """Where a launch was recorded: all calls of it there, for that many particles."""
+
+    size: str
+    precision: str
+    kind: str
+    name: str
+    calls: tuple[Call, ...]
+    particles: int
+
+
 class Row(NamedTuple):
-    """Resources of one compiled kernel; spills in bytes of a thread, shared memory of a block."""
+    """Resources of one compiled kernel; spills in bytes of a thread, shared memory of a block.
+
+    Attributes:
+        instructions: that it has. issued: that warps issue for each particle, None if unknown.
+    """
 
     op: str
     kernel: str
@@ -91,6 +133,8 @@ class Row(NamedTuple):
     registers: int
     spills: int
     shared: int
+    instructions: int = 0
+    issued: float | None = None
 
     @property
     def occupancy(self) -> float:
@@ -139,8 +183,8 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
     shape = SIZES[size]
     dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
     total = PARTICLES["cuda"][size]
-    per_jet = total // JETS + 1
-    pairs, tokens = JETS * per_jet**2, total + 4 * JETS
+    jets = total // PER_JET
+    pairs, tokens = jets * PER_JET**2, total + 4 * jets
     dtype = torch.bfloat16 if half else torch.float32
     bias_dtype = torch.bfloat16 if precision == "bf16" else dtype
 
@@ -151,7 +195,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         set_precision(layer, precision)
         return layer
 
-    offsets = rows(JETS + 1, dtype=torch.int64)
+    offsets = rows(jets + 1, dtype=torch.int64)
     particles, neighbours = rows(total, 4).detach(), rows(total, k, dtype=torch.int64)
     bias = rows(heads, pairs, dtype=bias_dtype)
     local = made(LocalBlock(dim, heads, shape.get("head_layers", 2), 2))
@@ -202,12 +246,12 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         ),
         "tokens": lambda: ops.nearest_code(particles, rows(1024, 4).detach()) * 0.0,
         "class attention": lambda: token_block(
-            rows(4 * JETS, dim), offsets, rows(tokens, dim), offsets
+            rows(4 * jets, dim), offsets, rows(tokens, dim), offsets
         ),
         "head": lambda: block(rows(total, dim), offsets),
         "embedding": lambda: made(MLP(4, 2 * dim, dim))(particles),
         "type": lambda: made(MLP(dim, 2 * dim, dim, norm=False))(rows(total, dim)),
-        "time": lambda: made(MLP(dim, 2 * dim, dim, bias=False))(rows(JETS, dim)),
+        "time": lambda: made(MLP(dim, 2 * dim, dim, bias=False))(rows(jets, dim)),
         "norm": lambda: DynamicTanh(dim)(rows(tokens, dim)),
     }
 
@@ -231,8 +275,23 @@ class StandIn:
         return 0
 
 
-def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
-    """(use, launch) of all launches of a preset's layers, forward and backward."""
+def called(signature: Any, values: Any, name: str = "") -> Iterator[int | tuple[str, int]]:
+    """The arguments that remain after compilation, as ``Call`` has them."""
+    if isinstance(signature, dict):
+        for key, kind in signature.items():
+            yield from called(kind, values[key] if kind != "constexpr" else None, key)
+    elif isinstance(signature, tuple):
+        names = getattr(signature, "_fields", [name] * len(signature))
+        for kind, value, key in zip(signature, values, names, strict=True):
+            yield from called(kind, value, key)
+    elif signature.startswith("*"):
+        yield name, values.element_size()
+    elif signature != "constexpr":
+        yield int(values)
+
+
+def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch, Call]]:
+    """Use, launch and call of all launches of a preset's layers, forward and backward."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from triton.runtime import driver
@@ -243,8 +302,10 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
     from jetkern.ops.gpu.register import LAUNCHERS
     from jetkern.ops.local_block.triton import narrow_backward
 
-    found: list[tuple[str, Launch]] = []
+    found: list[tuple[str, Launch, Call]] = []
     use = ""
+    grid, arguments = (1,), dict[str, Any]()
+    run_kernel = JITFunction.run
 
     class Launching(TorchDispatchMode):
         """Runs the launchers where tensors without data would get the operators' shapes."""
@@ -255,6 +316,11 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
             space, name = func._schema.name.split("::")
             run = LAUNCHERS[name] if space == "jetkern_triton" else func
             return run(*args, **(kwargs or {}))
+
+    def noting(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal grid, arguments
+        grid, arguments = kwargs["grid"], kwargs
+        return run_kernel(kernel, *args, **kwargs)
 
     def compile_nothing(
         kernel: Any,
@@ -268,13 +334,15 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
     ) -> None:
         name = f"{kernel.fn.__module__}:{kernel.fn.__qualname__}"
         given = (signature, constants, attributes, dict(options.__dict__))
-        found.append((use, Launch(name, device, *given)))
+        call = Call(grid, tuple(called(signature, arguments)))
+        found.append((use, Launch(name, device, *given), call))
 
     on_meta = dispatch.TABLE["triton"]._replace(devices=("meta",))
     for architecture in ARCHITECTURES:
         driver.set_active(StandIn(architecture))
         with (
             mock.patch.dict(dispatch.TABLE, triton=on_meta),
+            mock.patch.object(JITFunction, "run", noting),
             mock.patch.object(JITFunction, "_do_compile", compile_nothing),
             mock.patch.object(narrow_backward, "processors", return_value=PROCESSORS),
             chosen_by(of_table(architecture)),
@@ -288,8 +356,8 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch]]:
     return found
 
 
-def compiled(launch: Launch, label: str) -> Row:
-    """Compiles what a launch compiles."""
+def compiled(launch: Launch, label: str, use: Use) -> Row:
+    """Compiles what a launch compiles, and counts what its first use issues."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -299,21 +367,66 @@ def compiled(launch: Launch, label: str) -> Row:
     source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
     target = GPUTarget("cuda", launch.architecture, 32)
     result = triton.compile(source, target=target, options=launch.options)
-    registers, spills = inspect(result.asm["cubin"], result.asm["ptx"], launch.architecture)
+    registers, spills, code = inspect(result.asm["cubin"], result.asm["ptx"], launch.architecture)
+    warps = result.metadata.num_warps
     return Row(
         launch.op,
         launch.name,
         label,
         launch.architecture,
-        result.metadata.num_warps,
+        warps,
         registers,
         spills,
         result.metadata.shared,
+        sum(not step.name.startswith("NOP") for step in parsed(code)[0]),
+        issued_by(code, launch.architecture, warps, use),
     )
 
 
-def inspect(cubin: bytes, ptx: str, architecture: int) -> tuple[int, int]:
-    """Registers and bytes of spills of a thread; the assembler is asked only if it has a stack."""
+def issued_by(code: str, architecture: int, warps: int, use: Use) -> float | None:
+    """Instructions that warps issue for each particle of a use, None if data decides."""
+    try:
+        walks = {call: _walked(code, architecture, call) for call in set(use.calls)}
+    except Lost:
+        return None
+    return sum(walks[c] * warps * math.prod(c.grid) for c in use.calls) / use.particles
+
+
+def _walked(code: str, architecture: int, call: Call) -> int:
+    """Instructions that a warp of the program in the middle of the grid issues."""
+    place, base = PARAMETERS[architecture], 1 << 44
+    bank, memory = {0x28: 1 << 24}, {}
+    for i, argument in enumerate(call.arguments):
+        if isinstance(argument, int):
+            bank[place] = argument & WORD
+            place += 4
+            continue
+        name, size = argument
+        place = -(-place // 8) * 8
+        bank[place], bank[place + 4] = 0, (base >> 32) * (i + 1)
+        place += 8
+        if name in ARRAYS and size == 8:
+            memory[base * (i + 1)] = functools.partial(_word_of, ARRAYS[name])
+    middle = [n // 2 for n in (*call.grid, 1, 1)]
+    special = dict(zip(("SR_CTAID.X", "SR_CTAID.Y", "SR_CTAID.Z"), middle, strict=False))
+    sizes = {"SR_NCTAID.X": 0, "SR_NCTAID.Y": 1, "SR_NCTAID.Z": 2}
+    grid = (*call.grid, 1, 1)
+    for axis, offset in enumerate((0xC, 0x10, 0x14)):
+        bank[offset] = grid[axis]
+    special |= {name: grid[axis] for name, axis in sizes.items()}
+    return issued(code, Walk(bank, special, memory)).total()
+
+
+def _word_of(array: Callable[[int], int], at: int) -> int:
+    """A half of an int64 array's element, by its place in bytes."""
+    return array(at // 8) >> (32 if at % 8 else 0) & WORD
+
+
+def inspect(cubin: bytes, ptx: str, architecture: int) -> tuple[int, int, str]:
+    """Registers and bytes of spills of a thread, and the code of ``nvdisasm``.
+
+    The assembler is asked for spills only if there is a stack.
+    """
     import triton.backends.nvidia
 
     tools = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -324,14 +437,16 @@ def inspect(cubin: bytes, ptx: str, architecture: int) -> tuple[int, int]:
         found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
         if not found:
             raise SystemExit(f"bench.resources: cuobjdump says nothing of registers: {usage}")
+        code = _run([tools / "nvdisasm", "-c", binary])
         if found[2] == "0":
-            return int(found[1]), 0
+            return int(found[1]), 0, code
         text.write_text(ptx, encoding="utf-8")
         suffix = "a" if architecture == 90 else ""
         said = _run(
             [tools / "ptxas", "-v", f"--gpu-name=sm_{architecture}{suffix}", text, "-o", binary]
         )
-    return int(found[1]), sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", said))
+    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", said))
+    return int(found[1]), spills, code
 
 
 def _run(command: list[Any]) -> str:
@@ -359,20 +474,27 @@ def tasks(sizes: Sequence[str] = (), precisions: Sequence[str] = PRECISIONS) -> 
     ]
 
 
-def labelled(recordings: dict[Task, list[tuple[str, Launch]]]) -> list[tuple[Launch, str]]:
-    """The launches that differ, each once, with a label of all its sizes, precisions and uses."""
-    where: dict[str, tuple[Launch, list[tuple[str, str, str, str]]]] = {}
+def labelled(
+    recordings: dict[Task, list[tuple[str, Launch, Call]]],
+) -> list[tuple[Launch, str, Use]]:
+    """The launches that differ, each once, with a label of all its uses, and the first of these."""
+    from bench.cases import PARTICLES
+
+    where: dict[str, tuple[Launch, dict[tuple[str, str, str, str], list[Call]]]] = {}
     for (size, precision, half), launches in recordings.items():
-        for use, launch in launches:
-            _, places = where.setdefault(repr(launch), (launch, []))
-            places.append((size, precision, "bf16 tensors" if half else "", use))
+        for use, launch, call in launches:
+            _, places = where.setdefault(repr(launch), (launch, {}))
+            place = size, precision, "bf16 tensors" if half else "", use
+            places.setdefault(place, []).append(call)
     found = []
     for launch, places in where.values():
         sizes, precisions, kinds, uses_ = (
             ", ".join(dict.fromkeys(p)) for p in zip(*places, strict=True)
         )
         kind = kinds if kinds == "bf16 tensors" else ""
-        found.append((launch, "; ".join(filter(None, (sizes, precisions, kind, uses_)))))
+        first = next(iter(places))
+        made = Use(*first, tuple(places[first]), PARTICLES["cuda"][first[0]])
+        found.append((launch, "; ".join(filter(None, (sizes, precisions, kind, uses_))), made))
     return sorted(found, key=lambda f: (f[0].op, f[0].name, f[1], f[0].architecture))
 
 
@@ -390,8 +512,8 @@ def rows(
         wanted = tasks(sizes, precisions)
         recordings = dict(zip(wanted, pool.map(recorded, *zip(*wanted, strict=True)), strict=True))
         todo = [
-            (launch, label)
-            for launch, label in labelled(recordings)
+            (launch, label, use)
+            for launch, label, use in labelled(recordings)
             if launch.architecture in architectures and (ops is None or launch.op in ops)
         ]
         yield from pool.map(compiled, *zip(*todo, strict=True)) if todo else ()
@@ -409,7 +531,7 @@ def cuda_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
 
 HEADER = (
     "op", "kernel", "case", "sm", "warps", "registers", "spilled bytes", "shared bytes",
-    "occupancy",
+    "occupancy", "instructions", "issued per particle",
 )  # fmt: skip
 
 
@@ -445,7 +567,9 @@ def main() -> None:
         rows(settings.ops, architectures, settings.precisions, settings.sizes, settings.jobs),
         compiled_cuda,
     ):
-        lines.append((*map(str, row), f"{row.occupancy:.0%}"))
+        issued_text = "" if row.issued is None else f"{row.issued:.0f}"
+        text = f"{row.instructions}" if row.instructions else ""
+        lines.append((*map(str, row[:8]), f"{row.occupancy:.0%}", text, issued_text))
         print(", ".join(lines[-1]), flush=True)
         if row.fault:
             faults.append(f"{row.kernel}, {row.label}, sm_{row.architecture}: {row.fault}")
