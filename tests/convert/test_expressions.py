@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jetkern.convert.readers.expressions import Expression
+from jetkern.convert.readers import Column
+from jetkern.convert.readers.expressions import Expression, Lists
 from jetkern.convert.readers.pid import from_pdg, pdg_mass
 
 COLUMNS = {
@@ -42,9 +43,76 @@ def test_the_columns_that_it_needs():
     assert Expression("abs(a.b) + `Jet#3.index` + a.b").names == ("a.b", "Jet#3.index")
 
 
+def lists(row=(0, 0, 1, 1)):
+    """Two rows of tracks, three and one, with two numbers each; the first row is called 5."""
+    columns = {
+        "Track.d0": Column(np.array([1, 2, 3, 4], "f4"), (np.array([3, 1]),)),
+        "Track.hit": Column(np.array([2, -1, 0, 0]), (np.array([3, 1]),)),
+        "cov": Column(np.arange(8), (np.array([3, 1]), np.full(4, 2))),
+        "ragged": Column(np.arange(6), (np.array([3, 1]), np.array([1, 2, 1, 2]))),
+        "none": Column(np.empty(0), (np.zeros(2, int),)),
+    }
+    return Lists(columns, np.array(row), 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("take(Track.d0, index)", [3, 1, 4, np.nan]),
+        ("2 * take(Track.d0, index) - 1", [5, 1, 7, np.nan]),
+        ("take(Track.d0, take(Track.hit, index))", [1, 3, 4, np.nan]),
+        ("take(Track.d0, where(index == 2, -5, index))", [np.nan, 1, 4, np.nan]),
+        ("take(Track.d0, 0)", [1, 1, 4, 4]),
+        ("take(cov, index, 1)", [5, 1, 7, np.nan]),
+        ("take(ragged, 1 - index // 2 if index > 0 else -1, 0)", [0, np.nan, np.nan, np.nan]),
+        ("take(none, -1)", [np.nan] * 4),
+    ],
+)
+def test_entries_of_other_lists(text, expected):
+    columns = {"index": np.array([2, 0, 0, -1])}
+    expression = Expression(text)
+    found = np.asarray(expression.evaluate(columns, lists()))
+    np.testing.assert_array_equal(found, expected)
+    assert expression.names in ((), ("index",))
+
+
+def test_whole_numbers_that_are_taken_stay_whole():
+    large = Column(np.array([2**60 + 1]), (np.array([1]),))
+    found = Expression("take(n, 0)").evaluate({}, Lists({"n": large}, np.zeros(1, int), 0))
+    assert found.tolist() == [2**60 + 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("take(Track.d0, index)", "row 6: Track.d0 has 1 entries, 3 is taken"),
+        ("take(Track.d0, index / 2)", "row 6: Track.d0 is taken by the index 1.5, which is not wh"),
+        ("take(none, 0)", "row 5: none has 0 entries, 0 is taken"),
+        ("take(cov, 0)", "cov holds lists of lists in its rows, expected lists"),
+        ("take(Track.d0, 0, 1)", "Track.d0 holds lists in its rows, expected lists of lists"),
+        ("take(ragged, 0, 1)", "row 5: ragged has lists of 1, none of 1"),
+    ],
+)
+def test_entries_that_are_not_there(text, says):
+    with pytest.raises(ValueError, match=says):
+        Expression(text).evaluate({"index": np.array([2, 0, 0, 3])}, lists())
+
+
+def test_nothing_to_take_from():
+    with pytest.raises(ValueError, match="nothing here to take from"):
+        Expression("take(a, 0)").evaluate({})
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "take(pt)",
+        "take(pt, 0, 1, 2)",
+        "take(pt + 1, 0)",
+        "take(pt, eta, eta)",
+        "take(pt, 0, -1)",
+        "take(pt, 0, True)",
+        "take(pt, index=0)",
         "__import__('os').system('true')",
         "pt.__class__()",
         "[x for x in pt]",

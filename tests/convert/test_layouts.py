@@ -407,6 +407,7 @@ def test_events_taken_for_jets(tmp_path, capsys):
         (('label = "label"', 'label = "label"\ncondition = "pt"'), "condition must be a list"),
         (('label = "label"', 'label = "label"\nselect = "exit()"'), "is not allowed"),
         (('label = "label"', 'label = "label"\nfirst = 0'), "jets.first must be a number"),
+        (('pt = "pt"', 'pt = "= take(pt)"'), "take without a column and an index"),
         (('pt = "pt"', "pt = []"), "particles.pt must be a column"),
         (('pt = "pt"', 'pt = "pt"\nln_pt = "x"'), "either pt, eta, phi or px, py, pz"),
         (('eta = "eta"', 'delta_eta = "eta"'), "both delta_eta and delta_phi"),
@@ -464,6 +465,12 @@ def test_the_descriptions_that_come_with_it(tmp_path, name):
     assert own["classes"] == ["all"]
     assert own["particles"] == schema["particles"]
     assert "label" not in own["jets"]
+
+
+def test_particles_of_numbers_alone_are_none(tmp_path):
+    path = described(tmp_path, particles="pt = 1\neta = 0\nphi = 0")
+    with pytest.raises(InputError, match="particles needs a column"):
+        description.load(path)
 
 
 def test_the_description_in_the_documents_is_valid(tmp_path):

@@ -309,6 +309,29 @@ def test_a_collection_without_tracks_or_codes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("form", ["lists", "nested"])
+def test_columns_of_other_lists_are_taken_by_an_index(tmp_path, form):
+    """Of particles, of jets, and in a selection; the lists stand in an order of their own."""
+    events = Events()
+    columns, text = linked(events, "lists") if form == "lists" else (nested(events), "")
+    rng = np.random.default_rng(3)
+    at = [rng.permutation(n) for n in events.jets]
+    columns["flavours"] = ak.Array(
+        [np.asarray(f)[np.argsort(p)] for f, p in zip(columns["jet_flavour"], at, strict=True)]
+    )
+    columns["flavour_at"] = ak.Array(at)
+    columns["masses"] = ak.Array([[0.5, 0.139]] * len(events.jets))
+    write(tmp_path / "a.parquet", columns)
+    jets = JETS.replace('"jet_flavour"', '"= take(flavours, flavour_at)"')
+    jets += 'select = "take(flavours, flavour_at) != 4"\n'
+    particles = PARTICLES.replace('"part_mass"', '"= take(masses, 1 + 0 * part_pdg)"')
+    text = f"[constituents]\n{text}" if text else ""
+    schema = described(tmp_path, text, jets=jets, particles=particles)
+    out = tmp_path / "out"
+    assert run(tmp_path / "a.parquet", "--schema", schema, "--out", out, "--jets-per-read", 7) == 0
+    compare(out, events.expected(events.of_jets["jet_flavour"] != 4))
+
+
 @pytest.mark.parametrize(
     ("form", "change", "says"),
     [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jetkern.convert.readers import SCHEMAS, SHIPPED, InputError, check_classes, first_line
 from jetkern.convert.readers import links as linking
-from jetkern.convert.readers.expressions import Expression
+from jetkern.convert.readers.expressions import Expression, Lists
 
 try:
     import tomllib
@@ -139,6 +139,8 @@ def _check_particles(table: dict[str, Any], jets: dict[str, Any]) -> None:
     _only(table, _PARTICLES | _PARTICLE_SETTINGS, "particles.")
     for key in _PARTICLES & set(table):
         _value(table[key], f"particles.{key}")
+    columns = [n for key in _PARTICLES & set(table) for n in Value(table[key]).names]
+    _need(bool(columns), "particles needs a column")
     given = set(table)
     cartesian = bool(given & set(CARTESIAN))
     parts = (_TRANSVERSE, _LONGITUDINAL, _AZIMUTH)
@@ -258,7 +260,7 @@ def _check_constituents(
         )
         _need("count" not in particles[0], "particles.count is for lists of each jet")
         _need(
-            given != {"jet", "particle"} or bool(jet_columns(jets)),
+            given != {"jet", "particle"} or any(jet_columns(jets)),
             "constituents.jet needs a column of the jets, such as jets.eta and jets.phi",
         )
     for table in particles:
@@ -316,35 +318,38 @@ class Value:
 
     Attributes:
         names: the columns that it needs.
+        lists: the columns whose lists it takes entries of.
     """
 
     def __init__(self, given: str | float) -> None:
         self.given = given
         self._expression = None
         self.names: tuple[str, ...] = ()
+        self.lists: tuple[str, ...] = ()
         if isinstance(given, str):
             if given.lstrip().startswith("="):
                 self._expression = Expression(given.lstrip()[1:])
-                self.names = self._expression.names
+                self.names, self.lists = self._expression.names, self._expression.lists
             else:
                 self.names = (given,)
 
-    def of(self, columns: Mapping[str, Array], size: int) -> Array:
+    def of(self, columns: Mapping[str, Array], size: int, lists: Lists | None = None) -> Array:
         """(size,) values for columns (size,)."""
         if self._expression is not None:
-            return np.broadcast_to(self._expression.evaluate(columns), size)
+            return np.broadcast_to(self._expression.evaluate(columns, lists), size)
         if self.names:
             return columns[self.names[0]]
         return np.full(size, self.given)
 
 
-def jet_columns(jets: dict[str, Any]) -> tuple[str, ...]:
-    """The columns of [jets]."""
+def jet_columns(jets: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of [jets], and those whose lists it takes entries of."""
     label = jets.get("label", [])
-    values = [*(label if isinstance(label, list) else [label])]
-    values += [jets[key] for key in ("pt", "eta", "phi") if key in jets]
-    values += [entry["column"] for entry in jets["condition"]]
-    names = [name for value in values for name in Value(value).names]
+    given = [*(label if isinstance(label, list) else [label])]
+    given += [jets[key] for key in ("pt", "eta", "phi") if key in jets]
+    given += [entry["column"] for entry in jets["condition"]]
+    values: list[Value | Expression] = [Value(value) for value in given]
     if "select" in jets:
-        names += Expression(jets["select"]).names
-    return tuple(dict.fromkeys(names))
+        values.append(Expression(jets["select"]))
+    names = dict.fromkeys(name for value in values for name in value.names)
+    return tuple(names), tuple(dict.fromkeys(name for value in values for name in value.lists))

@@ -1,9 +1,14 @@
 """Small arithmetic over columns, for schemas: ``abs(FatJet_eta) < 2.4 and FatJet_pt > 200``.
 
 Python's syntax for numbers, names, ``+ - * / // % **``, ``& |``, comparisons, ``in (1, 2)``,
-``and or not``, ``a if condition else b`` and the functions in ``FUNCTIONS``; nothing else, and
-nothing is run by Python itself. A name is a column, dotted as it is in the file; one that is no
-Python name goes in backquotes: ``` `Jet#3.index` ```.
+``and or not``, ``a if condition else b``, the functions in ``FUNCTIONS`` and ``take``; nothing
+else, and nothing is run by Python itself. A name is a column, dotted as it is in the file; one that
+is no Python name goes in backquotes: ``` `Jet#3.index` ```.
+
+``take(column, index)`` is the entry ``index`` of the list that the column has in the same row (of
+the same event): ``take(Track_d0, Cand_track)``. Of a list of lists ``take(column, index, k)`` is
+the entry k of the list that ``index`` names. An index below 0, and one that is NaN, as that of
+another ``take`` may be, names nothing: the value is NaN.
 """
 
 from __future__ import annotations
@@ -13,10 +18,12 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
+from jetkern.convert.readers import Column
 from jetkern.convert.readers.pid import pdg_mass
 
 MAX_LENGTH = 2000  # characters; deeper nesting than this allows is refused by the parser's depth
@@ -72,11 +79,79 @@ _UNARY: dict[type, Callable[..., Any]] = {
 }
 
 
+class Lists:
+    """Whole lists for ``take``, of the rows that values belong to.
+
+    Args:
+        columns: a list in each of R rows, or a list of lists.
+        row: (T,) the row of each value.
+        first: what the first row is called in messages.
+    """
+
+    def __init__(self, columns: Mapping[str, Column], row: NDArray[np.int64], first: int) -> None:
+        self._columns, self._row, self._first = columns, row, first
+
+    def of(self, which: NDArray[np.int64]) -> Lists:
+        """The same for some of the values."""
+        return Lists(self._columns, self._row[which], self._first)
+
+    def take(self, name: str, index: Any, entry: int | None) -> NDArray[Any]:
+        """(T,) entries of lists, NaN where the index (T,) names nothing.
+
+        Raises:
+            ValueError: naming row and column, for an index beyond the end or that is not whole.
+        """
+        column, depth = self._columns[name], 1 if entry is None else 2
+        if len(column.counts) != depth:
+            kinds = ("single values", "lists", "lists of lists", "lists of lists of lists")
+            found = kinds[len(column.counts)]
+            raise ValueError(f"take: {name} holds {found} in its rows, expected {kinds[depth]}")
+        index = np.broadcast_to(np.asarray(index), self._row.shape)
+        some = ~(np.isnan(index) | (index < 0))
+        at = self._places(name, index[some], self._row[some], column.counts[0])
+        if entry is not None:
+            sizes = column.counts[1]
+            if (sizes[at] <= entry).any():
+                short = int(np.argmax(sizes[at] <= entry))
+                self._refuse(
+                    name,
+                    self._row[some][short],
+                    f"has lists of {sizes[at][short]}, none of {entry}",
+                )
+            at = (np.cumsum(sizes) - sizes)[at] + entry
+        if len(at) == len(some):
+            return column.values[at]
+        values = np.full(len(some), np.nan)
+        values[some] = column.values[at]
+        return values
+
+    def _places(
+        self,
+        name: str,
+        index: NDArray[Any],
+        row: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Where entries are in all rows together."""
+        for wrong, what in (
+            (index != np.floor(index), "is taken by the index {:g}, which is not whole"),
+            (index >= sizes[row], "has {n} entries, {:.0f} is taken"),
+        ):
+            if wrong.any():
+                at = int(np.argmax(wrong))
+                self._refuse(name, row[at], what.format(index[at], n=sizes[row[at]]))
+        return (np.cumsum(sizes) - sizes)[row] + index.astype(np.int64)
+
+    def _refuse(self, name: str, row: np.int64, what: str) -> NoReturn:
+        raise ValueError(f"row {self._first + row}: {name} {what}")
+
+
 class Expression:
     """A checked expression.
 
     Attributes:
         names: the columns that it uses.
+        lists: those that it takes entries of.
 
     Raises:
         ValueError: saying what is not allowed.
@@ -99,13 +174,18 @@ class Expression:
             raise ValueError(f"{self.text[:60]!r} is no expression ({reason})") from None
         self._quoted = {f"__quoted_{i}": name for i, name in enumerate(quoted)}
         self._names: dict[str, None] = {}
+        self._lists: dict[str, None] = {}
         self._check(self._tree, 0)
-        self.names = tuple(self._names)
+        self.names, self.lists = tuple(self._names), tuple(self._lists)
 
-    def evaluate(self, columns: Mapping[str, Any]) -> Any:
-        """The value for columns of equal shapes; without a warning for what is not finite."""
+    def evaluate(self, columns: Mapping[str, Any], lists: Lists | None = None) -> Any:
+        """The value for columns of equal shapes; without a warning for what is not finite.
+
+        Raises:
+            ValueError: for values that it cannot be made of.
+        """
         with np.errstate(all="ignore"):
-            return self._value(self._tree, columns)
+            return self._value(self._tree, columns, lists)
 
     def _refuse(self, node: ast.AST, what: str = "") -> None:
         shown = what or ast.unparse(node)[:60]
@@ -155,6 +235,9 @@ class Expression:
                     self._refuse(node)
         elif isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else ""
+            if name == "take":
+                self._check_take(node, depth)
+                return
             if name not in FUNCTIONS or node.keywords:
                 self._refuse(node)
             if len(node.args) != _ARGUMENTS.get(name, 1):
@@ -165,9 +248,21 @@ class Expression:
         for child in children:
             self._check(child, depth + 1)
 
-    def _value(self, node: Any, columns: Mapping[str, Any]) -> Any:
+    def _check_take(self, node: ast.Call, depth: int) -> None:
+        if node.keywords or len(node.args) not in (2, 3):
+            self._refuse(node, "take without a column and an index")
+        name = self._name(node.args[0])
+        if name is None:
+            self._refuse(node.args[0], f"take of {ast.unparse(node.args[0])[:60]}")
+        self._lists[str(name)] = None
+        self._check(node.args[1], depth + 1)
+        entry = node.args[2] if len(node.args) == 3 else ast.Constant(0)
+        if not (isinstance(entry, ast.Constant) and type(entry.value) is int and entry.value >= 0):
+            self._refuse(entry, f"take with {ast.unparse(entry)[:60]} for a number")
+
+    def _value(self, node: Any, columns: Mapping[str, Any], lists: Lists | None) -> Any:
         def value(child: Any) -> Any:
-            return self._value(child, columns)
+            return self._value(child, columns, lists)
 
         if isinstance(node, ast.Constant):
             return np.asarray(node.value)
@@ -191,6 +286,13 @@ class Expression:
         if isinstance(node, ast.IfExp):
             return np.where(value(node.test), value(node.body), value(node.orelse))
         if isinstance(node, ast.Call):
+            if node.func.id == "take":  # type: ignore[attr-defined]
+                if lists is None:
+                    raise ValueError(f"{self.text[:60]!r}: there is nothing here to take from")
+                entry = node.args[2].value if len(node.args) == 3 else None  # type: ignore
+                return _number(
+                    lists.take(str(self._name(node.args[0])), value(node.args[1]), entry)
+                )
             return FUNCTIONS[node.func.id](*map(value, node.args))  # type: ignore[attr-defined]
         result: Any = np.asarray(True)
         left = value(node.left)

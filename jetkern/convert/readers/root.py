@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -48,6 +49,12 @@ class Tree:
             self._tree: Any = self._file[name] if there and missing_bytes <= 0 else None
             self.branches = list(self._tree.keys()) if self._tree is not None else []
             self._known = set(self.branches)
+            # Arrays of a fixed length in objects, as a branch of the name "covMatrix[21]".
+            self._arrays_of = {
+                re.sub(r"(\[\d+\])+$", "", key.rsplit("/", 1)[-1]): key.rsplit("/", 1)[-1]
+                for key in self.branches
+                if key.endswith("]")
+            }
             self.num_jets = int(self._tree.num_entries) if self._tree is not None else 0
             self._ntuple = "RNTuple" in type(self._tree).__name__
         except Exception as error:  # uproot raises many kinds for damaged files
@@ -69,13 +76,15 @@ class Tree:
             raise
 
     def resolve(self, name: str) -> tuple[str, list[str]] | None:
-        """The branch that a name means, and the path to a member of its records; None if there is
-        no such branch."""
+        """The branch that a name means, without the length of a fixed array if that is in it, and
+        the path to a member of its records; None if there is no such branch."""
         parts = name.split(".")
         for used in range(len(parts), 0, -1):
             branch = ".".join(parts[:used])
             if branch in self._known or (not self._ntuple and branch in self._tree):
                 return branch, parts[used:]
+            if branch in self._arrays_of:
+                return self._arrays_of[branch], parts[used:]
         return None
 
     def read_columns(self, names: Iterable[str], start: int, stop: int) -> dict[str, Column]:

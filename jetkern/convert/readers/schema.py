@@ -34,8 +34,10 @@ have room for a fixed number of particles, count and mask work as in HDF5.
 
 **Values.** Where a column is meant, a number stands for itself (``pdg = 22``) and a text that
 begins with ``=`` for an expression over columns of the same table (``pt = "= sin(theta) /
-abs(qOverP)"``, see ``readers.expressions``). A column ``a.b`` may be the member ``b`` of records
-``a``; parts of arrays are described in ``readers.tables``.
+abs(qOverP)"``, see ``readers.expressions``). An expression also takes values of any other list of
+the event by an index: ``d0 = "= take(Track_d0, PFCand_trackIdx)"``, NaN for an index below 0. A
+column ``a.b`` may be the member ``b`` of records ``a``; parts of arrays are described in
+``readers.tables``.
 
 **Particles** have one of pt, ln_pt, et, relative_pt (which needs jets.pt); one of eta, rapidity,
 delta_eta; phi or delta_phi; and at most one of energy, ln_energy, mass. Or px, py, pz. delta_eta
@@ -99,17 +101,17 @@ from jetkern.convert.readers.description import (
     CARTESIAN,
     IDENTITY,
     LENGTHS,
-    MOMENTA,
     TRACKS,
     UNITS,
+    Array,
     Value,
     is_any,
     jet_columns,
     load,
-    sentinels,
 )
-from jetkern.convert.readers.expressions import Expression
+from jetkern.convert.readers.expressions import Expression, Lists
 from jetkern.convert.readers.pid import from_pdg
+from jetkern.convert.readers.rows import Collection, Jets
 from jetkern.convert.readers.tables import open_table
 from jetkern.convert.readers.toptagging import jet_quantities
 
@@ -122,8 +124,6 @@ _EVENTS = 500  # read at a time: their particles are many more than those of the
 _INDEX_ROWS = 1 << 16
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a folder, as Hive, Spark and pyarrow write it
 _MAX_PHI = 2 * np.pi * (1 + 1e-5)
-
-Array = NDArray[Any]
 
 
 def recognises(path: Path) -> bool:
@@ -146,9 +146,9 @@ class Described(BaseSource):
         jets = schema["jets"]
         self.shift, self.scale = options.label_shift or 0, options.tracks
         self.unit, self.length = UNITS[schema["unit"]], LENGTHS[schema["length"]]
-        self.collections = [_Collection(table) for table in schema["particles"]]
+        self.collections = [Collection(table) for table in schema["particles"]]
         self.links: dict[str, str] = schema["constituents"]
-        self.jet_columns = jet_columns(jets)
+        self.jet_columns, self.jet_lists = jet_columns(jets)
         self.select = Expression(jets["select"]) if "select" in jets else None
         label = jets.get("label", [])
         self.label_columns = [Value(v) for v in (label if isinstance(label, list) else [label])]
@@ -157,9 +157,7 @@ class Described(BaseSource):
         )
         counters = [n for c in self.collections if c.count is not None for n in c.count.names]
         self.jet_columns = tuple(dict.fromkeys([*self.jet_columns, *counters]))
-        names = [n for c in self.collections for n in c.names]
-        names += [*self.jet_columns, *self.links.values()]
-        names = list(dict.fromkeys(names))
+        names = self._names()
         opened = path, schema["format"], schema.get("tree")
         folder = _label_of_folder(options.name, label)
         if folder is None:
@@ -189,6 +187,12 @@ class Described(BaseSource):
             self.num_jets = int(self.first[-1])
             if not self.num_jets and self.table.num_rows:
                 self.notes["note"] = f"none of the jets in {self.table.num_rows} rows is selected"
+
+    def _names(self) -> list[str]:
+        """All columns."""
+        names = [n for c in self.collections for n in (*c.names, *c.lists)]
+        names += [*self.jet_columns, *self.jet_lists, *self.links.values()]
+        return list(dict.fromkeys(names))
 
     def _class_of(self, text: str, classes: Sequence[str]) -> int:
         """The class that a folder's value of the label stands for; -1 for none."""
@@ -222,8 +226,8 @@ class Described(BaseSource):
     def _count_jets(self) -> NDArray[np.int64]:
         """(rows + 1,) the first jet of each row, of those that are selected."""
         counts = [np.zeros(1, np.int64)]
-        names = self.jet_columns
-        if self.events and not any(self._lists_jets(name) for name in names):
+        names = (*self.jet_columns, *self.jet_lists)
+        if self.events and not any(self._lists_jets(name) for name in self.jet_columns):
             names = (*names, self._jets_list())
         for start in range(0, self.table.num_rows, _INDEX_ROWS):
             stop = min(start + _INDEX_ROWS, self.table.num_rows)
@@ -242,7 +246,7 @@ class Described(BaseSource):
                 return self.links[key]
         return self.collections[0].names[0]
 
-    def _jets(self, columns: dict[str, Column], start: int, stop: int) -> _Jets:
+    def _jets(self, columns: dict[str, Column], start: int, stop: int) -> Jets:
         """The jets of a range of rows."""
         rows = stop - start
         counts = np.ones(rows, np.int64)
@@ -254,12 +258,13 @@ class Described(BaseSource):
                     f"{self.path}: no column of jets is a list, of the jets of an event"
                 )
             counts = columns[lists[0]].counts[0]
-        jets = _Jets(
-            self.path, start, counts, {n: columns[n] for n in self.jet_columns}, self.events
+        own, looked_up = (
+            {n: columns[n] for n in names} for names in (self.jet_columns, self.jet_lists)
         )
+        jets = Jets(self.path, start, counts, own, self.events, looked_up)
         if self.select is not None:
             try:
-                chosen = self.select.evaluate(jets.columns)
+                chosen = self.select.evaluate(jets.columns, jets.lists)
             except ValueError as error:
                 raise InputError(f"{self.path}: jets.select: {error}") from None
             jets.keep &= np.broadcast_to(np.asarray(chosen) != 0, len(jets.keep))
@@ -292,9 +297,7 @@ class Described(BaseSource):
     ) -> tuple[NDArray[np.int64], dict[str, Array], dict[str, Array], dict[str, int]]:
         """Counts, values of particles and of jets, and a tally of the jets of some rows that are
         among ``start`` to ``stop - 1``."""
-        names = [n for c in self.collections for n in c.names]
-        names = list(dict.fromkeys([*names, *self.jet_columns, *self.links.values()]))
-        columns = self.table.read(names, first, last)
+        columns = self.table.read(self._names(), first, last)
         jets = self._jets(columns, first, last)
         if self.first is not None:
             number = self.first[first] + np.cumsum(jets.keep) - 1
@@ -307,7 +310,7 @@ class Described(BaseSource):
             chosen = jets.keep[owner]
             if not chosen.all():
                 owner, rows = owner[chosen], rows[chosen]
-            kept, found = self._particles(collection, columns, owner, rows, jets, tally)
+            kept, found = self._particles(collection, columns, owner, rows, jets, first, tally)
             owners.append(position[owner[kept]])
             values.append(found)
         owner, particles = owners[0], values[0]
@@ -326,7 +329,7 @@ class Described(BaseSource):
         return counts, particles, self._jet_values(jets), tally
 
     def _pairs(
-        self, columns: dict[str, Column], jets: _Jets, first: int, tally: dict[str, int]
+        self, columns: dict[str, Column], jets: Jets, first: int, tally: dict[str, int]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """(jet, row of the collection) of all particles, for each collection; jets rise."""
         depth = 2 if self.events and not self.links else 1
@@ -354,11 +357,7 @@ class Described(BaseSource):
             behind = np.cumsum(counts) - counts - (np.cumsum(number) - number)
             return [(owner, np.arange(len(owner)) + behind[owner])]
         targets = [
-            linking.Target(
-                counts,
-                None if c.id is None else c.id.of(_values(columns, c.names), int(counts.sum())),
-                c.number,
-            )
+            linking.Target(counts, c.numbers(columns, counts), c.number)
             for c, counts in zip(self.collections, per_row, strict=True)
         ]
         try:
@@ -373,11 +372,11 @@ class Described(BaseSource):
 
     def _look_behind(
         self,
-        collection: _Collection,
+        collection: Collection,
         columns: dict[str, Column],
         counts: NDArray[np.int64],
         number: NDArray[np.int64],
-        jets: _Jets,
+        jets: Jets,
         tally: dict[str, int],
     ) -> None:
         """Counts jets with a particle right behind their count, which may be wrong."""
@@ -398,7 +397,7 @@ class Described(BaseSource):
         return first + jet if self.first is None else int(self.first[first]) + jet
 
     def _counts(
-        self, collection: _Collection, columns: dict[str, Column], depth: int, first: int
+        self, collection: Collection, columns: dict[str, Column], depth: int, first: int
     ) -> NDArray[np.int64]:
         """Particles of each list, which all columns of a collection must agree on."""
         common: Column | None = None
@@ -428,11 +427,12 @@ class Described(BaseSource):
 
     def _particles(
         self,
-        collection: _Collection,
+        collection: Collection,
         columns: dict[str, Column],
         owner: NDArray[np.int64],
         rows: NDArray[np.int64],
-        jets: _Jets,
+        jets: Jets,
+        first: int,
         tally: dict[str, int],
     ) -> tuple[NDArray[np.int64], dict[str, Array]]:
         """Which of the particles are real (T,), and their pt, eta, phi, energy, identities and
@@ -440,14 +440,16 @@ class Described(BaseSource):
         flat = {name: columns[name].values for name in collection.names}
         if len(rows) != len(next(iter(flat.values()))) or self.links:
             flat = {name: values.take(rows) for name, values in flat.items()}
+        lists = Lists({n: columns[n] for n in collection.lists}, jets.row[owner], first)
         try:
-            real = collection.real(flat, len(rows), self.table.rectangular)
+            real = collection.real(flat, len(rows), self.table.rectangular, lists)
             if not real.all():
                 kept = np.flatnonzero(real)
+                lists = lists.of(kept)
                 flat = {name: values.take(kept) for name, values in flat.items()}
             else:
                 kept = np.arange(len(real))
-            p = {k: v.of(flat, len(kept)) for k, v in collection.values.items()}
+            p = {k: v.of(flat, len(kept), lists) for k, v in collection.values.items()}
         except ValueError as error:
             raise InputError(f"{self.path}: {error}") from None
         p = {k: np.asarray(v, np.float64) for k, v in p.items()}
@@ -470,7 +472,7 @@ class Described(BaseSource):
         return kept, found
 
     def _kinematics(
-        self, p: dict[str, Array], owner: NDArray[np.int64], jets: _Jets
+        self, p: dict[str, Array], owner: NDArray[np.int64], jets: Jets
     ) -> dict[str, Array]:
         """pt, eta, phi, energy in GeV of whatever a collection has of them; eta and phi are
         relative to the jet if they are given so."""
@@ -513,17 +515,17 @@ class Described(BaseSource):
             energy = np.sqrt((pt * np.cosh(absolute)) ** 2 + mass**2)
         return {"pt": pt, "eta": eta, "phi": phi, "energy": energy}
 
-    def _jet_value(self, value: Value, jets: _Jets) -> Array:
+    def _jet_value(self, value: Value, jets: Jets) -> Array:
         try:
-            return np.asarray(value.of(jets.columns, len(jets.row)))
+            return np.asarray(value.of(jets.columns, len(jets.row), jets.lists))
         except ValueError as error:
             raise InputError(f"{self.path}: {error}") from None
 
-    def _integers(self, value: Value, jets: _Jets, first: int) -> NDArray[np.int64]:
+    def _integers(self, value: Value, jets: Jets, first: int) -> NDArray[np.int64]:
         numbers = self._jet_value(value, jets)
         return hdf5.integers(numbers, str(value.given), self.path, self._number(first, 0))
 
-    def _jet_values(self, jets: _Jets) -> dict[str, Array]:
+    def _jet_values(self, jets: Jets) -> dict[str, Array]:
         """What [jets] says of the jets that are kept."""
         table = self.schema["jets"]
         values = {f"label {i}": self._jet_value(v, jets) for i, v in enumerate(self.label_columns)}
@@ -707,88 +709,3 @@ def _label_of_folder(named: str, label: Any) -> str | None:
         if isinstance(label, str) and part.startswith(f"{label}="):
             return unquote(part[len(label) + 1 :])
     return None
-
-
-def _values(columns: dict[str, Column], names: tuple[str, ...]) -> dict[str, Array]:
-    return {name: columns[name].values for name in names}
-
-
-class _Jets:
-    """The jets of a range of rows, J of them.
-
-    Attributes:
-        counts: jets of each row; row: (J,) the row of each jet; keep: (J,) whether it is selected.
-        columns: (J,) each; those with one value a row are repeated for the row's jets.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        start: int,
-        counts: NDArray[np.int64],
-        columns: dict[str, Column],
-        events: bool,
-    ) -> None:
-        self.counts = counts
-        self.row = np.repeat(np.arange(len(counts)), counts)
-        self.keep = np.ones(len(self.row), bool)
-        self.columns: dict[str, Array] = {}
-        for name, column in columns.items():
-            if not column.counts:
-                self.columns[name] = column.values[self.row] if events else column.values
-                continue
-            if len(column.counts) > 1 or (not events and (column.counts[0] != 1).any()):
-                raise InputError(
-                    f"{path}: {name} holds lists, expected the opposite, a value for each jet (are "
-                    "the rows events? see [constituents])"
-                )
-            if (column.counts[0] != counts).any():
-                row = int(np.argmax(column.counts[0] != counts))
-                raise InputError(
-                    f"{path}: event {start + row}: {name} has {column.counts[0][row]} jets, others "
-                    f"have {counts[row]}"
-                )
-            self.columns[name] = column.values
-
-
-class _Collection:
-    """One table [particles] of a schema: its columns, and which of its rows are particles."""
-
-    def __init__(self, table: dict[str, Any]) -> None:
-        keys = (*MOMENTA, *TRACKS, *IDENTITY)
-        self.values = {key: Value(table[key]) for key in keys if key in table}
-        self.pdg, self.pid = "pdg" in table, "pid" in table
-        self.count = Value(table["count"]) if "count" in table else None
-        self.mask = Value(table["mask"]) if "mask" in table else None
-        self.id = Value(table["id"]) if "id" in table else None
-        self.number: int | None = table.get("number")
-        self.sentinels = {
-            key: sentinels(values, key) for key, values in table.get("missing", {}).items()
-        }
-        self.padding = sentinels(table["padding"], "padding") if "padding" in table else None
-        used = [*self.values.values(), *(v for v in (self.mask, self.id) if v is not None)]
-        self.names = tuple(dict.fromkeys(name for value in used for name in value.names))
-        self.momenta = tuple(
-            dict.fromkeys(n for key in MOMENTA if key in table for n in self.values[key].names)
-        )
-
-    def real(self, flat: dict[str, Array], size: int, rectangular: bool) -> NDArray[np.bool_]:
-        """(T,) false for what fills up lists."""
-        real = np.ones(size, bool)
-        if self.mask is not None:
-            real = np.asarray(self.mask.of(flat, size)) > 0
-        elif self.count is None:
-            if all(flat[n].dtype.kind == "f" for n in self.momenta):
-                real &= ~np.logical_and.reduce([np.isnan(flat[n]) for n in self.momenta])
-            if rectangular and self.padding is None:
-                real &= np.logical_or.reduce([flat[n] != 0 for n in self.names])
-        if self.padding is not None:
-            fill = [is_any(flat[n], self.padding) for n in self.momenta]
-            real &= ~np.logical_and.reduce(fill)
-        return real
-
-    def missing(self, key: str, p: dict[str, Array]) -> NDArray[np.bool_]:
-        """(T,) true where a value stands for none."""
-        if key not in self.sentinels:
-            return np.zeros(len(p[key]), bool)
-        return is_any(p[key], self.sentinels[key])
