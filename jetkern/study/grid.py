@@ -163,6 +163,7 @@ def _pretrainings(grid: Grid, base: Path) -> list[Run]:
 def _tunings(grid: Grid, task: Downstream, sources: list[Run], base: Path) -> None:
     shards, made = _shards(grid, task.data, base)
     plan = grid.study.pretraining
+    sources = [s for s in sources if not task.objectives or s.objective in task.objectives]
     for jets in task.jets:
         for way in task.ways:
             if way == "scratch":

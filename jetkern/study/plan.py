@@ -79,6 +79,7 @@ class Downstream:
         jets: numbers of training jets.
         seeds: of each, for subset, order and new weights.
         ways: of ``WAYS``.
+        objectives: of the pre-trainings to start from; none means all.
         rates: learning rates to choose from, by way of ``WAYS``; the one with the best validation
             loss of the first seed is taken for all. Without an entry, that of ``settings``.
         settings: flags of ``jetkern finetune``, and ``by_jets`` those for one number of jets.
@@ -92,6 +93,7 @@ class Downstream:
     jets: tuple[int, ...]
     seeds: tuple[int, ...]
     ways: tuple[str, ...]
+    objectives: tuple[str, ...] = ()
     rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
     settings: Flags = field(default_factory=dict)
     by_jets: dict[int, Flags] = field(default_factory=dict)
@@ -141,6 +143,12 @@ def read_study(path: Path) -> Study:
     if pretraining.checkpoints and "steps" not in pretraining.settings:
         training.fail("settings", "has no steps, which checkpoints divides")
     tasks = tuple(_task(name, file.record(name), of) for name in TASKS if name in file)
+    for task in tasks:
+        for objective in task.objectives:
+            if objective not in pretraining.objectives:
+                file.record(task.task).fail(
+                    "objectives", f"has {objective}, which [pretrain] has not"
+                )
     if any(task.trajectory for task in tasks) and not pretraining.checkpoints:
         training.fail("checkpoints", "is not above 0, but a task has a trajectory")
     if not tasks:
@@ -153,7 +161,7 @@ def read_study(path: Path) -> Study:
 
 def _task(name: str, record: Document, of: Any) -> Downstream:
     known = {"data", "jets", "seeds", "transfer", "rates", "settings", "by_jets", "test_jets"}
-    _only(record, known | {"trees", "trajectory"})
+    _only(record, known | {"objectives", "trees", "trajectory"})
     ways = _choices(record, "transfer", WAYS)
     if name != "top" and "probe" in ways:
         record.fail("transfer", "has a probe, which only a task with classes can have")
@@ -182,6 +190,9 @@ def _task(name: str, record: Document, of: Any) -> Downstream:
         jets=_numbers(record, "jets"),
         seeds=_numbers(record, "seeds", low=0),
         ways=ways,
+        objectives=tuple(_objective(record, o) for o in _some(record, "objectives"))
+        if "objectives" in record
+        else (),
         rates=rates,
         settings=_flags(record, "settings"),
         by_jets=by_jets,

@@ -27,7 +27,7 @@ from jetkern.study.analysis import (
 from jetkern.study.collect import NAMES, Row, cells
 from jetkern.study.plan import Study
 from jetkern.study.statistics import Spread, spread
-from jetkern.study.verdicts import ALPHA, Verdict, verdicts
+from jetkern.study.verdicts import ALPHA, CLAIMS, Verdict, verdicts
 from jetkern.tables import table
 
 Cells = list[tuple[object, ...]]
@@ -41,7 +41,7 @@ def write_report(study: Study, rows: Sequence[Row], out: Path) -> str:
         what is said on the screen: verdicts and where the rest is.
     """
     prepare_folder(out)
-    judged = verdicts(rows, study.metric)
+    judged = verdicts(rows, study.metric, [claim.asked_by(study) for claim in CLAIMS])
     tables = {
         "runs": _runs(rows),
         **{f"{task.task}": _merits(rows, task.task) for task in study.tasks},

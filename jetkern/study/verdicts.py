@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jetkern.study.collect import GENERATOR, Row, cells
+from jetkern.study.plan import Study
 from jetkern.study.statistics import Test, holm, paired
 
 Cells = dict[tuple, list[Row]]
@@ -53,6 +54,20 @@ class Claim:
     name: str
     text: str
     comparisons: tuple[Comparison, ...]
+    left_out: tuple[Comparison, ...] = ()
+
+    def asked_by(self, study: Study) -> Claim:
+        """The claim without comparisons of objectives that the study does not tune on their task.
+
+        All of them stay if it tunes none, since it then says nothing to the claim.
+        """
+        asked = {
+            t.task: {SCRATCH, *(t.objectives or study.pretraining.objectives)} for t in study.tasks
+        }
+        planned = [{c.better, c.worse} <= asked.get(c.task, set()) for c in self.comparisons]
+        kept = tuple(c for c, there in zip(self.comparisons, planned, strict=True) if there)
+        left = tuple(c for c, there in zip(self.comparisons, planned, strict=True) if not there)
+        return replace(self, comparisons=kept, left_out=left) if kept else self
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,8 @@ def verdicts(
             why = "not in this study"
         elif missing:
             why = f"{missing} of {len(claim.comparisons)} comparisons have fewer than 2 seeds"
+        elif claim.left_out:
+            why = f"without {', '.join(dict.fromkeys(c.better for c in claim.left_out))}"
         found.append(Verdict(claim, word, p_for, p_against, tuple(tests[claim.name]), why))
     return found
 

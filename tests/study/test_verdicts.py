@@ -5,11 +5,30 @@ import math
 import numpy as np
 import pytest
 
+from jetkern.study import StudyError, read_study
 from jetkern.study.analysis import far_off, published, scores, slopes
 from jetkern.study.collect import CLASSIFIER, GENERATOR, Row
 from jetkern.study.grid import Run
 from jetkern.study.report import _latex, _merits
-from jetkern.study.verdicts import CLAIMS, CM, SCRATCH, C, G, log_error, verdicts
+from jetkern.study.verdicts import CG, CLAIMS, CM, SCRATCH, C, G, log_error, verdicts
+
+PART = """
+name = "part"
+data = { jetclass = { shards = "a" }, jetnet = { shards = "b" } }
+
+[pretrain]
+data = "jetclass"
+objectives = ["classifier", "generator", "mpm", "classifier+generator"]
+sizes = ["micro"]
+jets = [1000]
+
+[jetnet]
+data = "jetnet"
+jets = [1000]
+seeds = [0, 1]
+transfer = ["finetuned", "scratch"]
+objectives = ["classifier", "classifier+generator"]
+"""
 
 
 def made(objective, jets, seed, r30, *, task="top", total=200_000, pretrain_jets=1000):
@@ -70,6 +89,22 @@ def test_generation_is_judged_by_its_distances():
     found = {v.claim.name: v.word for v in verdicts(runs(level, task="jetnet", noise=0.02))}
     assert found["generation needs flow matching, yes"] == "supported"
     assert found["generation needs flow matching, no"] == "supported"
+
+
+def test_objectives_that_a_task_leaves_out_are_named(tmp_path):
+    (tmp_path / "part.toml").write_text(PART)
+    study = read_study(tmp_path / "part.toml")
+    rows = runs({CG: 0.01, C: 0.03, SCRATCH: 0.03}, task="jetnet", noise=0.02)
+    judged = verdicts(rows, claims=[claim.asked_by(study) for claim in CLAIMS])
+    found = {v.claim.name: v for v in judged}
+    assert found["generation needs flow matching, yes"].word == "supported"
+    without = found["generation needs flow matching, yes"].why
+    assert without == "without generator, generator+mpm, classifier+generator+mpm"
+    assert found["generation needs flow matching, no"].why == "without mpm, classifier+mpm"
+    assert found["C+M, few labels"].word == "undecided"
+    (tmp_path / "part.toml").write_text(PART.replace('"classifier", "generator", ', ""))
+    with pytest.raises(StudyError, match=r"part.toml.*objectives.*classifier"):
+        read_study(tmp_path / "part.toml")
 
 
 def test_no_false_alarms_without_a_difference():
