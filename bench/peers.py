@@ -1,20 +1,31 @@
-"""PyTorch's own attentions on padded jets, as others would use them with a pair bias.
+"""What ours is measured beside: PyTorch's own attentions, and omnilearned's network.
 
-They get their inputs padded, heads first, as they want them: the padding is not timed.
+All get their inputs padded as they want them: the padding is not timed.
 """
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from jetkern.jets import segment_index, unpack
+from jetkern.interop.omnilearned import rename
+from jetkern.jets import Jets, segment_index, unpack
+from jetkern.model.pet import PET
 from jetkern.ops.pair_features import pair_index
 
 MASKED = -1e9  # of keys that are not there, as in the reference code
+MODES = {  # of omnilearned, by the parts of a model
+    ("classifier",): "classifier",
+    ("generator",): "generator",
+    ("classifier", "generator"): "pretrain",
+}
+Padded = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def padded_inputs(
@@ -71,3 +82,62 @@ def flex() -> Callable[[Sequence[Tensor], Tensor], Tensor]:
         return compiled(q, k, v, score_mod=score)
 
     return run
+
+
+def omnilearned(model: PET) -> Any:
+    """omnilearned 0.2.0's network of our model's shape and weights.
+
+    Raises:
+        ImportError: without it.
+        KeyError: for parts of a model that it has no mode for.
+    """
+    sys.modules.setdefault("requests", types.ModuleType("requests"))  # its downloads need it only
+    from omnilearned.network import PET2
+
+    config = model.config
+    network = PET2(
+        4,
+        pid=config.use_pid,
+        add_info=config.use_tracks,
+        mode=MODES[config.parts],
+        conditional=config.condition_dim > 0,
+        cond_dim=config.condition_dim or 3,
+        num_classes=config.num_classes,
+        base_dim=config.dim,
+        num_transformers=config.layers,
+        num_transformers_head=config.head_layers,
+        num_heads=config.heads,
+        K=config.neighbours,
+        feature_drop=config.feature_drop,
+        num_coord=2,
+    )
+    ours, theirs = model.state_dict(), network.state_dict()
+    network.load_state_dict({n: ours[rename(n)].view_as(t) for n, t in theirs.items()})
+    return network
+
+
+def omnilearned_loss(network: Any, parts: tuple[str, ...]) -> Callable[[Padded], Tensor]:
+    """The loss of omnilearned's own training, of ``padded_jets``."""
+    from omnilearned.utils import get_loss
+
+    class_loss = torch.nn.CrossEntropyLoss(reduction="none")
+    generator_loss = torch.nn.MSELoss(reduction="none")
+
+    def loss(batch: Padded) -> Tensor:
+        x, pid, tracks, label = batch
+        logs = {k: torch.zeros(1) for k in ("loss", "loss_class", "loss_gen", "loss_class_event")}
+        outputs = network(x, label, pid=pid, add_info=tracks)
+        mode = MODES[parts]
+        return get_loss(outputs, label, mode, class_loss, generator_loss, False, False, None, logs)
+
+    return loss
+
+
+def padded_jets(jets: Jets) -> Padded:
+    """Particles, pid and tracks padded to the longest jet, where there are such, and the labels."""
+
+    def padded(values: Tensor | None) -> Tensor | None:
+        return None if values is None else unpack(values, jets.offsets)[0]
+
+    particles = unpack(jets.particles, jets.offsets)[0]
+    return particles, padded(jets.pid), padded(jets.tracks), jets.label

@@ -26,7 +26,6 @@ import argparse
 import math
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +38,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.machine import command, describe, write_results
+from bench.peers import omnilearned
 from jetkern import Jets
 from jetkern.data import Shards
 from jetkern.evaluation.generate import first_jets, load_generator
-from jetkern.interop.omnilearned import rename
 from jetkern.jets import unpack
 from jetkern.metrics.generation import Sample, bootstrap_wasserstein
 from jetkern.metrics.substructure import observables
@@ -205,7 +204,6 @@ class Peer:
 
     def __init__(self, model: PET, start: Jets, options: argparse.Namespace) -> None:
         sys.path.insert(0, options.peer)
-        sys.modules.setdefault("requests", types.ModuleType("requests"))  # its downloads need it
         self.start = start.select(slice(0, options.peer_jets))
         self.noise, self.mask = unpack(self.start.particles, self.start.offsets)
         self.velocity = peer_velocity(model, self.start, self.mask)
@@ -240,28 +238,10 @@ class Peer:
 
 def peer_velocity(model: PET, start: Jets, mask: Tensor) -> Velocities:
     """The velocity of omnilearned's network for padded jets at a time."""
-    from omnilearned.diffusion import network_wrapper
-    from omnilearned.network import PET2
-
     config = model.config
-    network = PET2(
-        4,
-        pid=False,
-        add_info=False,
-        mode="generator",
-        conditional=config.condition_dim > 0,
-        cond_dim=config.condition_dim or 3,
-        num_classes=config.num_classes,
-        base_dim=config.dim,
-        num_transformers=config.layers,
-        num_transformers_head=config.head_layers,
-        num_heads=config.heads,
-        K=config.neighbours,
-        num_coord=2,
-    ).eval()
-    ours = model.state_dict()
-    theirs = network.state_dict()
-    network.load_state_dict({n: ours[rename(n)].view_as(t) for n, t in theirs.items()})
+    network = omnilearned(model).eval()
+    from omnilearned.diffusion import network_wrapper
+
     present = mask[..., None].float()
     condition = start.condition
     if condition is not None and config.condition_scale is not None:

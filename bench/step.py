@@ -31,7 +31,6 @@ import resource
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
@@ -43,11 +42,11 @@ import torch
 from bench.jets import described, load_jets
 from bench.limits import model_products
 from bench.machine import command, describe, write_results
+from bench.peers import omnilearned, omnilearned_loss, padded_jets
 from jetkern import PET
 from jetkern.cli.parser import threads
-from jetkern.jets import unpack
 from jetkern.machine import repeating
-from jetkern.model.presets import SIZES, model_preset
+from jetkern.model.presets import model_preset
 from jetkern.objectives import Objective, parse_objective
 from jetkern.ops import dispatch
 from jetkern.tables import table
@@ -111,40 +110,10 @@ def without_gradients(model: Any, loss: Callable[[Any], Any]) -> Callable[[Any],
 
 def peer_steps(size: str, objective: str) -> Steps:
     """The same with omnilearned; raises ImportError without it, KeyError for no such mode."""
-    sys.modules.setdefault("requests", types.ModuleType("requests"))  # its downloads need it only
-    from omnilearned.network import PET2
-    from omnilearned.utils import get_loss
-
-    mode = {"classifier": "classifier", "classifier+generator": "pretrain"}[objective]
-    shape = SIZES[size]
     torch.manual_seed(0)
-    model = PET2(
-        4,
-        pid=True,
-        add_info=True,
-        mode=mode,
-        num_classes=10,
-        base_dim=shape["dim"],
-        num_transformers=shape["layers"],
-        num_transformers_head=2,
-        num_heads=shape["heads"],
-        K=shape["neighbours"],
-        feature_drop=0.1,
-        num_coord=2,
-    )
-    class_loss = torch.nn.CrossEntropyLoss(reduction="none")
-    generator_loss = torch.nn.MSELoss(reduction="none")
-
-    def prepare(jets: Any) -> Any:
-        parts = (jets.particles, jets.pid, jets.tracks)
-        return *(unpack(t, jets.offsets)[0] for t in parts), jets.label
-
-    def loss(batch: Any) -> Any:
-        x, pid, tracks, label = batch
-        logs = {k: torch.zeros(1) for k in ("loss", "loss_class", "loss_gen", "loss_class_event")}
-        outputs = model(x, label, pid=pid, add_info=tracks)
-        return get_loss(outputs, label, mode, class_loss, generator_loss, False, False, None, logs)
-
+    parts = parse_objective(objective)
+    model = omnilearned(PET(model_preset(size, parts)))
+    loss = omnilearned_loss(model, parts)
     optimiser = Lion(model.parameters(), lr=LR, weight_decay=DECAY)
 
     def train(batch: Any) -> None:
@@ -154,7 +123,7 @@ def peer_steps(size: str, objective: str) -> Steps:
         optimiser.step()
 
     size_of_model = sum(p.numel() for p in model.parameters())
-    return Steps(prepare, train, without_gradients(model, loss), size_of_model)
+    return Steps(padded_jets, train, without_gradients(model, loss), size_of_model)
 
 
 def resident_mb() -> float:

@@ -271,7 +271,9 @@ def _shards(grid: Grid, data: Data, base: Path) -> tuple[str, str]:
         waits = (f"made/{name}.jets",)
         words = ["simulate", *data.simulate, "--out", source]
         grid.add(Job("simulate", name, waits[0], (), tuple(words)))
-    words = ["convert", source, "--out", shards, *data.convert]
+    words = ["convert", source, "--out", shards]
+    for before, word in zip(("", *data.convert), data.convert, strict=False):
+        words.append(os.path.abspath(base / word) if before == "--schema" else word)
     grid.add(Job("convert", name, made, waits, tuple(words)))
     return shards, made
 

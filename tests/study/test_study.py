@@ -148,3 +148,13 @@ def test_a_dry_run_shows_the_grid_and_its_time(desk, tmp_path, capsys, monkeypat
     assert "top       finetuned, trajectory  micro  96       4" in said
     assert re.search(r"finetune +18 +18 +0:0", said)
     assert "2 commands at a time, 1 thread each" in said
+
+
+def test_a_schema_is_looked_for_where_the_command_is_typed(tmp_path):
+    own = 'source = "jets"\nconvert = ["--from", "schema", "--schema", "own.toml", "--one-set"]'
+    (tmp_path / "tiny.toml").write_text(
+        STUDY.replace('shards = "toptag"', f'shards = "toptag"\n{own}')
+    )
+    grid = make_grid(read_study(tmp_path / "tiny.toml"), tmp_path / "tiny.toml", tmp_path)
+    words = grid.of("convert", "toptag").words
+    assert words[-3:] == ("--schema", str(tmp_path / "own.toml"), "--one-set")
