@@ -175,8 +175,10 @@ def _judge_particles(raw: Raw, judge: _Judge, policy: Policy) -> None:
 
         def describe(jet: int) -> str:
             of = particles[judge.particles_of(jet)]
-            row, column = np.argwhere(~np.isfinite(of))[0]
-            return f"{_COLUMNS[column]} of a particle is {of[row, column]}"
+            # A jet's axis spreads what is wrong with a momentum over the angles of all.
+            column = next(c for c in (2, 3, 0, 1) if not np.isfinite(of[:, c]).all())
+            value = of[~np.isfinite(of[:, column]), column][0]
+            return f"{_COLUMNS[column]} of a particle is {value}"
 
         judge("not finite", judge.jets_of(~finite.all(axis=1)), describe, policy.bad_jets)
     for column, limit, shown, hint in (

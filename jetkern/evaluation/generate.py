@@ -394,7 +394,10 @@ def _write_jetnet(folder: Path, jets: Jets, classes: tuple[str, ...]) -> None:
     folder.mkdir(exist_ok=True)
     width = 30 if int(jets.counts.max()) <= 30 else 150
     for name, particles, features in _jetnet(jets, classes, width):
-        with replacing(folder / f"{name}{width}.hdf5") as partial, h5py.File(partial, "w") as file:
+        with (
+            replacing(folder / f"{name}{width}.hdf5") as partial,
+            h5py.File(partial, "w", locking=False) as file,
+        ):
             for key, value in (("particle_features", particles), ("jet_features", features)):
                 file.create_dataset(key, data=value, track_times=False)
 

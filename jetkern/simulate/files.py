@@ -36,7 +36,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
     """
     io.regular_file(path, error=SimulationError)
     try:
-        with h5py.File(path) as file:
+        with h5py.File(path, locking=False) as file:
             yield file
     except (OSError, KeyError) as error:
         raise SimulationError(f"{path}: {io.explain(error)}") from None

@@ -272,7 +272,7 @@ def _finished(unit: Unit, out: Path) -> bool:
 def _merge_jetnet(units: list[Unit], path: Path) -> None:
     """One file from the parts of a type, which then go."""
     if not path.exists():
-        with replacing(path) as temporary, h5py.File(temporary, "w") as merged:
+        with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as merged:
             total, start = sum(unit.jets for unit in units), 0
             provenances = []
             for unit in units:

@@ -153,12 +153,36 @@ def test_lists_with_empty_values(tmp_path, capsys):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     schema = described(tmp_path, "parquet")
     agree(convert(tmp_path, tmp_path / "a.parquet", schema), toy)
-    lists["pt"][3][0] = None
-    table = pyarrow.table({**lists, "label": toy.label})
-    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
-    refuse(
-        capsys, tmp_path / "b", tmp_path / "b.parquet", "--schema", schema, says=["jet 3", "nan"]
-    )
+    for name in lists:
+        value, lists[name][3][0] = lists[name][3][0], None
+        table = pyarrow.table({**lists, "label": toy.label})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        lists[name][3][0] = value
+        says = ["jet 3", f"{name} of a particle is nan, or empty"]
+        source = tmp_path / f"{name}.parquet"
+        refuse(capsys, tmp_path / name, source, "--schema", schema, says=says)
+    kept = convert(tmp_path / "kept", source, schema, "--bad-jets", "drop", "--max-dropped", 1)
+    assert len(kept) == len(toy.counts) - 1
+
+
+def test_empty_identities_and_tracks(tmp_path, capsys):
+    """An empty value is NaN: named as a missing one it is none, otherwise it is said which."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: [[1.0, 2.0]] for name in ("pt", "eta", "phi", "dz", "dz_error")}
+    empty = {"pdg": [[211, None]], "d0": [[0.5, None]], "d0_error": [[0.1, None]], "label": [1]}
+    source = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns | empty), source)
+    keys = "\n".join(f'{name} = "{name}"' for name in (*columns, "pdg", "d0", "d0_error"))
+    schema = described(tmp_path, "parquet", keys)
+    says = ["jet 0", "pid or pdg of a particle is nan"]
+    refuse(capsys, tmp_path / "a", source, "--schema", schema, says=says)
+    none = 'missing = { pdg = "nan", d0 = "nan", d0_error = "nan" }'
+    schema = described(tmp_path, "parquet", f"{keys}\n{none}")
+    found = convert(tmp_path, source, schema, "--tracks", "raw")
+    assert found.pid.tolist() == [0, 8]
+    np.testing.assert_allclose(found.tracks[:, :2], [[0, 0], [0.5, 0.1]])
 
 
 def test_structured_fields(tmp_path):

@@ -548,6 +548,7 @@ class Described(BaseSource):
         owner = np.repeat(np.arange(len(counts)), counts)
         pt, eta, phi, energy = (p[key] for key in ("pt", "eta", "phi", "energy"))
         faults: list[Fault] = []
+        broken = _not_finite({k: p[k] for k in ("pt", "eta", "phi", "energy")}, owner, len(counts))
         angles: list[tuple[str, Array, Array]] = []
         with np.errstate(all="ignore"):
             if "delta_eta" not in self.schema["particles"][0]:
@@ -581,6 +582,7 @@ class Described(BaseSource):
             far = np.abs(angle) > _MAX_PHI
             if far.any():
                 faults.append(_degrees(what, angle, far, of, len(counts)))
+        faults += broken
         skip = pt == 0
         pid = self._pid(p, owner, start)
         tracks = None
@@ -674,6 +676,21 @@ class Described(BaseSource):
     def close(self) -> None:
         """Closes the file."""
         self.table.close()
+
+
+def _not_finite(p: dict[str, Array], owner: NDArray[np.int64], jets: int) -> list[Fault]:
+    """For jets with such a value, before the jet's axis spreads it over all particles."""
+    wrong = ~np.isfinite(sum(p.values())) & (p["pt"] != 0)
+    if not wrong.any():
+        return []
+
+    def message(jet: int) -> str:
+        first = int(np.argmax(wrong & (owner == jet)))
+        name = next((key for key in p if not np.isfinite(p[key][first])), "energy")
+        value = p[name][first]
+        return f"{name} of a particle is {value}{', or empty' if np.isnan(value) else ''}"
+
+    return [Fault("not finite", np.bincount(owner[wrong], minlength=jets) > 0, message)]
 
 
 def _degrees(
