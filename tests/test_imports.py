@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A part imports what stands below it, never its neighbours or what is above.
 FLOORS = (
     ("io", "build", "machine", "random", "packed"),
-    ("jets", "tables"),
+    ("jets", "tables", "hdf5"),
     ("ops", "data", "metrics"),
     ("tokenizers",),
     ("model", "convert", "plots"),

@@ -9,6 +9,7 @@ own pT, eta and mass), and last OUT/generated.json, which says what they were ma
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from jetkern.data import Shards, Stream
 from jetkern.data.shards import make_fields, write_manifest, write_shard
 from jetkern.evaluation.conditions import jets_to_make, load_conditions
+from jetkern.hdf5 import writing
 from jetkern.io import (
     LOCK,
     FileError,
@@ -32,7 +33,6 @@ from jetkern.io import (
     prepare_folder,
     read_json,
     remove_leftovers,
-    replacing,
     write_atomically,
 )
 from jetkern.jets import Jets
@@ -152,8 +152,9 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
                 batch_size=settings.batch_size,
                 progress=world.is_main,
             ).to("cpu")
-            with replacing(path) as partial, open(partial, "wb") as file:
-                np.save(file, _sorted_by_pt(made).numpy(), allow_pickle=False)
+            content = io.BytesIO()  # written by NumPy, a full disk would have no name
+            np.save(content, _sorted_by_pt(made).numpy(), allow_pickle=False)
+            write_atomically(path, content.getvalue())
         world.any(False)  # all parts are there
         if not world.is_main:
             return None
@@ -394,10 +395,7 @@ def _write_jetnet(folder: Path, jets: Jets, classes: tuple[str, ...]) -> None:
     folder.mkdir(exist_ok=True)
     width = 30 if int(jets.counts.max()) <= 30 else 150
     for name, particles, features in _jetnet(jets, classes, width):
-        with (
-            replacing(folder / f"{name}{width}.hdf5") as partial,
-            h5py.File(partial, "w", locking=False) as file,
-        ):
+        with writing(folder / f"{name}{width}.hdf5") as file:
             for key, value in (("particle_features", particles), ("jet_features", features)):
                 file.create_dataset(key, data=value, track_times=False)
 

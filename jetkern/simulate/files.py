@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from jetkern import io
+from jetkern import hdf5, io
 from jetkern.simulate import SimulationError
 
 
@@ -19,10 +19,26 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         SimulationError: naming ``path`` if it cannot be written.
     """
+    with _in_its_folder(path), io.replacing(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file that is written to ``path`` when it is complete.
+
+    Raises:
+        SimulationError: naming ``path`` if it cannot be written.
+    """
+    with _in_its_folder(path), hdf5.writing(path) as file:
+        yield file
+
+
+@contextmanager
+def _in_its_folder(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with io.replacing(path) as temporary:
-            yield temporary
+        yield
     except OSError as error:
         raise SimulationError(io.explain(error)) from error
 

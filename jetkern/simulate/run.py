@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from jetkern.io import FolderInUse, locked, read_json, remove_leftovers
 from jetkern.simulate import SimulationError
-from jetkern.simulate.files import reading, replacing
+from jetkern.simulate.files import reading, replacing, writing
 from jetkern.simulate.processes import DATA_SETS
 from jetkern.simulate.shard import REVISION, Unit, make_shard, versions
 
@@ -272,7 +271,7 @@ def _finished(unit: Unit, out: Path) -> bool:
 def _merge_jetnet(units: list[Unit], path: Path) -> None:
     """One file from the parts of a type, which then go."""
     if not path.exists():
-        with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as merged:
+        with writing(path) as merged:
             total, start = sum(unit.jets for unit in units), 0
             provenances = []
             for unit in units:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jetkern.simulate import SimulationError
 from jetkern.simulate.detector import CARDS, Candidates, Particles, detect
 from jetkern.simulate.events import Events, direction
-from jetkern.simulate.files import replacing
+from jetkern.simulate.files import writing
 from jetkern.simulate.generator import Generator, HardProcessVeto
 from jetkern.simulate.jets import PaddedJets, cluster, leading, only, padded
 from jetkern.simulate.processes import DATA_SETS, DataSet, Kind
@@ -143,16 +143,11 @@ def make_shard(unit: Unit, report: Callable[[int], None]) -> None:
         "versions": versions(),
     }
     write = write_jetnet if unit.data_set == "jetnet" else write_omnilearned
-    # In memory first: HDF5 prints several tracebacks when a disk is full.
-    with h5py.File(unit.path.name, "w", driver="core", backing_store=False) as file:
+    with writing(unit.path) as file:
         file.attrs["title"] = data_set.title
         file.attrs["classes"] = data_set.class_names
         file.attrs["provenance"] = json.dumps(provenance)
         write(file, jets[: unit.jets], data_set, kind)
-        file.flush()
-        image = file.id.get_file_image()
-    with replacing(unit.path) as temporary:
-        temporary.write_bytes(image)
 
 
 def jets_of(events: Events, data_set: DataSet, kind: Kind, rng: np.random.Generator) -> PaddedJets:

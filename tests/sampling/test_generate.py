@@ -1,9 +1,12 @@
 """The generate command: any interruption and number of processes, the same bytes."""
 
+import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
@@ -198,3 +201,35 @@ def test_a_network_that_breaks_leaves_nothing_half_written(inputs, tmp_path, cap
         assert run(inputs, tmp_path / "out") == 1
     assert "not finite at evaluation 1 of 2 (t = 1): jets 3, 4" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "out" / "parts").iterdir()) == ["part-000000.npy"]
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Writing more fails in the kernel, also for libraries that write without Python."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(inputs, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    with files_of_at_most(2000):
+        assert run(inputs, out) == 1
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1
+    assert f"{out}/parts/part-000000.npy: {os.strerror(errno.EFBIG)}" in error
+    assert not list(out.rglob(".*"))
+    assert run(inputs, out) == 0
+    assert digests(out) == digests(whole)
+
+
+def test_a_full_disk_while_hdf5_is_written(inputs, tmp_path):
+    jets = next(iter(Stream(Shards(inputs[1]), batch_size=99, shuffle=False, epochs=1)))
+    with files_of_at_most(4000), pytest.raises(OSError, match=r"g150\.hdf5"):
+        module._write_jetnet(tmp_path / "jetnet", jets, JETNET)
+    assert not list((tmp_path / "jetnet").iterdir())
+    module._write_jetnet(tmp_path / "jetnet", jets, JETNET)
+    assert len(list((tmp_path / "jetnet").iterdir())) == 5
