@@ -31,6 +31,7 @@ from jetkern.objectives import Objective, parse_objective
 from jetkern.plots import training_figure
 from jetkern.tables import show
 from jetkern.tasks import Task, find_task
+from jetkern.training import masked
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, PretrainSettings
 from jetkern.training.data import check_same
 from jetkern.training.distributed import choose_device, join_world
@@ -54,6 +55,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     parts = parse_objective(settings.objective)
     with join_world(settings.run.device) as world:
         train, val = open_splits(settings.data)
+        tokenizer = masked.tokenizer_of(settings.masked, train)
         config = model_preset(
             settings.preset,
             parts,
@@ -61,10 +63,20 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             use_pid=train.field("pid") is not None,
             use_tracks=train.field("tracks") is not None,
             feature_drop=settings.feature_drop,
+            **(masked.model_changes(settings.masked, tokenizer) if "mpm" in parts else {}),
         )
+        masked.check_fields(config, train)
         torch.manual_seed(settings.seed)
-        objective = Objective(PET(config), settings.seed, perturbed=settings.perturbed)
+        model = PET(config)
+        masked.keep_tokenizer(model, tokenizer)
+        objective = Objective(
+            model,
+            settings.seed,
+            perturbed=settings.perturbed,
+            losses=masked.losses(config, settings.masked),
+        )
         identity = {"perturbed": settings.perturbed}
+        identity |= masked.identity(settings.masked, tokenizer)
         return Trainer(settings, objective, world, train, val, identity=identity).fit()
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PARTS = ("classifier", "generator", "mpm")  # those of the study
 PROBES = ("token", "mean")
+TARGETS = ("regression", "identity", "tokens", "cfm", "cnf", "ssfm")  # of hidden particles
 HEADS: dict[str, Callable[[PETConfig], nn.Module]] = {}
 
 
@@ -85,12 +86,60 @@ class PETConfig:
     few_steps: tuple[int, ...] = ()
     """numbers of steps that a distilled generator takes: it predicts the mean velocity between two
     times; () for one that predicts the velocity at one"""
+    targets: tuple[str, ...] = ()
+    """what the masked-particle head says of hidden particles: of regression, identity, tokens, cfm,
+    cnf and ssfm; () for the study's, the four numbers as they are stored"""
+    target_features: tuple[str, ...] = ()
+    """features of a particle on the normal scale of a tokeniser, which is kept with the model; ()
+    for the four numbers as they are stored"""
+    codes: int = 0
+    """of the tokeniser"""
+    shared_mask: bool = False
+    """hidden particles enter the decoder as one vector, not as that of their rank in pT among the
+    hidden"""
+    decoder_dim: int | None = None
+    """width of the decoder of hidden particles; None for D"""
+    decoder_layers: int | None = None
+    """its blocks; None for head_layers"""
+    decoder_heads: int | None = None
+    """its attention heads; None for those of the body"""
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The optional fields of jets that the model embeds."""
         used = (("pid", self.use_pid), ("tracks", self.use_tracks))
         return tuple(name for name, is_used in used if is_used)
+
+    @property
+    def decoder_shape(self) -> tuple[int, int]:
+        """Attention heads and blocks of the decoder of hidden particles."""
+        layers = self.head_layers if self.decoder_layers is None else self.decoder_layers
+        return self.decoder_heads or self.heads, layers
+
+    def _check_targets(self) -> None:
+        for target in self.targets:
+            if target not in TARGETS:
+                raise unknown("target", target, TARGETS)
+        targets = tuple(t for t in TARGETS if t in self.targets)
+        if targets == ("regression",) and not self.target_features:
+            targets = ()
+        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "target_features", tuple(self.target_features))
+        scaled = [t for t in targets if t in ("tokens", "cfm", "cnf", "ssfm")]
+        if scaled and not self.target_features:
+            raise ValueError(
+                f"the target {scaled[0]} needs particles on a normal scale: give the tokeniser "
+                "that jetkern tokenize has fitted"
+            )
+        if "tokens" in targets and not self.codes:
+            raise ValueError(
+                "the target tokens needs a tokeniser with codes, this has a scale only"
+            )
+        if self.decoder_layers is not None and self.decoder_layers < 0:
+            raise ValueError(f"decoder_layers must not be negative, got {self.decoder_layers}")
+        width, heads = self.decoder_dim or self.dim, self.decoder_shape[0]
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide the decoder's width {width}")
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -118,3 +167,4 @@ class PETConfig:
             raise ValueError(f"few_steps {self.few_steps} must be at least 1")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.dim}")
+        self._check_targets()

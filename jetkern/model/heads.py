@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from jetkern.jets import (
     ORIGINS,
@@ -17,8 +16,6 @@ from jetkern.jets import (
 )
 from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
-
-MAX_MASKED = 150  # rows of the mask embedding, as in the reference
 
 
 @register_head("classifier")
@@ -118,59 +115,6 @@ class Generator(nn.Module):
         for block in self.blocks:
             x = block(x, offsets)
         return self.out(self.fc(taken(x, particles)))
-
-
-@register_head("mpm")
-class MaskedModel(nn.Module):
-    """Predicts all particles of a jet from the visible ones (masked particle modelling).
-
-    A masked particle enters as a learned vector that knows only its rank in pT among the masked
-    particles of its jet. In a model with a generator the time token's place is kept and attended
-    as a zero vector, as in the reference code.
-    """
-
-    def __init__(self, config: PETConfig) -> None:
-        super().__init__()
-        self.tokens = config.global_tokens
-        self.conditional = config.condition_dim > 0
-        self.timed = "generator" in config.parts
-        self.mask_embeddings = nn.Parameter(torch.empty(MAX_MASKED, config.dim))
-        self.blocks = nn.ModuleList(
-            AttentionBlock(config.dim, config.heads, config.expansion)
-            for _ in range(config.head_layers)
-        )
-        self.out = nn.Linear(config.dim, 4)
-
-    def initialise(self) -> None:
-        """Embeddings are standard normal, and these are no ``nn.Embedding``."""
-        nn.init.normal_(self.mask_embeddings)
-
-    def forward(self, x: Tensor, offsets: Tensor, jets: Jets, keep: Tensor) -> Tensor:
-        """(T, 4) prediction of all particles.
-
-        Args:
-            x: (T', D) body rows of the jets' visible particles; offsets: (B + 1,) of those rows.
-            jets: the complete jets; keep: (T,) bool, true for the visible particles.
-        """
-        jet = torch.arange(offsets.shape[0], device=x.device)
-        prefix = self.tokens + self.conditional
-        before = offsets[:-1, None] + torch.arange(prefix, device=x.device)
-        visible_offsets = offsets - prefix * jet
-        visible = taken(x, last_rows(offsets, visible_offsets, x.shape[0] - before.numel()))
-        masked_before = torch.nn.functional.pad((~keep).cumsum(0), (1, 0))
-        rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
-        # Not indexing: its backward adds the rows of one rank in the order of the threads.
-        particles = embedding(rank.clamp(max=MAX_MASKED - 1), self.mask_embeddings)
-        particles = particles.index_put((keep.nonzero().squeeze(1),), visible)
-        sources = [(taken(x, before[:, : self.tokens].flatten()), jet * self.tokens)]
-        if self.timed:
-            sources.append((x.new_zeros(len(jets), x.shape[1]), jet))
-        if self.conditional:
-            sources.append((taken(x, before[:, -1]), jet))
-        x, offsets = join_segments([*sources, (particles, jets.offsets)])
-        for block in self.blocks:
-            x = block(x, offsets)
-        return self.out(taken(x, last_rows(offsets, jets.offsets, jets.particles.shape[0])))
 
 
 @register_head("origin")

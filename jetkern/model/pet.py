@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jetkern import ops
 from jetkern.jets import IDENTITIES, Jets, join_segments
 from jetkern.model.config import HEADS, PETConfig
-from jetkern.model.heads import Classifier, Generator, MaskedModel, Probe
+from jetkern.model.heads import Classifier, Generator, Probe
 from jetkern.model.layers import (
     MLP,
     AttentionBlock,
@@ -19,6 +19,7 @@ from jetkern.model.layers import (
     initialise,
     set_precision,
 )
+from jetkern.model.masked import MaskedModel
 
 
 class Body(Layer):
@@ -231,7 +232,8 @@ class PET(nn.Module):
             jets: all particles; keep: (T,) bool, true for those that the model sees.
 
         Raises:
-            ValueError: if the model has no masked-particle head.
+            ValueError: if the model has no masked-particle head, or one that does not predict the
+                four numbers.
         """
         if self.mpm is None:
             raise ValueError("this model has no masked-particle head")

@@ -14,17 +14,17 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jetkern.jets import Jets, offsets_from_counts
+from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.objectives import views
-from jetkern.objectives.masking import MASK_FRACTION, masked_counts
-from jetkern.objectives.views import MakeView, View
+from jetkern.objectives.views import MakeView, Masked, View, index_of
 
 
 class Loss(ABC):
@@ -36,12 +36,19 @@ class Loss(ABC):
         name: in logs; by default that of the part.
         scale: its factor in the sum of all losses.
         fields: of ``Jets``, that it reads beside those that the model embeds.
+        seed: of the objective that it is in, which sets it.
     """
 
     part: ClassVar[str]
     view: MakeView = staticmethod(views.clean)
     scale = 1.0
     fields: tuple[str, ...] = ()
+    seed = 0
+
+    @classmethod
+    def of(cls, config: PETConfig) -> list[Loss]:
+        """The losses of this part of a model."""
+        return [cls()]
 
     @property
     def name(self) -> str:
@@ -51,7 +58,7 @@ class Loss(ABC):
         """The same loss on a view that another loss brings along, or None."""
         return None
 
-    def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
+    def outputs(self, model: PET, seen: Sequence[View]) -> list[Any]:
         """What the part says to each view. Here all views go through it as one packed batch."""
         head = getattr(model, self.part)
         rows, offsets = zip(*(view.read() for view in seen), strict=True)
@@ -63,8 +70,12 @@ class Loss(ABC):
         """() what the loss is a mean over: here the number of jets."""
         return torch.full((), len(jets), device=jets.offsets.device)
 
+    def trivial(self, model: PET, jets: Jets) -> float | None:
+        """The lowest value for these jets of what does not look at them; None if not known."""
+        return None
+
     @abstractmethod
-    def sum(self, output: Tensor, view: View) -> Tensor:
+    def sum(self, output: Any, view: View) -> Tensor:
         """() sum of the errors of ``output``.
 
         Raises:
@@ -115,14 +126,15 @@ class Classification(Loss):
 
     def __init__(self, view: MakeView = views.clean) -> None:
         self.view = view
-        self.scale = 1 - MASK_FRACTION if view is views.masked else 1.0
+        self.scale = 1 - view.mean if isinstance(view, Masked) else 1.0
 
     @property
     def name(self) -> str:
         return self.part if self.view is views.clean else f"{self.part}_{self.view.__name__}"
 
     def on(self, view: MakeView) -> Loss | None:
-        return Classification(view) if view in (views.noised, views.masked) else None
+        perturbed = view is views.noised or isinstance(view, Masked)
+        return Classification(view) if perturbed else None
 
     def sum(self, output: Tensor, view: View) -> Tensor:
         label = view.whole.label
@@ -162,14 +174,31 @@ class MaskedParticles(Loss):
     """Absolute error, mean over all masked particles and features of the batch."""
 
     part = "mpm"
-    view = staticmethod(views.masked)
+
+    def __init__(self, view: Masked = views.masked) -> None:
+        self.view = self.masked = view
+
+    @classmethod
+    def of(cls, config: PETConfig) -> list[Loss]:
+        from jetkern.objectives.targets import target_losses
+
+        return [cls()] if not config.targets else target_losses(config)
 
     def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
         assert model.mpm is not None
         return [model.mpm(*view.read(), view.whole, view.keep) for view in seen]
 
     def weight(self, jets: Jets) -> Tensor:
-        return masked_counts(jets.counts).sum()
+        return self.masked.counts(jets, index_of(jets), self.seed).sum()
+
+    def trivial(self, model: PET, jets: Jets) -> float | None:
+        """Of the median of each number."""
+        keep = self.view(jets, index_of(jets), self.seed).keep
+        assert keep is not None
+        hidden = jets.particles[~keep]
+        if not len(hidden):
+            return None
+        return self.scale * float((hidden - hidden.median(0).values).abs().mean())
 
     def sum(self, output: Tensor, view: View) -> Tensor:
         assert view.keep is not None

@@ -9,15 +9,28 @@ from jetkern.jets import Jets
 from jetkern.random import uniform
 
 MASK_FRACTION = 0.4
+STEPS = 10_000
 
 
-def masked_counts(counts: Tensor) -> Tensor:
-    """(B,) floor(0.4 n), the number of particles hidden in a jet of n."""
-    return counts * 2 // 5
+def masked_counts(counts: Tensor, fraction: float = MASK_FRACTION) -> Tensor:
+    """(B,) floor(f n), the number of particles hidden in a jet of n, f in steps of 1e-4."""
+    return counts * round(fraction * STEPS) // STEPS
 
 
-def random_keep(jets: Jets, index: Tensor, seed: int, stream: int) -> Tensor:
-    """(T,) bool, false for floor(0.4 n) particles of each jet, chosen uniformly.
+def drawn_counts(
+    counts: Tensor, index: Tensor, seed: int, stream: int, fractions: tuple[float, float]
+) -> Tensor:
+    """(B,) floor(f n) with f of each jet uniform between ``fractions``."""
+    low, high = fractions
+    share = low + (high - low) * uniform(seed, stream, index).double()
+    return (share * counts).floor().long()
+
+
+def random_keep(
+    jets: Jets, index: Tensor, seed: int, stream: int, hidden: Tensor | None = None
+) -> Tensor:
+    """(T,) bool, false for ``hidden`` (B,) particles of each jet, chosen uniformly; by default for
+    floor(0.4 n) of n.
 
     The choice depends on (seed, stream, index of the jet) alone. The reference code draws from the
     whole batch at once, so that a jet may be hidden wholly or not at all; the paper's fraction is
@@ -27,4 +40,4 @@ def random_keep(jets: Jets, index: Tensor, seed: int, stream: int) -> Tensor:
     score = uniform(seed, stream, index[jet], jets.rank_in_jet)
     order = torch.argsort(jet + score.double(), stable=True)  # jets stay together
     rank = torch.empty_like(order).index_copy_(0, order, jets.rank_in_jet)
-    return rank >= masked_counts(jets.counts)[jet]
+    return rank >= (masked_counts(jets.counts) if hidden is None else hidden)[jet]

@@ -58,12 +58,16 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.seed = seed
-        own = [LOSSES[part]() for part in model.config.parts] if losses is None else list(losses)
+        config = model.config
+        own = [loss for part in config.parts for loss in LOSSES[part].of(config)]
+        own = own if losses is None else list(losses)
         made = list(dict.fromkeys(loss.view for loss in own))
         self.losses: list[Loss] = []
         for loss in own:
-            others = [loss.on(view) for view in made if view is not loss.view] if perturbed else []
+            others = [loss.on(view) for view in made if view != loss.view] if perturbed else []
             self.losses += [loss, *(other for other in others if other is not None)]
+        for loss in self.losses:
+            loss.seed = seed
         self.views: list[MakeView] = list(dict.fromkeys(loss.view for loss in self.losses))
 
     @property
@@ -103,12 +107,20 @@ class Objective(nn.Module):
         seen = self._see(jets)
         values: dict[str, Tensor] = {}
         for part in dict.fromkeys(loss.part for loss in self.losses):
-            same = [loss for view in seen for loss in self.losses if loss.view is view]
+            same = [loss for view in seen for loss in self.losses if loss.view == view]
             same = [loss for loss in same if loss.part == part]
             outputs = same[0].outputs(self.model, [seen[loss.view] for loss in same])
             for loss, output in zip(same, outputs, strict=True):
                 values[loss.name] = loss.sum(output, seen[loss.view])
         return Sums({loss.name: values[loss.name] for loss in self.losses}, self.weights(jets))
+
+    def trivial(self, jets: Jets) -> dict[str, float]:
+        """What the model has to beat: the losses of what does not look at a jet, by the name of the
+        loss with ``_trivial`` behind it, where they are known; the best of its kind for these jets.
+        """
+        with torch.no_grad():
+            found = {loss.name: loss.trivial(self.model, jets) for loss in self.losses}
+        return {f"{name}_trivial": v for name, v in found.items() if v is not None}
 
     def _see(self, jets: Jets) -> dict[MakeView, View]:
         """All views, after one pass of the body over them. Those with a time come first."""

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
 from jetkern.objectives import flow
-from jetkern.objectives.masking import random_keep
+from jetkern.objectives.masking import MASK_FRACTION, drawn_counts, masked_counts, random_keep
 from jetkern.random import uniform
 
 # Streams of random numbers: two uses never share one. Losses from elsewhere take 100 and above.
-TIME, NOISE, MASK, DROP_PID, DROP_TRACKS, DROP_LABEL = 1, 2, 3, 10, 20, 30
+TIME, NOISE, MASK, FRACTION, DROP_PID, DROP_TRACKS, DROP_LABEL = 1, 2, 3, 4, 10, 20, 30
 
 
 @dataclass
@@ -71,10 +72,45 @@ def noised(jets: Jets, index: Tensor, seed: int) -> View:
     return View(moved, jets, time=time, target=velocity)
 
 
-def masked(jets: Jets, index: Tensor, seed: int) -> View:
-    """The jets without two fifths of their particles."""
-    keep = random_keep(jets, index, seed, MASK)
-    return View(jets.keep_particles(keep), jets, keep=keep)
+@dataclass(frozen=True)
+class Masked:
+    """The jets without some of their particles, chosen uniformly: by default two fifths.
+
+    Attributes:
+        low, high: the fraction of a jet's particles, rounded down, is drawn between them.
+
+    Raises:
+        ValueError: for fractions that do not rise within 0 to 1.
+    """
+
+    low: float = MASK_FRACTION
+    high: float = MASK_FRACTION
+    __name__: ClassVar[str] = "masked"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high <= 1:
+            raise ValueError(
+                f"the fraction of hidden particles must lie in (0, 1], the first not above the "
+                f"second; got {self.low:g} to {self.high:g}"
+            )
+
+    @property
+    def mean(self) -> float:
+        """The mean fraction."""
+        return (self.low + self.high) / 2
+
+    def counts(self, jets: Jets, index: Tensor, seed: int) -> Tensor:
+        """(B,) int64 hidden particles of each jet."""
+        if self.low == self.high:
+            return masked_counts(jets.counts, self.low)
+        return drawn_counts(jets.counts, index, seed, FRACTION, (self.low, self.high))
+
+    def __call__(self, jets: Jets, index: Tensor, seed: int) -> View:
+        keep = random_keep(jets, index, seed, MASK, self.counts(jets, index, seed))
+        return View(jets.keep_particles(keep), jets, keep=keep)
+
+
+masked = Masked()
 
 
 def index_of(jets: Jets) -> Tensor:

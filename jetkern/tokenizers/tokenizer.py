@@ -97,6 +97,14 @@ class Tokenizer(nn.Module):
             raise ValueError("this tokeniser has a scale but no codes: it was fitted without")
         return ops.nearest_code(self.scaled(jets)[0], self.codes)
 
+    def tokens_of(self, jets: Jets, chosen: Tensor) -> Tensor:
+        """(M,) int64 codes of some particles of whole jets.
+
+        Args:
+            jets: T particles; chosen: (T,) bool, true for M of them.
+        """
+        return self.tokens(jets.keep_particles(chosen))  # a code depends on its particle alone
+
     def decoded(self, tokens: Tensor) -> Tensor:
         """(T, F) features of the codes, as they are stored.
 

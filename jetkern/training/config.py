@@ -17,6 +17,9 @@ from jetkern.data.order import MAX_SEED
 from jetkern.machine import MAX_THREADS
 from jetkern.model.presets import SIZES
 from jetkern.objectives import parse_objective
+from jetkern.objectives.masking import MASK_FRACTION
+from jetkern.objectives.targets import parse_targets
+from jetkern.objectives.views import Masked
 
 UNSET = Path()  # where nobody has said which
 
@@ -150,6 +153,48 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedSettings:
+    """Masked particle modelling; the defaults are the study's."""
+
+    target: str = "regression"
+    """what is predicted of hidden particles: regression, identity, tokens, cfm, cnf, ssfm, or a sum
+    of some, as regression+identity:0.3"""
+    tokenizer: Path | None = None
+    """folder of jetkern tokenize: the normal scale and the codes of the targets; None for the four
+    numbers as they are stored"""
+    mask_fraction: tuple[float, ...] = (MASK_FRACTION,)
+    """fraction of a jet's particles that is hidden; two numbers: drawn between them for each jet"""
+    mask_tokens: Literal["rank", "shared"] = "rank"
+    """what hidden particles are in the decoder: rank, a vector for each rank in pT among them, or
+    shared, one for all"""
+    decoder_dim: int | None = None
+    """width of the decoder; by default that of the body"""
+    decoder_layers: int | None = None
+    """blocks of the decoder; by default those of each task head"""
+    decoder_heads: int | None = None
+    """attention heads of the decoder; by default those of the body"""
+    registers: int = 4
+    """tokens in front of each jet, which decoder and classifier read, too"""
+    label_smoothing: float = 0.0
+    """of identities and tokens"""
+    neutral_tracks: Literal["none", "noise"] = "none"
+    """tracks of particles without one: none, they have no loss, or noise, random numbers to predict
+    as in the code of MPMv2"""
+
+    def __post_init__(self) -> None:
+        parse_targets(self.target)
+        if len(self.mask_fraction) not in (1, 2):
+            raise ValueError(f"mask_fraction is one number or two, got {self.mask_fraction}")
+        Masked(self.mask_fraction[0], self.mask_fraction[-1])
+        for name in ("decoder_dim", "decoder_heads", "registers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainSettings):
     """Pre-training of a jet foundation model."""
 
@@ -161,6 +206,14 @@ class PretrainSettings(TrainSettings):
     """train the classifier on noised and masked jets too (Eq. 4 of the paper)"""
     feature_drop: float = 0.1
     """probability that a jet's particle identities, or its tracks, are dropped"""
+    masked: MaskedSettings = field(default_factory=MaskedSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masked != MaskedSettings() and "mpm" not in parse_objective(self.objective):
+            raise ValueError(
+                f"--objective {self.objective} has no masked particles: settings of these need mpm"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

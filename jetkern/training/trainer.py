@@ -42,6 +42,7 @@ from jetkern.training.step import Step
 from jetkern.training.weights import restore_optimizer
 
 MAX_SKIPPED = 10
+TRIVIAL_JETS = 10_000
 SIGNAL = "stopped by a signal"
 
 
@@ -127,6 +128,7 @@ class Trainer:
         self.val = val
         self.data = {**describe(train), "task": task}
         self.step = 0
+        self.trivial: dict[str, float] | None = None  # what a model has to beat, once it is known
         self.best: dict[str, float] | None = None
         self.misses = 0
         self.owed = False  # a validation that a signal broke off
@@ -343,8 +345,24 @@ class Trainer:
                 run.save_best(self.step, self._weights(), self._facts())
         else:
             self.misses += 1
-        log.validation(self.step, losses, best=improved)
+        if self.trivial is None:
+            self.trivial = self._trivial()
+        log.validation(self.step, losses | self.trivial, best=improved)
         return improved
+
+    def _trivial(self) -> dict[str, float]:
+        """What does not look at a jet would reach on some validation jets."""
+        assert self.val is not None
+        jets = min(TRIVIAL_JETS, self.val.num_jets)
+        stream = Stream(
+            self.val,
+            batch_size=jets,
+            shuffle=False,
+            epochs=1,
+            fields=self.objective.fields,
+            prefetch=0,
+        )
+        return self.objective.trivial(next(iter(stream)).to(self.world.device))
 
     def _weights(self) -> dict[str, Any]:
         average = None if self.average is None else _apart(self.average.model)

@@ -176,6 +176,7 @@ def model_config(weights: Weights) -> PETConfig:
             "float": lambda v: type(v) in (int, float) and 0 <= v <= 1,
             "tuple[float, ...] | None": lambda v: v is None or _is_numbers(v),
             "str | None": lambda v: v is None or isinstance(v, str),
+            "int | None": lambda v: v is None or (type(v) is int and 0 <= v <= _LARGEST),
             "tuple[int, ...]": lambda v: _is_numbers(v) and all(0 < n < _LARGEST for n in v),
         }.get(str(fields[name].type), lambda v: _is_names(v))
         if not fits(value):

@@ -1,0 +1,154 @@
+"""A conditional normalising flow of one particle at a time (MPMv2, arXiv 2409.12589): couplings of
+rational-quadratic splines (Durkan et al., arXiv 1906.04032, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, softmax, softplus
+
+from jetkern.model.config import PETConfig
+from jetkern.model.layers import MLP
+from jetkern.model.targets import gaussian
+from jetkern.model.targets.target import BLUR, NOISE, Hidden, Target
+from jetkern.tokenizers import TRACKS
+
+CONTEXT, WIDTH, LAYERS, BINS, TAIL = 128, 64, 6, 8, 4.0
+LEAST = 1e-3  # share of a bin, and slope at a knot
+TRACK_NOISE = 0.05  # width of what is added to track features, whose values are discrete
+_SLOPE_1 = math.log(math.expm1(1 - LEAST))  # where softplus gives a slope of 1
+
+
+def spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """A rising function of each entry, the identity beyond +-4, and the log of its slope.
+
+    Args:
+        x: (...) values; raw: (..., 3 K - 1) widths and heights of K bins and the slopes at the
+            knots between them, before they are made positive. Zeros give the identity.
+        inverse: the inverse function, and the log of its slope.
+
+    Returns:
+        (...) and (...).
+    """
+    bins = (raw.shape[-1] + 1) // 3
+    widths, heights, slopes = raw.split([bins, bins, bins - 1], -1)
+    wide = [LEAST + (1 - LEAST * bins) * softmax(part, -1) for part in (widths, heights)]
+    # The last knot is the end itself, not a rounded sum.
+    ends = [pad(part[..., :-1].cumsum(-1), (1, 0)) for part in wide]
+    left, low = (2 * TAIL * part - TAIL for part in ends)
+    right, high = (pad(part[..., 1:], (0, 1), value=TAIL) for part in (left, low))
+    inner = LEAST + softplus(slopes + _SLOPE_1)
+    first, last = pad(inner, (1, 0), value=1.0), pad(inner, (0, 1), value=1.0)
+
+    # Beyond the ends the value is put inside first, so that no branch has a bad gradient.
+    inside = (x > -TAIL) & (x < TAIL)
+    at = x.where(inside, 0.0)
+    edges = (low if inverse else left)[..., 1:]
+    chosen = (at[..., None] >= edges).sum(-1, keepdim=True)
+    parts = (left, right, low, high, first, last)
+    x0, x1, y0, y1, d0, d1 = (part.gather(-1, chosen).squeeze(-1) for part in parts)
+    s = (y1 - y0) / (x1 - x0)
+    if inverse:
+        # Equations 6 to 8 of that paper.
+        rise = at - y0
+        mixed = rise * (d1 + d0 - 2 * s)
+        a = (y1 - y0) * (s - d0) + mixed
+        b = (y1 - y0) * d0 - mixed
+        c = -s * rise
+        root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
+        share = 2 * c / (-b - root)
+        moved = share * (x1 - x0) + x0
+    else:
+        share = (at - x0) / (x1 - x0)
+        # Equation 4.
+        up = (y1 - y0) * (s * share.square() + d0 * share * (1 - share))
+        moved = y0 + up / (s + (d1 + d0 - 2 * s) * share * (1 - share))
+    rest = share * (1 - share)
+    bottom = s + (d1 + d0 - 2 * s) * rest
+    # Equation 5.
+    top = s.square() * (d1 * share.square() + 2 * s * rest + d0 * (1 - share).square())
+    log_slope = top.log() - 2 * bottom.log()
+    log_slope = -log_slope if inverse else log_slope
+    return moved.where(inside, x), log_slope.where(inside, 0.0)
+
+
+class SplineFlow(Target):
+    """-ln of a particle's density in its features, in nats, given the decoder's row.
+
+    Six couplings, each of every other feature given the rest. Features that a particle does not
+    have are left out: neither moved, nor seen, nor counted. To track features of those that have
+    them noise of width 0.05 is added, as in MPMv2: they are discrete.
+    """
+
+    def __init__(self, config: PETConfig, width: int) -> None:
+        super().__init__()
+        self.features = len(config.target_features)
+        self.context = nn.Linear(width, CONTEXT)
+        size = self.features * (3 * BINS - 1)
+        self.couplings = nn.ModuleList(
+            MLP(2 * self.features + CONTEXT, WIDTH, size) for _ in range(LAYERS)
+        )
+        blurred = [TRACK_NOISE * (name in TRACKS) for name in config.target_features]
+        self._blur = tuple(blurred)
+
+    def initialise(self) -> None:
+        """Each coupling begins as the identity."""
+        for coupling in self.couplings:
+            assert isinstance(coupling, MLP)
+            nn.init.zeros_(coupling.fc2.weight)
+
+    def blurred(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        """(M, F) features with noise on tracks, and (M, F) bool which there are."""
+        values, known = hidden.values
+        noise = hidden.normal(BLUR, self.features).to(values.dtype)
+        return values + noise * values.new_tensor(self._blur) * known, known
+
+    def to_noise(self, x: Tensor, known: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, F) where the flow takes features to, and (M,) log of its determinant.
+
+        Args:
+            x: (M, F); known: (M, F) bool; context: (M, 128).
+        """
+        x = x * known
+        total = x.new_zeros(len(x))
+        for number in range(LAYERS):
+            x, log_slope = self._coupled(number, x, known, context, inverse=False)
+            total = total + log_slope
+        return x, total
+
+    def from_noise(self, z: Tensor, known: Tensor, context: Tensor) -> Tensor:
+        """(M, F) the way back; arguments as for ``to_noise``."""
+        z = z * known
+        for number in reversed(range(LAYERS)):
+            z, _ = self._coupled(number, z, known, context, inverse=True)
+        return z
+
+    def _coupled(
+        self, number: int, x: Tensor, known: Tensor, context: Tensor, *, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        moving = torch.arange(self.features, device=x.device) % 2 == number % 2
+        shown = torch.cat([x.where(~moving, 0.0), known.to(x.dtype), context], 1)
+        raw = self.couplings[number](shown).unflatten(1, (self.features, -1))[:, moving]
+        found, log_slope = spline(x[:, moving], raw, inverse)
+        there = known[:, moving]
+        out = x.clone()
+        out[:, moving] = found.where(there, 0.0)
+        return out, (log_slope * there).sum(1)
+
+    def losses(self, hidden: Hidden) -> tuple[Tensor]:
+        x, known = self.blurred(hidden)
+        z, log_slope = self.to_noise(x, known, self.context(hidden.context()))
+        base = 0.5 * (z.square() + math.log(2 * math.pi)) * known
+        return (base.sum(1) - log_slope,)
+
+    def trivial(self, hidden: Hidden) -> tuple[float]:
+        """Of the normal distribution of all particles with the same features."""
+        return (gaussian.likelihood(*self.blurred(hidden)),)
+
+    def sample(self, hidden: Hidden) -> Tensor:
+        """(M, F) features drawn for the hidden particles."""
+        context = self.context(hidden.context())
+        noise = hidden.normal(NOISE, self.features).to(context.dtype)
+        return self.from_noise(noise, hidden.values[1], context)
