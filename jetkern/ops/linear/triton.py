@@ -24,7 +24,7 @@ from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.linear import reference
 
 DEFAULTS: dict[str, Settings] = {
-    "ieee": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "ieee": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3},
     "tf32": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
     "bf16": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 4},
 }
@@ -32,6 +32,7 @@ CANDIDATES = {
     "linear_product": [
         {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
         for m, n, k, warps, stages in (
+            (64, 64, 16, 4, 3),
             (64, 64, 32, 4, 2),
             (64, 64, 32, 4, 3),
             (64, 64, 64, 4, 3),
