@@ -5,7 +5,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo study test test-install test-sanitize resources docs lint format clean
+.PHONY: help setup kernels demo demo-generation study test test-install test-sanitize resources docs lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ kernels: setup  ## compile the C++ kernels if they changed
 
 demo: setup  ## simulate jets, pre-train, fine-tune, compare (about 15 minutes on 2 cores)
 	$(PY) train/demo.py
+
+demo-generation: setup  ## fine-tune generators of jets, generate, judge (under 15 minutes on 2 cores)
+	$(PY) train/demo_generation.py
 
 study: setup  ## a small grid of trainings end to end, with its report (30 to 45 minutes on 2 cores)
 	$(PY) -m jetkern study studies/small.toml --out study/small
