@@ -37,6 +37,7 @@ from jetkern.training.data import check_same
 from jetkern.training.distributed import choose_device, join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.plugins import load_plugins
+from jetkern.training.schedule import thawed_at
 from jetkern.training.trainer import SIGNAL, Trainer, open_splits
 from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_matching, load_weights, model_config
@@ -102,7 +103,8 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
         config = task.config(base, train, settings)
         if settings.probe is not None and "classifier" not in config.parts:
             raise ValueError("--probe reads classes from a body: not for a task without classes")
-        config = replace(config, probe=settings.pool if settings.probe else None)
+        pool = "attention" if settings.probe == "attention" else settings.pool
+        config = replace(config, probe=pool if settings.probe else None)
         if settings.probe is not None or settings.freeze is not None:
             config = replace(config, feature_drop=0.0)  # of features that no longer learn from it
         model = PET(config)
@@ -121,10 +123,14 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
             "source": None if weights is None else weights.sha256,
             "lr_factor": settings.lr_factor,
         }
+        identity |= task.identity(settings)
         if kept is not None:
             identity["freeze"] = kept
         if settings.layer_decay != 1:
             identity["layer_decay"] = settings.layer_decay
+        held = {n for n in names if n.startswith("body.") and n not in new}
+        if settings.thaw_at:
+            identity |= {"thaw_at": settings.thaw_at, "catch_up": settings.catch_up}
         result = Trainer(
             settings,
             task.objective(model, settings),
@@ -139,6 +145,8 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
                 new=new,
                 new_factor=settings.lr_factor,
             ),
+            held=held if settings.thaw_at else (),
+            thawed=partial(thawed_at, thaw_at=settings.thaw_at, catch_up=settings.catch_up),
             task=task.name,
         ).fit()
         if world.is_main and result["reason"] != SIGNAL:

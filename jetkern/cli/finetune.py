@@ -5,8 +5,9 @@ jetkern finetune top --from runs/pretrained --data shards/toptag --out runs/top
 jetkern finetune top --preset micro --num-jets 1000 --data shards/toptag --out runs/scratch
 
 Tasks: top (top tagging as in the study), classify (any labelled jets), jetnet (conditional
-generation), distill (a few-step generator from one of jetnet), origin and vertices (of the tracks
-in flavour jets), and those of a --plugin. The same command again continues a run that was stopped
+generation), distill (a few-step generator from one of jetnet), flavour (light, charm and bottom
+jets), origin and vertices (of the tracks in these), weak (a signal hidden in one of two samples),
+and those of a --plugin. The same command again continues a run that was stopped
 or killed.
 """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Head = TypeVar("Head", bound=Callable[["PETConfig"], nn.Module])
 
 PARTS = ("classifier", "generator", "mpm")  # those of the study
-PROBES = ("token", "mean")
+PROBES = ("token", "mean", "attention")
 TARGETS = ("regression", "identity", "tokens", "cfm", "cnf", "ssfm")  # of hidden particles
 HEADS: dict[str, Callable[[PETConfig], nn.Module]] = {}
 
@@ -82,7 +82,8 @@ class PETConfig:
     without a type (label -1), for classifier-free guidance"""
     probe: str | None = None
     """the classifier is one linear layer on what the body says: "token" for its global tokens side
-    by side, "mean" for the mean of its other rows; None for the whole head"""
+    by side, "mean" for the mean of its other rows; or "attention" for what a learned query finds in
+    all of them; None for the whole head"""
     few_steps: tuple[int, ...] = ()
     """numbers of steps that a distilled generator takes: it predicts the mean velocity between two
     times; () for one that predicts the velocity at one"""

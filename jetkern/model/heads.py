@@ -21,6 +21,8 @@ from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
 @register_head("classifier")
 def classifier(config: PETConfig) -> nn.Module:
     """The classifier's head, or the linear layer that stands for it in a probe."""
+    if config.probe == "attention":
+        return AttentionProbe(config)
     return Probe(config) if config.probe else Classifier(config)
 
 
@@ -74,6 +76,30 @@ class Probe(nn.Module):
         particles = x[last_rows(offsets, rest, x.shape[0] - self.tokens * (len(offsets) - 1))]
         sums = torch.segment_reduce(particles, "sum", offsets=rest, initial=0.0)
         return self.out(sums / rest.diff().clamp(min=1)[:, None].to(sums.dtype))
+
+
+class AttentionProbe(nn.Module):
+    """A learned query that attends to all rows of a jet twice, and a linear layer (the head with
+    which MPMv2, arXiv 2409.12589, judges frozen bodies)."""
+
+    WIDTH, BLOCKS = 128, 2
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        width = min(self.WIDTH, config.dim)
+        self.narrow = nn.Linear(config.dim, width)
+        self.query = nn.Parameter(torch.empty(1, width))
+        self.attend = nn.ModuleList(TokenBlock(width, config.heads, 1) for _ in range(self.BLOCKS))
+        self.out = nn.Linear(width, config.num_classes)
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits."""
+        rows = self.narrow(x)
+        jet = torch.arange(offsets.shape[0], device=x.device)
+        query = self.query.expand(offsets.shape[0] - 1, -1)
+        for block in self.attend:
+            query = block(query, jet, rows, offsets)
+        return self.out(query)
 
 
 @register_head("generator")

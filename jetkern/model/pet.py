@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jetkern import ops
 from jetkern.jets import IDENTITIES, Jets, join_segments
 from jetkern.model.config import HEADS, PETConfig
-from jetkern.model.heads import Classifier, Generator, Probe
+from jetkern.model.heads import AttentionProbe, Classifier, Generator, Probe
 from jetkern.model.layers import (
     MLP,
     AttentionBlock,
@@ -158,7 +158,7 @@ class PET(nn.Module):
         precision: what the products may be rounded to, see ``jetkern.model.layers.set_precision``.
     """
 
-    classifier: Classifier | Probe | None
+    classifier: Classifier | Probe | AttentionProbe | None
     generator: Generator | None
     mpm: MaskedModel | None
 

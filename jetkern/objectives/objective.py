@@ -166,5 +166,7 @@ class Objective(nn.Module):
         drop = self.model.config.feature_drop
         if embed is None or not drop or not self.training:
             return None
+        if not next(embed.parameters()).requires_grad:  # it would not learn from it
+            return None
         draws = uniform(self.seed, tuple(range(stream, stream + passes)), index)
         return (draws.flatten() >= drop).to(next(embed.parameters()).dtype)

@@ -45,6 +45,10 @@ class Task(ABC):
         """The losses to train with; by default those of the model's parts."""
         return Objective(model, settings.seed)
 
+    def identity(self, settings: FinetuneSettings) -> dict[str, Any]:
+        """What else the result depends on, by the names of settings."""
+        return {}
+
     def complete(self, train: Shards, settings: FinetuneSettings) -> None:  # noqa: B027 - a hook
         """Adds to a run whose training has ended, unless it did before; by default nothing.
 

@@ -231,12 +231,20 @@ class FinetuneSettings(TrainSettings):
     freeze: Literal["body", "all-but-head"] | None = None
     """keep what comes from the checkpoint: body, or all but each head's perceptron and last layer;
     what is new is trained all the same"""
-    probe: Literal["linear"] | None = None
-    """linear: train one linear layer on the features of the body, which stays as it is"""
+    thaw_at: int = 0
+    """updates that leave the body as it came from the checkpoint; what is new learns from the
+    first"""
+    catch_up: int = 0
+    """updates in which the body's learning rate then rises to its own"""
+    probe: Literal["linear", "attention"] | None = None
+    """train on the features of the body, which stays as it is: linear, one linear layer;
+    attention, a learned query that attends to all rows of a jet twice"""
     pool: Literal["token", "mean"] = "token"
     """features of a probe: the global tokens side by side, or the mean over the particles"""
     num_classes: int = 2
     """outputs of the classifier (the published runs kept 10)"""
+    signal_jets: int | None = None
+    """weak: about so many signal jets are hidden in one of two samples of background"""
     label_drop: float = 0.0
     """jetnet: probability that a training jet's type is hidden, such as 0.1, for generate
     --guidance"""
@@ -251,10 +259,22 @@ class FinetuneSettings(TrainSettings):
             raise ValueError("a probe freezes the body by itself: give --freeze or --probe")
         if self.freeze is not None and self.source is None:
             raise ValueError("freeze keeps what comes from a checkpoint: --from names one")
+        for name in ("thaw_at", "catch_up"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.thaw_at and (self.source is None or self.freeze or self.probe):
+            raise ValueError(
+                "thaw_at is for a body that comes from a checkpoint (--from) and learns in the end:"
+                " without --freeze and --probe"
+            )
+        if self.catch_up and not self.thaw_at:
+            raise ValueError("catch_up is what follows thaw_at: give both")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if not 0 <= self.label_drop < 1:
             raise ValueError(f"label_drop must lie in [0, 1), got {self.label_drop}")
+        if self.signal_jets is not None and self.signal_jets < 0:
+            raise ValueError(f"signal_jets must not be negative, got {self.signal_jets}")
 
 
 @dataclass(frozen=True, kw_only=True)

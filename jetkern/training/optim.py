@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -182,6 +182,7 @@ def parameter_groups(
     weight_decay: float,
     *,
     factors: Mapping[str, float] | None = None,
+    held: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Groups with and without weight decay, one for each factor of the learning rate.
 
@@ -192,22 +193,25 @@ def parameter_groups(
         named_parameters: as from ``model.named_parameters()``.
         weight_decay: of the decaying groups.
         factors: learning rate of parameters over the common one, by name; 1 for the others.
+        held: names of those that begin to learn later, in groups of their own.
 
     Returns:
-        Groups for an optimiser, each with the entry ``lr_factor`` that ``set_lr`` reads.
+        Groups for an optimiser, each with the entry ``lr_factor`` that ``set_lr`` reads, those of
+        ``held`` also with ``held``.
 
     Raises:
         ValueError: if a name in ``factors`` is not a parameter.
     """
     factors = factors or {}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     missing = set(factors)
     for name, parameter in named_parameters:
         missing.discard(name)
         if not parameter.requires_grad:
             continue
         decays = not any(word in name.lower() for word in NO_DECAY)
-        groups.setdefault((decays, factors.get(name, 1.0)), []).append(parameter)
+        key = (decays, factors.get(name, 1.0), name in held)
+        groups.setdefault(key, []).append(parameter)
     if missing:
         raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
     return [
@@ -215,15 +219,19 @@ def parameter_groups(
             "params": members,
             "weight_decay": weight_decay if decays else 0.0,
             "lr_factor": factor,
+            **({"held": True} if later else {}),
         }
-        for (decays, factor), members in groups.items()
+        for (decays, factor, later), members in groups.items()
     ]
 
 
-def set_lr(optimizer: torch.optim.Optimizer | Lookahead, lr: float) -> None:
-    """Sets the learning rate of every group, times the group's ``lr_factor`` if it has one."""
+def set_lr(optimizer: torch.optim.Optimizer | Lookahead, lr: float, thawed: float = 1.0) -> None:
+    """Sets the learning rate of every group, times the group's ``lr_factor`` if it has one, and
+    times ``thawed`` if it is ``held``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)
+        if group.get("held"):
+            group["lr"] *= thawed
 
 
 def build_optimizer(

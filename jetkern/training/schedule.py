@@ -5,6 +5,20 @@ from __future__ import annotations
 import math
 
 
+def thawed_at(step: int, *, thaw_at: int, catch_up: int) -> float:
+    """Learning rate of what is kept at first over its usual one: 0 for ``thaw_at`` updates, then in
+    ``catch_up`` more a straight line to 1 (MPMv2, arXiv 2409.12589).
+
+    Args:
+        step: updates done so far.
+        thaw_at: updates that leave it as it is.
+        catch_up: length of the rise; 0 for none.
+    """
+    if step < thaw_at:
+        return 0.0
+    return min(1.0, (step - thaw_at + 1) / (catch_up + 1))
+
+
 def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
     """Linear warm-up to ``peak``, then half a cosine to zero.
 

@@ -7,11 +7,11 @@ applies it. The losses and the norm stay on the device until a report asks for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetkern.jets import Jets
 from jetkern.objectives import Objective
@@ -39,6 +39,8 @@ class Step:
         per_pass: jets of a pass; gradients of the passes of a batch are summed.
         average: a copy of the objective that follows its weights, these weights in one buffer, and
             its ``decay``.
+        thawed: of the learning rate of the weights ``held``, by updates done; at 0 they have no
+            gradient, and nothing is computed for one.
 
     Attributes:
         skipped: updates in a row, up to the last, that were left out for a gradient that is not
@@ -60,10 +62,13 @@ class Step:
         per_pass: int,
         average: tuple[Objective, FlatParameters] | None = None,
         decay: float = 0.0,
+        thawed: Callable[[int], float] | None = None,
+        held: Sequence[nn.Parameter] = (),
     ) -> None:
         self.objective, self.weights, self.optimizer = objective, weights, optimizer
         self.world, self.lr, self.clip, self.per_pass = world, lr, clip, per_pass
         self.average, self.decay = average, decay
+        self.thawed, self.held = thawed, held
         for tensor in (weights.values, *objective.buffers()):
             world.copy(tensor)
         self.skipped = 0
@@ -75,13 +80,16 @@ class Step:
 
     def __call__(self, jets: Jets, number: int) -> None:
         """Makes update ``number``, counted from 0, from ``jets``."""
+        thawed = 1.0 if self.thawed is None else self.thawed(number)
+        for p in self.held:
+            p.requires_grad_(thawed > 0)
         unused = self.gradients(jets)
         self._updates += 1
         if not self.norm.isfinite():  # the one thing that the host waits for
             self.skipped += 1
             return
         self.skipped, self.good = 0, jets
-        set_lr(self.optimizer, self.lr(number))
+        set_lr(self.optimizer, self.lr(number), thawed)
         self.weights.set_gradient(self.gradient)
         before = [(p, p.detach().clone()) for p in unused]
         self.optimizer.step()
@@ -102,12 +110,10 @@ class Step:
         for part in self._parts(jets):
             share = len(part) / len(jets)
             losses = self.objective(part, per_jet)
-            found = torch.autograd.grad(losses["loss"] * share, parameters, allow_unused=True)
-            unused = [p for p, g in zip(parameters, found, strict=True) if g is None]
-            if unused:
-                pairs = zip(parameters, found, strict=True)
-                found = tuple(torch.zeros_like(p) if g is None else g for p, g in pairs)
-            row = self.weights.row(found)
+            found = self._gradient(losses["loss"] * share)
+            pairs = list(zip(parameters, found, strict=True))
+            unused = [p for p, g in pairs if g is None]
+            row = self.weights.row([torch.zeros_like(p) if g is None else g for p, g in pairs])
             total = row if total is None else total.add_(row)
             self._names = list(losses)
             values = torch.stack(list(losses.values())).detach().double() * share
@@ -118,6 +124,15 @@ class Step:
         self.norm = torch.linalg.vector_norm(total)
         self.gradient = total.mul_((self.clip / (self.norm + 1e-6)).clamp_(max=1.0))
         return unused
+
+    def _gradient(self, loss: Tensor) -> list[Tensor | None]:
+        """Of all weights, None for those that have none."""
+        parameters = self.weights.parameters
+        if not self.held or self.held[0].requires_grad:
+            return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+        learning = [p for p in parameters if p.requires_grad]
+        found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
+        return [next(found) if p.requires_grad else None for p in parameters]
 
     def means(self) -> dict[str, float]:
         """Mean losses of the updates since the last call, over all processes."""

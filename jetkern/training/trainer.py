@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Trainer:
         val: jets to validate on; None for no validation.
         identity: what else, besides the settings, the result depends on.
         lr_factors: learning rate of parameters over the common one, by name; 1 for the others.
+        held: parameters that begin to learn later, by name, and ``thawed``, of their learning rate
+            by updates done.
         task: its name, for the checkpoints.
 
     Raises:
@@ -77,6 +79,8 @@ class Trainer:
         *,
         identity: Mapping[str, Any] | None = None,
         lr_factors: Mapping[str, float] | None = None,
+        held: Collection[str] = (),
+        thawed: Callable[[int], float] | None = None,
         task: str | None = None,
     ) -> None:
         self.settings, self.world = settings, world
@@ -90,7 +94,8 @@ class Trainer:
         def flat(objective: Objective) -> FlatParameters:
             named = objective.model.named_parameters()
             decay = self.optim.weight_decay
-            return FlatParameters(parameter_groups(named, decay, factors=lr_factors))
+            groups = parameter_groups(named, decay, factors=lr_factors, held=held)
+            return FlatParameters(groups)
 
         self.average, average = None, None
         if self.optim.ema_decay is not None:
@@ -111,6 +116,8 @@ class Trainer:
             per_pass=self._per_pass(),
             average=average,
             decay=self.optim.ema_decay or 0.0,
+            thawed=thawed,
+            held=[p for name, p in self.model.named_parameters() if name in held],
         )
         config = self.model.config
         self.stream = Stream(

@@ -13,8 +13,10 @@ from jetkern.model.heads import Probe
 from jetkern.model.pet import PET
 from jetkern.model.presets import model_preset
 from jetkern.recipes import finetune, pretrain
+from jetkern.training import step
 from jetkern.training.checkpoints import RunError, facts_of, find_checkpoint
 from jetkern.training.config import finetune_defaults, pretrain_defaults
+from jetkern.training.schedule import thawed_at
 from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_weights
 from tests.training.drivers import FINETUNE, PRETRAIN, flags
@@ -52,6 +54,7 @@ def moved(before, after):
         (("--freeze", "all-but-head"), {"classifier.fc", "classifier.out"}),
         (("--probe", "linear"), {"classifier.out"}),
         (("--probe", "linear", "--pool", "mean", "--ema-decay", "0.5"), {"classifier.out"}),
+        (("--probe", "attention"), {"classifier.out"}),
     ],
 )
 def test_only_what_is_not_frozen_moves(pretrained, toptag, tmp_path, words, expected):
@@ -60,7 +63,8 @@ def test_only_what_is_not_frozen_moves(pretrained, toptag, tmp_path, words, expe
     finetune("top", more)
     after = load_weights(tmp_path)
     assert moved(before.state, after.state) == expected
-    assert after.config["probe"] == (None if "--freeze" in words else more.pool)
+    pool = "attention" if more.probe == "attention" else more.pool
+    assert after.config["probe"] == (None if "--freeze" in words else pool)
     facts = facts_of(find_checkpoint(tmp_path))
     assert facts["identity"]["freeze"] == (more.freeze or "body")
     with pytest.raises(RunError, match="freeze"):  # the same folder, but all of it trained
@@ -71,8 +75,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pretrained, toptag, tmp_path, mo
     words = ("--from", pretrained, "--freeze", "body", "--layer-decay", "0.7")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finetune("top", settings(finetune_defaults, *words, data=toptag, out=whole))
-    from jetkern.training import step
-
     done = step.Step.__call__
 
     def stopping(self, jets, number):
@@ -90,12 +92,43 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pretrained, toptag, tmp_path, mo
     assert all(one.state[name].equal(other.state[name]) for name in one.state)
 
 
+def test_a_body_thaws_at_its_step_and_goes_on_to_the_same_bits(
+    pretrained, toptag, tmp_path, monkeypatch
+):
+    """Before it no bit of it moves, with the decay of weights and what an optimiser remembers."""
+    words = ("--from", pretrained, "--thaw-at", 3, "--catch-up", 2, "--optimizer", "ranger")
+    before = {n: t for n, t in load_weights(pretrained).state.items() if n.startswith("body.")}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done, moved_at, stop_at = step.Step.__call__, [], [None]
+
+    def watching(self, jets, number):
+        done(self, jets, number)
+        state = self.objective.model.state_dict()
+        changed = [n for n in before.keys() & state.keys() if not state[n].equal(before[n])]
+        moved_at.append((number, bool(changed)))
+        if number == stop_at[0]:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(step.Step, "__call__", watching)
+    for out, stop_at[0] in ((whole, None), (parts, 4), (parts, None)):
+        more = settings(finetune_defaults, *words, data=toptag, out=out, steps=6, warmup_steps=0)
+        finetune("top", more)
+    assert moved_at == 2 * [(number, number >= 3) for number in range(6)]
+    one, other = load_weights(whole), load_weights(parts)
+    assert all(one.state[name].equal(other.state[name]) for name in one.state)
+    facts = facts_of(find_checkpoint(whole))
+    assert facts["identity"]["thaw_at"] == 3
+
+
 def test_what_cannot_be_frozen_is_said(pretrained, toptag, tmp_path):
     with pytest.raises(SystemExit):
         settings(finetune_defaults, "--freeze", "body", data=toptag, out=tmp_path)
     more = ("--freeze", "body", "--probe", "linear", "--from", pretrained)
     with pytest.raises(SystemExit):
         settings(finetune_defaults, *more, data=toptag, out=tmp_path)
+    for wrong in (("--thaw-at", 3), ("--catch-up", 3), ("--thaw-at", -1)):
+        with pytest.raises(SystemExit):
+            settings(finetune_defaults, *wrong, data=toptag, out=tmp_path)
     model = torch.nn.ModuleDict({"body": torch.nn.Linear(1, 1)})
     with pytest.raises(ValueError, match="nothing to train"):
         freeze(model, "body", {"body.weight", "body.bias"})
@@ -145,6 +178,24 @@ def test_a_probe_is_linear_in_the_rows_of_each_jet(pool):
     none = Jets.from_padded(torch.zeros(0, 5, 4), torch.zeros(0, 5, dtype=torch.bool))
     model = PET(replace(config, use_pid=False, use_tracks=False))
     assert model.classify(none).shape == (0, 3)
+
+
+def test_an_attention_probe_looks_at_each_jet_alone():
+    config = PETConfig(dim=8, layers=1, heads=2, neighbours=2, num_classes=3, probe="attention")
+    model = PET(config).double()
+    offsets = torch.tensor([0, 5, 9, 40])
+    x = torch.randn(40, 8, dtype=torch.float64)
+    found = model.classifier(x, offsets)
+    for jet in range(3):
+        rows = x[offsets[jet] : offsets[jet + 1]]
+        alone = model.classifier(rows.flip(0), torch.tensor([0, len(rows)]))
+        torch.testing.assert_close(alone[0], found[jet])
+
+
+def test_rates_of_a_body_that_thaws():
+    rates = [thawed_at(step, thaw_at=2, catch_up=3) for step in range(7)]
+    assert rates == [0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert [thawed_at(step, thaw_at=1, catch_up=0) for step in range(2)] == [0, 1]
 
 
 def test_an_unknown_probe_is_refused():
