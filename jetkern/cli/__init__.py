@@ -42,6 +42,7 @@ EXTRAS = {
     "study": "study",
     "baseline": "study",
 }
+OF_PACKAGES = {"fastjet": "study", "ot": "study"}  # that only some of a command's work needs
 CONTINUES = ("simulate", "convert", "tokenize", "pretrain", "finetune", "generate", "study")
 
 
@@ -133,7 +134,8 @@ def _said(name: str, error: Exception) -> str:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "jetkern"):
             return ""
-        return f"{missing} is not installed: pip install 'jetkern[{EXTRAS.get(name, 'train')}]'"
+        extra = EXTRAS.get(name) or OF_PACKAGES.get(missing, "train")
+        return f"{missing} is not installed: pip install 'jetkern[{extra}]'"
     own = type(error).__module__.startswith("jetkern.")  # our errors are made to be read
     if not own and not isinstance(error, (ValueError, OSError)):
         return ""

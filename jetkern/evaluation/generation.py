@@ -18,6 +18,7 @@ from jetkern.metrics.generation import (
     BATCHES,
     Sample,
     bootstrap_wasserstein,
+    coverage_and_mmd,
     frechet_physics_distance,
     kernel_physics_distance,
     w1_efp,
@@ -60,6 +61,7 @@ def generation_report(
     batches: int = BATCHES,
     size: int = BATCH_SIZE,
     seed: int = 0,
+    coverage: int = 0,
 ) -> GenerationReport:
     """W1 of all observables, W1M, W1P, W1EFP, FPD and KPD of each type and averaged over types.
 
@@ -69,6 +71,8 @@ def generation_report(
         batches: resamplings.
         size: jets of a resampling; fewer where half the real jets of a type are fewer.
         seed: of resamplings and halves.
+        coverage: jets of a resampling for coverage and the minimum matching distance, whose cost
+            is its square; 0 for none. They need POT.
 
     Raises:
         ValueError: if no type has jets in both, or jets have no labels.
@@ -82,7 +86,7 @@ def generation_report(
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(one)))
         first, second = (one.select(half.sort().values) for half in order.tensor_split(2))
         drawn = min(size, len(one) // 2, len(other))
-        options = {"batches": batches, "size": drawn, "seed": seed}
+        options = {"batches": batches, "size": drawn, "seed": seed, "coverage": coverage}
         values = _distances(_Features(one), _Features(other), options)
         floors = _distances(_Features(first), _Features(second), options)
         found[name] = {k: Distance(v, floors[k]) for k, v in values.items()}
@@ -143,6 +147,7 @@ class _Features:
         relative = pt / np.repeat(scale, np.diff(self.offsets))
         self.relative_mass = Sample(mass / scale)
         self.relative = [Sample(v, self.offsets) for v in (eta, phi, relative)]
+        self.jets = np.split(np.stack([eta, phi, relative], axis=1), self.offsets[1:-1])
 
         def polynomials(graphs: Any) -> NDArray[np.float64]:
             return energy_flow_polynomials(pt, eta, phi, self.offsets, graphs)
@@ -152,6 +157,8 @@ class _Features:
 
 
 def _distances(real: _Features, made: _Features, options: dict[str, int]) -> dict[str, Estimate]:
+    options = dict(options)
+    coverage, seed = options.pop("coverage"), options["seed"]
     found = {
         f"W1 {name}": bootstrap_wasserstein(sample, made.observables[name], **options)
         for name, sample in real.observables.items()
@@ -166,6 +173,10 @@ def _distances(real: _Features, made: _Features, options: dict[str, int]) -> dic
     found["KPD"] = kernel_physics_distance(
         real.all_graphs, made.all_graphs, size=max(2, min(KPD_JETS, most))
     )
+    if coverage:
+        found["coverage"], found["MMD"] = coverage_and_mmd(
+            real.jets, made.jets, size=min(coverage, most), seed=seed
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ class JetNet(Task):
         )
 
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
+        if settings.coverage:
+            import_module("ot")  # rather than after all else
         if not is_generated(run):
             load_generator(run)
         elif (found := read_generated(run)[0].classes) != shards.classes:
@@ -130,7 +133,9 @@ class JetNet(Task):
                 sheet_figure(one, {label: other}, settings.out / f"{stem}-{kind}.png")
         grid_figure(real, {label: made}, shards.classes, settings.out / f"{stem}-grid.png")
         image_figure(real, made, shards.classes, settings.out / f"{stem}-images.png")
-        report = generation_report(real, made, shards.classes, seed=settings.seed)
+        report = generation_report(
+            real, made, shards.classes, seed=settings.seed, coverage=settings.coverage
+        )
         if settings.two_sample:
             report.distances[AVERAGE][AUC] = _two_sample(real, made, settings, device)
         return replace(report, evaluations=evaluations)

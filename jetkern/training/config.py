@@ -308,6 +308,8 @@ class EvaluateSettings:
     the same name"""
     two_sample: int = 0
     """jetnet: updates of a classifier that learns to tell real from generated jets; 0 for none"""
+    coverage: int = 0
+    """jetnet: jets drawn for coverage and the minimum matching distance; 0 for none"""
     plugin: tuple[str, ...] = ()
     """Python files or modules of yours that register losses, heads or tasks"""
 
@@ -320,8 +322,9 @@ class EvaluateSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.two_sample < 0:
-            raise ValueError(f"two_sample must not be negative, got {self.two_sample}")
+        for name in ("two_sample", "coverage"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.bootstrap < 2:
             raise ValueError(f"bootstrap must be at least 2, got {self.bootstrap}")
 

@@ -125,10 +125,9 @@ def test_coverage_and_mmd_are_jetnets(real, generated):
     np.testing.assert_allclose([coverage.value, matching.value], JETNET["cov_mmd"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
-def test_energy_movers_distance_is_the_linear_programme(real, scale):
-    """Moving f_ij at cost r_ij, and the excess at R = 1."""
-    one, other = single(real)[3], single(real)[4] * [1, 1, scale]
+def programme(one, other):
+    """The energy mover's distance as a linear programme: moving f_ij at cost r_ij, and the excess
+    at R = 1."""
     n, m = len(one), len(other)
     cost = np.hypot(*(one[:, None, k] - other[None, :, k] for k in (0, 1)))
     rows = np.repeat(np.eye(n), m, axis=1)
@@ -141,9 +140,42 @@ def test_energy_movers_distance_is_the_linear_programme(real, scale):
         A_eq=np.ones((1, n * m)),
         b_eq=[min(totals)],
     )
-    expected = best.fun + abs(totals[0] - totals[1])
+    return best.fun + abs(totals[0] - totals[1])
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
+def test_energy_movers_distance_is_the_linear_programme(real, scale):
+    one, other = single(real)[3], single(real)[4] * [1, 1, scale]
+    expected = programme(one, other)
     assert energy_movers_distance(one, other) == pytest.approx(expected, abs=1e-9)
     assert energy_movers_distance(other, one) == pytest.approx(expected, abs=1e-9)
+
+
+def test_coverage_and_mmd_by_every_pair(real, generated):
+    """By the definitions (arXiv 2106.11535): generated jets choose their nearest real one, real
+    jets are as far as their nearest generated one."""
+    one, other = single(real)[:6], single(generated)[6:11]
+    coverage, matching = coverage_and_mmd(one, other, batches=2, size=4, seed=3)
+    draws = np.random.default_rng(3)
+    expected = []
+    for _ in range(2):
+        a, b = ([jets[i] for i in draws.choice(len(jets), 4)] for jets in (one, other))
+        distances = [[programme(x, y) for y in b] for x in a]
+        chosen = {min(range(4), key=lambda i, j=j: distances[i][j]) for j in range(4)}
+        expected.append([len(chosen) / 4, sum(map(min, distances)) / 4])
+    np.testing.assert_allclose([coverage.value, matching.value], np.mean(expected, 0), rtol=1e-9)
+    np.testing.assert_allclose([coverage.error, matching.error], np.std(expected, 0), atol=1e-9)
+
+
+def test_coverage_and_mmd_of_the_same_jets_and_of_one(real):
+    jets = single(real)[:1]
+    for of in (jets, jets * 3):
+        coverage, matching = coverage_and_mmd(of, of, batches=2, size=1)
+        assert (coverage.value, coverage.error) == (1, 0)
+        assert matching.value == pytest.approx(0, abs=1e-12)
+    coverage, matching = coverage_and_mmd([], jets, batches=2, size=1)
+    assert math.isnan(coverage.value)
+    assert math.isnan(matching.value)
 
 
 def test_w1_of_shifted_and_scaled_numbers():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -131,6 +132,13 @@ def test_real_jets_are_at_the_floor_and_shifted_ones_are_not(data):
     assert generation_report(real, other, JETNET).distances["average"] == same
 
 
+def test_coverage_and_mmd_need_pot_at_once(run, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    out = tmp_path / "out"
+    assert evaluate([str(run), "--data", str(data), "--out", str(out), "--coverage", "3"]) != 0
+    assert "ot is not installed: pip install 'jetkern[study]'" in capsys.readouterr().err
+
+
 def test_a_type_without_jets_is_left_out(data):
     real = first_jets(Shards(data / "test"))
     some = real.select(real.label < 2)
@@ -169,10 +177,14 @@ def test_folders_of_generated_jets_are_judged_without_the_run(run, data, tmp_pat
         assert generate([str(run), "--conditions", str(data / "test"), *flags]) == 0
     folders = [str(tmp_path / "2"), str(tmp_path / "4")]
     out = tmp_path / "results"
-    assert evaluate([*folders, "--data", str(data), "--out", str(out), "--two-sample", "2"]) == 0
+    more = ["--two-sample", "2", "--coverage", "2"]
+    assert evaluate([*folders, "--data", str(data), "--out", str(out), *more]) == 0
     models = json.loads((out / "report.json").read_text())["models"]
     assert [models[name]["evaluations"] for name in ("2", "4")] == [2, 4]
-    assert 0 <= models["2"]["distances"]["average"]["AUC of a classifier"]["value"][0] <= 1
+    average = models["2"]["distances"]["average"]
+    assert 0 <= average["AUC of a classifier"]["value"][0] <= 1
+    assert 0 < average["coverage"]["floor"][0] <= 1
+    assert average["MMD"]["value"][0] > 0
     for name in ("evaluations.png", "4-images.png"):
         assert (out / name).stat().st_size > 10_000, name
 

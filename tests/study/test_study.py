@@ -104,14 +104,19 @@ def test_a_wrong_study_file_is_said(tmp_path, old, new, message):
 
 
 @pytest.mark.parametrize("executor", ["local", "slurm"])
-def test_snakemake_plans_the_grid(desk, grid, executor, tmp_path, monkeypatch):
+def test_snakemake_plans_three_seeds_of_a_model(desk, executor, tmp_path, monkeypatch):
+    """One objective and one size, here and through the executor for Slurm."""
     needed = {"local": "snakemake", "slurm": "snakemake_executor_plugin_slurm"}[executor]
     if find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed: pip install 'jetkern[study]'")
     monkeypatch.chdir(desk)
     more = [] if executor == "local" else ["--executor", "slurm", "--jobs", "10"]
     more += ["--dry-run"]
-    words = arguments(desk / "tiny.toml", tmp_path, cores=2, jobs=2, further=more)
+    path = tmp_path / "three.toml"
+    text = STUDY.replace('["classifier", "classifier+mpm"]', '["classifier"]')
+    path.write_text(text.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
+    grid = make_grid(read_study(path), path, tmp_path / "out")
+    words = arguments(path, tmp_path / "out", cores=2, jobs=2, further=more)
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
