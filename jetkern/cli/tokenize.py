@@ -1,4 +1,4 @@
-"""Fits a tokeniser of particles: features on a normal scale, and a codebook by k-means.
+"""Fits a tokeniser of particles: features on a normal scale, and codes by k-means or a VQ-VAE.
 
 jetkern tokenize kmeans --data shards/jetclass --codes 1024 --out tokens
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive, seed, threads
 from jetkern.io import user_path
+from jetkern.model.vqvae import Shape
 from jetkern.tokenizers import FEATURES
 from jetkern.training.distributed import join_world
 from jetkern.training.tokenize import KINDS, TokenizeSettings, tokenize
@@ -22,7 +23,7 @@ def parser() -> Parser:
     """The command line."""
     p = Parser("tokenize", __doc__)
     add = p.add_argument
-    add("kind", choices=KINDS, help="kmeans, or scale for the normal scale without codes")
+    add("kind", choices=KINDS, help="kmeans, vqvae, or scale for the scale without codes")
     add("--data", type=user_path, required=True, metavar="FOLDER", help="shards: train and val")
     add("--out", type=user_path, required=True, metavar="FOLDER", help="where the tokeniser goes")
     add("--codes", type=positive, default=1024, metavar="N", help="of the codebook")
@@ -37,7 +38,10 @@ def parser() -> Parser:
         help="that the scale is fitted to",
     )
     add("--batch-size", type=positive, default=1024, metavar="N", help="jets of an update")
-    add("--steps", type=positive, metavar="N", help="updates; default: 400 particles of a code")
+    steps = "updates; default: 400 particles of a code, 5,000 of a VQ-VAE"
+    add("--steps", type=positive, metavar="N", help=steps)
+    shape = "vqvae: width, blocks and heads of encoder and decoder, and length of a latent"
+    add("--shape", type=positive, nargs=4, default=[*Shape()], metavar="N", help=shape)
     add("--report-jets", type=positive, default=10_000, metavar="N", help="of val, to judge it by")
     add("--threads", type=threads, metavar="N", help="CPU threads of torch")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1")
@@ -55,5 +59,6 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(number)
     if options["features"] is not None:
         options["features"] = tuple(options["features"])
+    options["shape"] = tuple(options["shape"])
     with join_world(device) as world:
         tokenize(TokenizeSettings(**options), world)

@@ -95,6 +95,8 @@ class PETConfig:
     for the four numbers as they are stored"""
     codes: int = 0
     """of the tokeniser"""
+    vqvae: tuple[int, ...] = ()
+    """width, blocks, heads and length of a latent of a tokeniser that is a VQ-VAE; () for others"""
     shared_mask: bool = False
     """hidden particles enter the decoder as one vector, not as that of their rank in pT among the
     hidden"""
@@ -126,6 +128,7 @@ class PETConfig:
             targets = ()
         object.__setattr__(self, "targets", targets)
         object.__setattr__(self, "target_features", tuple(self.target_features))
+        object.__setattr__(self, "vqvae", tuple(self.vqvae))
         scaled = [t for t in targets if t in ("tokens", "cfm", "cnf", "ssfm")]
         if scaled and not self.target_features:
             raise ValueError(

@@ -11,9 +11,18 @@ from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import AttentionBlock
 from jetkern.model.targets import TARGETS, Hidden, Target
 from jetkern.model.targets.simple import Regression
+from jetkern.model.vqvae import VQTokenizer
 from jetkern.tokenizers import Tokenizer
 
 MAX_MASKED = 150  # rows of the mask embedding, as in the reference
+
+
+def _tokenizer(config: PETConfig) -> Tokenizer:
+    """One whose numbers will be read; nothing of it learns."""
+    if not config.vqvae:
+        return Tokenizer.blank(config.target_features, config.codes)
+    found = VQTokenizer.blank(config.target_features, config.codes, config.vqvae)
+    return found.requires_grad_(False)
 
 
 @register_head("mpm")
@@ -51,7 +60,7 @@ class MaskedModel(nn.Module):
             if width != config.dim:
                 self.narrow = nn.Linear(config.dim, width)
         if config.target_features:
-            self.tokenizer = Tokenizer.blank(config.target_features, config.codes)
+            self.tokenizer = _tokenizer(config)
         for name in self.targets:
             setattr(self, self._attribute(name), TARGETS[name](config, width))
 

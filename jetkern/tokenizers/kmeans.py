@@ -20,6 +20,20 @@ FEW = 0.1  # of the mean number of particles: a code with fewer is dead
 CHOOSE, REPLACE = 60, 61  # streams of random numbers
 
 
+def code_sums(points: Tensor, codes: Tensor, tokens: Tensor) -> Tensor:
+    """(K, 1 + F) int64: how many points have each code, and their sums in steps of 2^-24.
+
+    Args:
+        points: (T, F) float; codes: (K, F); tokens: (T,) int64 code of each point.
+    """
+    total = torch.zeros(len(codes), 1 + points.shape[1], dtype=torch.int64, device=points.device)
+    steps = (points.double() / STEP).round().long()
+    total[:, 0] = torch.bincount(tokens, minlength=len(codes))
+    for column, values in enumerate(steps.unbind(1), 1):
+        total[:, column].index_add_(0, tokens, values)
+    return total
+
+
 class KMeans:
     """Codes that follow the particles shown to them.
 
@@ -57,15 +71,7 @@ class KMeans:
         Args:
             points: (T, F) float.
         """
-        tokens = ops.nearest_code(points, self.codes)
-        total = torch.zeros(
-            len(self.codes), 1 + points.shape[1], dtype=torch.int64, device=points.device
-        )
-        steps = (points.double() / STEP).round().long()
-        total[:, 0] = torch.bincount(tokens, minlength=len(self.codes))
-        for column, values in enumerate(steps.unbind(1), 1):
-            total[:, column].index_add_(0, tokens, values)
-        return total
+        return code_sums(points, self.codes, ops.nearest_code(points, self.codes))
 
     def update(self, sums: Tensor) -> None:
         """Moves the codes.

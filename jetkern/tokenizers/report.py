@@ -60,7 +60,7 @@ def quality(tokenizer: Tokenizer, jets: Jets) -> Quality:
     tokens = tokenizer.tokens(jets)
     used = torch.bincount(tokens, minlength=len(tokenizer.codes)).double()
     share = used[used > 0] / used.sum()
-    squares = (tokenizer.codes[tokens] - scaled).double().square() * known
+    squares = (tokenizer.approximated(jets, tokens) - scaled).double().square() * known
     error = squares.sum(0) / known.sum(0).clamp(min=1)
     before, after = _observed(jets), _observed(tokenizer.reconstructed(jets, tokens))
     changes = {

@@ -113,13 +113,22 @@ class Tokenizer(nn.Module):
         """
         return self.scale.inverse(self.codes[tokens])
 
+    def approximated(self, jets: Jets, tokens: Tensor) -> Tensor:
+        """(T, F) what the tokens say of particles, on the normal scale.
+
+        Args:
+            jets: T particles; tokens: (T,) int64 of them.
+        """
+        return self.codes[tokens]
+
     def reconstructed(self, jets: Jets, tokens: Tensor) -> Jets:
         """The jets with what their tokens say of the kinematics; energies keep their ratio to pT.
 
         Args:
             jets: T particles; tokens: (T,) int64 of them.
         """
-        particles, decoded = jets.particles.clone(), self.decoded(tokens)
+        particles = jets.particles.clone()
+        decoded = self.scale.inverse(self.approximated(jets, tokens))
         for column, kinematic in enumerate(self._kinematic):
             particles[:, kinematic] = decoded[:, column]
         if "ln_energy" not in self.features:

@@ -9,6 +9,7 @@ from jetkern.data import Shards
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.model.targets import Choices
+from jetkern.model.vqvae import VQTokenizer
 from jetkern.objectives import LOSSES, Loss
 from jetkern.objectives.targets import parse_targets, target_losses
 from jetkern.objectives.views import Masked
@@ -46,6 +47,8 @@ def model_changes(settings: MaskedSettings, tokenizer: Tokenizer | None) -> dict
     }
     if tokenizer is not None:
         changes |= {"target_features": tokenizer.features, "codes": len(tokenizer.codes)}
+        if isinstance(tokenizer, VQTokenizer):
+            changes["vqvae"] = tuple(tokenizer.shape)
     return changes
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from jetkern.data import Shards, Stream
 from jetkern.io import explain, write_atomically
 from jetkern.jets import Jets
+from jetkern.model.vqvae import Shape, VQTokenizer
 from jetkern.tables import show
 from jetkern.tokenizers import KINEMATICS, TRACKS, KMeans, QuantileNormal, Tokenizer
 from jetkern.tokenizers.report import Quality, quality, quality_table
@@ -28,9 +29,11 @@ from jetkern.training.distributed import World
 from jetkern.training.runs import Run
 from jetkern.training.signals import StopSignal
 from jetkern.training.trainer import open_splits
+from jetkern.training.vqvae import VQFit
 
-KINDS = ("kmeans", "scale")
+KINDS = ("kmeans", "vqvae", "scale")
 SAVE_SECONDS = 60.0
+VQ_STEPS = 5000  # of a VQ-VAE, unless it is told how many
 PARTICLES_PER_CODE = 400  # of the whole fit, unless it is told how many updates to make
 PER_ROUND = 20  # particles of a code between looks for dead ones, on average
 REPLACING = 0.7  # of the updates replace dead codes
@@ -42,7 +45,7 @@ class TokenizeSettings:
     """What a tokeniser is fitted to.
 
     Attributes:
-        kind: "kmeans", or "scale" for a scale alone.
+        kind: "kmeans", "vqvae", or "scale" for a scale alone.
         data: folder with the shard folders train and, to judge it, val.
         out: run folder.
         codes: K.
@@ -51,7 +54,8 @@ class TokenizeSettings:
         seed: of the order of the jets and all choices.
         scale_jets: jets that the scale is fitted to.
         batch_size: jets of an update.
-        steps: updates; None for 400 particles of each code in all.
+        steps: updates; None for 400 particles of each code in all, or 5,000 of a VQ-VAE.
+        shape: width, blocks and heads of a VQ-VAE's encoder and decoder, and length of a latent.
         report_jets: that it is judged by.
     """
 
@@ -65,6 +69,7 @@ class TokenizeSettings:
     batch_size: int = 1024
     steps: int | None = None
     report_jets: int = 10_000
+    shape: tuple[int, int, int, int] = (128, 3, 8, 32)
 
 
 def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
@@ -86,6 +91,7 @@ def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
     check_features(features)
     if set(features) & set(TRACKS) and train.field("tracks") is None:
         raise ValueError(f"{train.folder} has no tracks: {', '.join(features)} cannot be read")
+    elsewhere = {"data", "out"} | ({"shape"} if settings.kind != "vqvae" else set())
     run, state, error = None, None, None
     if world.is_main:
         try:
@@ -93,7 +99,7 @@ def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
             run.open(
                 {**asdict(settings), "data": str(settings.data), "out": str(settings.out)},
                 {
-                    **{k: v for k, v in asdict(settings).items() if k not in ("data", "out")},
+                    **{k: v for k, v in asdict(settings).items() if k not in elsewhere},
                     "features": list(features),
                     "train_data": train.fingerprint,
                 },
@@ -124,16 +130,20 @@ def load_tokenizer(source: Path | str) -> Tokenizer:
     """
     folder = Path(source)
     state = read_checkpoint(find_checkpoint(folder))
-    if not (folder / "DONE").exists() or state.get("kmeans", ""):
+    if not (folder / "DONE").exists() or any(state.get(kind) for kind in KINDS):
         raise RunError(f"{folder} is not a tokeniser whose fit has ended")
     return _tokenizer_of(state, folder)
 
 
 def _tokenizer_of(state: dict[str, Any], folder: Path) -> Tokenizer:
     try:
-        scale = QuantileNormal(state["quantiles"])
-        return Tokenizer(list(state["features"]), scale, state["codes"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        scale, features = QuantileNormal(state["quantiles"]), list(state["features"])
+        if "shape" not in state:
+            return Tokenizer(features, scale, state["codes"])
+        found = VQTokenizer(features, scale, state["codes"], state["shape"])
+        found.load_state_dict(state["network"])
+        return found
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise RunError(f"{folder} is no tokeniser: {explain(error)}") from error
 
 
@@ -153,12 +163,11 @@ def _fit(
         scale = _tokenizer_of({**state, "codes": torch.zeros(0, len(features))}, settings.out).scale
     tokenizer = Tokenizer(features, scale, torch.zeros(0, len(features))).to(world.device)
     step = 0
-    if settings.kind == "kmeans":
-        kmeans = _kmeans(settings, tokenizer, train, world, run, state)
-        if kmeans is None:
+    if settings.kind != "scale":
+        fit = (_kmeans if settings.kind == "kmeans" else _vqvae)(settings, tokenizer, train, world)
+        if not _loop(settings, fit, tokenizer, train, world, run, state):
             return None
-        step = kmeans.updates
-        tokenizer = Tokenizer(features, tokenizer.scale, kmeans.codes)
+        step, tokenizer = fit.updates, fit.tokenizer
     if run is not None:
         run.save(step + 1, _state(step + 1, tokenizer), {"fingerprint": tokenizer.fingerprint})
     return tokenizer
@@ -166,12 +175,15 @@ def _fit(
 
 def _state(step: int, tokenizer: Tokenizer) -> dict[str, Any]:
     cpu = tokenizer.cpu()
-    return {
+    state = {
         "step": step,
         "features": list(cpu.features),
         "quantiles": cpu.scale.quantiles,
         "codes": cpu.codes,
     }
+    if isinstance(cpu, VQTokenizer):
+        state |= {"shape": list(cpu.shape), "network": cpu.state_dict()}
+    return state
 
 
 def _some(
@@ -196,30 +208,77 @@ def _fit_scale(
     return QuantileNormal.fit(columns)
 
 
+class _KMeansFit:
+    """k-means codes as they follow the jets of all processes."""
+
+    def __init__(self, kmeans: KMeans, blank: Tokenizer, steps: int, world: World) -> None:
+        self.kmeans, self.blank, self.steps, self.world = kmeans, blank, steps, world
+        self.state, self.load_state = kmeans.state, kmeans.load_state
+
+    @property
+    def updates(self) -> int:
+        return self.kmeans.updates
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.blank.features, self.blank.scale, self.kmeans.codes)
+
+    def update(self, jets: Jets) -> None:
+        points = self.blank.scaled(jets)[0]
+        self.kmeans.update(self.world.sum(self.kmeans.sums(points)))
+
+
+def _pool(settings: TokenizeSettings, tokenizer: Tokenizer, train: Shards, world: World) -> Jets:
+    """Jets with eight particles for each code, the first ones that are found."""
+    wanted = int(8 * settings.codes * train.num_jets / max(1, train.num_particles))
+    jets = _some(train, max(settings.batch_size, wanted), settings, tokenizer)
+    return jets.to(world.device)
+
+
 def _kmeans(
-    settings: TokenizeSettings,
-    tokenizer: Tokenizer,
-    train: Shards,
-    world: World,
-    run: Run | None,
-    state: dict[str, Any] | None,
-) -> KMeans | None:
-    """The fitted codes, or None if a signal came first."""
+    settings: TokenizeSettings, tokenizer: Tokenizer, train: Shards, world: World
+) -> _KMeansFit:
     size, codes = settings.batch_size, settings.codes
     per_batch = max(1.0, size * train.num_particles / train.num_jets)
     steps = settings.steps or max(50, round(PARTICLES_PER_CODE * codes / per_batch))
-    jets = max(size, int(8 * codes * train.num_jets / max(1, train.num_particles)))
-    pool = tokenizer.scaled(_some(train, jets, settings, tokenizer).to(world.device))[0]
     kmeans = KMeans(
-        pool,
+        tokenizer.scaled(_pool(settings, tokenizer, train, world))[0],
         codes,
         settings.seed,
         every=max(1, round(PER_ROUND * codes / per_batch)),
         until=int(REPLACING * steps),
     )
+    return _KMeansFit(kmeans, tokenizer, steps, world)
+
+
+def _vqvae(settings: TokenizeSettings, tokenizer: Tokenizer, train: Shards, world: World) -> VQFit:
+    torch.manual_seed(settings.seed)
+    none = torch.zeros(0, Shape(*settings.shape).latent)
+    networks = VQTokenizer(tokenizer.features, tokenizer.scale, none, settings.shape)
+    pool = _pool(settings, tokenizer, train, world)
+    return VQFit(
+        networks.to(world.device),
+        pool,
+        settings.codes,
+        settings.seed,
+        steps=settings.steps or VQ_STEPS,
+        world=world,
+    )
+
+
+def _loop(
+    settings: TokenizeSettings,
+    fit: _KMeansFit | VQFit,
+    tokenizer: Tokenizer,
+    train: Shards,
+    world: World,
+    run: Run | None,
+    state: dict[str, Any] | None,
+) -> bool:
+    """Fits to the end; false if a signal came first."""
     stream = Stream(
         train,
-        batch_size=size,
+        batch_size=settings.batch_size,
         seed=settings.seed,
         rank=world.rank,
         world_size=world.size,
@@ -227,16 +286,16 @@ def _kmeans(
     )
     if state is not None:
         try:
-            kmeans.load_state(state["kmeans"])
+            fit.load_state(state[settings.kind])
             stream.load_state(state["stream"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{settings.out}: the fit cannot continue: {explain(error)}") from error
 
     def save() -> None:
         if run is not None:
-            whole = {k: v for k, v in _state(kmeans.updates, tokenizer).items() if k != "codes"}
-            kept = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in kmeans.state().items()}
-            run.save(kmeans.updates, {**whole, "kmeans": kept, "stream": stream.state()}, {})
+            whole = {k: v for k, v in _state(fit.updates, tokenizer).items() if k != "codes"}
+            kept = {settings.kind: _on_cpu(fit.state()), "stream": stream.state()}
+            run.save(fit.updates, {**whole, **kept}, {})
             tokenizer.to(world.device)
 
     saved = time.monotonic()
@@ -244,25 +303,33 @@ def _kmeans(
     with (
         StopSignal() as stop,
         tqdm(
-            total=steps,
-            initial=kmeans.updates,
+            total=fit.steps,
+            initial=fit.updates,
             unit="updates",
             disable=None if world.is_main else True,
         ) as bar,
     ):
-        while kmeans.updates < steps:
-            points = tokenizer.scaled(next(batches).to(world.device))[0]
-            kmeans.update(world.sum(kmeans.sums(points)))
+        while fit.updates < fit.steps:
+            fit.update(next(batches).to(world.device))
             bar.update()
             stopping = world.any(stop.requested)
             if stopping or time.monotonic() - saved > SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
-            if stopping and kmeans.updates < steps:
+            if stopping and fit.updates < fit.steps:
                 if world.is_main:
-                    print(f"stopped after update {kmeans.updates}: the same command continues")
-                return None
-    return kmeans
+                    print(f"stopped after update {fit.updates}: the same command continues")
+                return False
+    return True
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same nested values with their tensors on the CPU."""
+    if isinstance(value, dict):
+        return {k: _on_cpu(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_on_cpu(v) for v in value]
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _finish(settings: TokenizeSettings, tokenizer: Tokenizer, shards: Shards, run: Run) -> None:

@@ -79,6 +79,17 @@ def test_a_run_goes_on_with_its_own_tokeniser_alone(jetclass, tokens, tmp_path):
         pretrain(masked(tokens, jetclass, tmp_path / "run", **more | {"target": "tokens:2"}))
 
 
+def test_tokens_of_a_vqvae_are_those_of_complete_jets(jetclass, tmp_path):
+    tokens, out = tmp_path / "vq", tmp_path / "run"
+    flags = f"vqvae --data {jetclass} --out {tokens} --codes 8 --steps 3 --shape 16 1 2 4"
+    assert tokenize.main([*flags.split(), "--threads", "1"]) == 0
+    pretrain(masked(tokens, jetclass, out, target="tokens", steps=2, val_every=2))
+    weights, kept = load_weights(out), load_tokenizer(tokens)
+    assert model_config(weights).vqvae == kept.shape
+    for name, value in kept.state_dict().items():
+        assert weights.state[f"mpm.tokenizer.{name}"].equal(value)
+
+
 def test_what_does_not_fit_is_said(jetclass, toptag, tokens, tmp_path, capsys):
     base = ["--data", str(toptag), "--out", str(tmp_path / "run"), "--objective", "mpm"]
     assert command.main([*base, "--target", "regression+identity"]) == 1
