@@ -129,7 +129,8 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
         if settings.layer_decay != 1:
             identity["layer_decay"] = settings.layer_decay
         held = {n for n in names if n.startswith("body.") and n not in new}
-        if settings.thaw_at:
+        thaws = settings.thaw_at > 0 and kept is None
+        if thaws:
             identity |= {"thaw_at": settings.thaw_at, "catch_up": settings.catch_up}
         result = Trainer(
             settings,
@@ -145,7 +146,7 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
                 new=new,
                 new_factor=settings.lr_factor,
             ),
-            held=held if settings.thaw_at else (),
+            held=held if thaws else (),
             thawed=partial(thawed_at, thaw_at=settings.thaw_at, catch_up=settings.catch_up),
             task=task.name,
         ).fit()

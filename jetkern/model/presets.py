@@ -19,17 +19,25 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"dim": 1024, "layers": 28, "heads": 32, "neighbours": 10, "head_layers": 4},
 }
 
+# Bodies of the masked models of MPM (arXiv 2401.13537) and MPMv2 (arXiv 2409.12589) in width, depth
+# and heads; neighbours as for the larger sizes above.
+MASKED_SIZES: dict[str, dict[str, int]] = {
+    "mpm-v1": {"dim": 1024, "layers": 8, "heads": 8, "neighbours": 10},
+    "mpm-v2": {"dim": 512, "layers": 8, "heads": 8, "neighbours": 10},
+}
+
 
 def model_preset(size: str, parts: Iterable[str] = PARTS, **changes: Any) -> PETConfig:
-    """The configuration of one of ``SIZES``, with the given task heads and changes.
+    """The configuration of one of ``SIZES`` or ``MASKED_SIZES``, with task heads and changes.
 
     Raises:
         ValueError: for an unknown size, part or change.
     """
-    if size not in SIZES:
-        raise ValueError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
+    sizes = SIZES | MASKED_SIZES
+    if size not in sizes:
+        raise ValueError(f"unknown model size {size!r}: choose one of {', '.join(sizes)}")
     known = [field.name for field in dataclasses.fields(PETConfig)]
     for name in changes:
         if name not in known:
             raise unknown("field of a model", name, known)
-    return PETConfig(**{**SIZES[size], "parts": tuple(parts), **changes})
+    return PETConfig(**{**sizes[size], "parts": tuple(parts), **changes})

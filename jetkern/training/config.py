@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from jetkern.data.order import MAX_SEED
 from jetkern.machine import MAX_THREADS
-from jetkern.model.presets import SIZES
+from jetkern.model.presets import MASKED_SIZES, SIZES
 from jetkern.objectives import parse_objective
 from jetkern.objectives.masking import MASK_FRACTION
 from jetkern.objectives.targets import parse_targets
@@ -34,8 +34,8 @@ class SettingsError(ValueError):
 class OptimSettings:
     """The optimisation; a run continues only with the same values."""
 
-    optimizer: Literal["lion", "ranger"] = "lion"
-    """lion, or ranger (RAdam with lookahead)"""
+    optimizer: Literal["lion", "ranger", "adamw"] = "lion"
+    """lion, ranger (RAdam with lookahead) or adamw"""
     lr: float = 1e-4
     """peak learning rate"""
     weight_decay: float = 0.1
@@ -198,8 +198,9 @@ class MaskedSettings:
 class PretrainSettings(TrainSettings):
     """Pre-training of a jet foundation model."""
 
-    preset: Literal["micro", "small", "medium", "large"] = "micro"
-    """model size; sets the defaults of the optimisation"""
+    preset: Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2"] = "micro"
+    """model size; sets the defaults of the optimisation; mpm-v1 and mpm-v2 also those of masked
+    particle modelling (docs/masked.md)"""
     objective: str = "pretrain"
     """any of classifier, generator, mpm joined with +; pretrain for all three"""
     perturbed: bool = True
@@ -222,7 +223,7 @@ class FinetuneSettings(TrainSettings):
 
     source: Path | None = field(default=None, metadata={"flag": "from"})
     """run or checkpoint of a pre-training; None trains from scratch"""
-    preset: Literal["micro", "small", "medium", "large"] | None = None
+    preset: Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2"] | None = None
     """model size; by default that of the checkpoint, or micro from scratch"""
     lr_factor: float = 5.0
     """learning rate of the layers that are new, over that of the others"""
@@ -233,7 +234,7 @@ class FinetuneSettings(TrainSettings):
     what is new is trained all the same"""
     thaw_at: int = 0
     """updates that leave the body as it came from the checkpoint; what is new learns from the
-    first"""
+    first. Nothing thaws with --freeze or --probe"""
     catch_up: int = 0
     """updates in which the body's learning rate then rises to its own"""
     probe: Literal["linear", "attention"] | None = None
@@ -262,11 +263,8 @@ class FinetuneSettings(TrainSettings):
         for name in ("thaw_at", "catch_up"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.thaw_at and (self.source is None or self.freeze or self.probe):
-            raise ValueError(
-                "thaw_at is for a body that comes from a checkpoint (--from) and learns in the end:"
-                " without --freeze and --probe"
-            )
+        if self.thaw_at and self.source is None:
+            raise ValueError("thaw_at keeps what comes from a checkpoint: --from names one")
         if self.catch_up and not self.thaw_at:
             raise ValueError("catch_up is what follows thaw_at: give both")
         if self.num_classes < 2:
@@ -344,13 +342,13 @@ _SCRATCH["large"] = _SCRATCH["medium"]
 
 
 def pretrain_defaults(
-    preset: str = "micro", objective: str = "pretrain", optimizer: str | None = None
+    preset: str = "micro", objective: str | None = None, optimizer: str | None = None
 ) -> PretrainSettings:
-    """The study's pre-training of one size: 500,000 updates of 8192 jets.
+    """The study's pre-training of one size: 500,000 updates of 8192 jets; or that of MPM or MPMv2.
 
     Args:
         preset: model size.
-        objective: as in ``PretrainSettings``.
+        objective: as in ``PretrainSettings``; None for pretrain, or mpm of mpm-v1 and mpm-v2.
         optimizer: lion or ranger; None takes Ranger for medium and for every objective with masked
             particles, and Lion for the others, as the study did.
 
@@ -359,6 +357,9 @@ def pretrain_defaults(
         ValueError: for an unknown objective.
     """
     _check_size(preset)
+    if preset in MASKED_SIZES:
+        return _masked_defaults(preset, objective or "mpm", optimizer or "adamw")
+    objective = objective or "pretrain"
     masked = "mpm" in parse_objective(objective)
     ranger = optimizer == "ranger" if optimizer else masked or preset == "medium"
     lr, decay = (_RANGER if ranger else _LION)[preset]
@@ -400,6 +401,8 @@ def finetune_defaults(
     if preset is None and source is not None:
         size = size_of(checkpoint_facts(source).get("model_config", {})) or "micro"
     _check_size(size)
+    if size in MASKED_SIZES:
+        return _masked_finetune(size, preset, source, num_jets)
     lr, decay, warmup = (_SCRATCH if source is None else _FINETUNE)[size]
     steps = 17_565 if source is None and size == "small" else 35_130
     return FinetuneSettings(
@@ -419,6 +422,65 @@ def finetune_defaults(
     )
 
 
+def _masked_defaults(preset: str, objective: str, optimizer: str) -> PretrainSettings:
+    """MPM's and MPMv2's: see the table of differences in docs/masked.md."""
+    old = preset == "mpm-v1"
+    return PretrainSettings(
+        data=UNSET,
+        out=UNSET,
+        preset=preset,  # type: ignore[arg-type]
+        objective=objective,
+        feature_drop=0.0,
+        masked=MaskedSettings(
+            target="tokens" if old else "regression+identity:0.3",
+            mask_fraction=(0.3,) if old else (0.4,),
+            decoder_dim=256 if old else 128,
+            decoder_layers=2 if old else 4,
+            decoder_heads=8 if old else 4,
+            registers=4 if old else 8,
+            label_smoothing=0.0 if old else 0.1,
+        ),
+        optim=OptimSettings(
+            optimizer=optimizer,  # type: ignore[arg-type]
+            lr=1e-4 if old else 1e-3,
+            weight_decay=0.01 if old else 1e-5,
+            betas=(0.9, 0.999),
+            batch_size=256 if old else 1000,
+            steps=1_953_125 if old else 1_000_000,
+            warmup_steps=1000 if old else 50_000,
+        ),
+        validation=ValidationSettings(val_every=10_000, val_jets=1_000_000),
+    )
+
+
+def _masked_finetune(
+    size: str, preset: str | None, source: str | None, num_jets: int | None
+) -> FinetuneSettings:
+    """MPMv2's, for bodies of both: the head alone for 5,000 updates, then the body too."""
+    scratch, few = source is None, num_jets is not None and num_jets <= 1000
+    kept = 0 if scratch else 100 if few else 5000
+    return FinetuneSettings(
+        data=UNSET,
+        out=UNSET,
+        preset=preset,  # type: ignore[arg-type]
+        source=None if source is None else Path(source),
+        num_jets=num_jets,
+        lr_factor=1.0,
+        thaw_at=kept,
+        catch_up=kept,
+        optim=OptimSettings(
+            optimizer="adamw",
+            lr=1e-3 if scratch else 1e-4,
+            weight_decay=0.01 if size == "mpm-v1" else 1e-5,
+            betas=(0.9, 0.999),
+            batch_size=256 if size == "mpm-v1" else 500,
+            steps=200_000,
+            warmup_steps=10_000,
+        ),
+        validation=ValidationSettings(val_every=1000, patience=10),
+    )
+
+
 def evaluate_defaults() -> EvaluateSettings:
     """Evaluation with the default settings."""
     return EvaluateSettings(runs=(UNSET,), data=UNSET, out=UNSET)
@@ -426,7 +488,7 @@ def evaluate_defaults() -> EvaluateSettings:
 
 def size_of(model_config: Mapping[str, Any]) -> str | None:
     """The preset that has these dimensions, or None."""
-    for name, dimensions in SIZES.items():
+    for name, dimensions in (SIZES | MASKED_SIZES).items():
         if all(model_config.get(k) == v for k, v in dimensions.items()):
             return name
     return None
@@ -452,5 +514,6 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_size(name: str) -> None:
-    if name not in SIZES:
-        raise SettingsError(f"unknown preset {name!r}: choose one of {', '.join(SIZES)}")
+    known = SIZES | MASKED_SIZES
+    if name not in known:
+        raise SettingsError(f"unknown preset {name!r}: choose one of {', '.join(known)}")

@@ -156,6 +156,9 @@ class Lookahead:
         self._steps = state["steps"]
 
 
+AnyOptimizer = torch.optim.Optimizer | Lookahead
+
+
 def ranger(
     params: Any,
     lr: float = 1e-3,
@@ -225,7 +228,7 @@ def parameter_groups(
     ]
 
 
-def set_lr(optimizer: torch.optim.Optimizer | Lookahead, lr: float, thawed: float = 1.0) -> None:
+def set_lr(optimizer: AnyOptimizer, lr: float, thawed: float = 1.0) -> None:
     """Sets the learning rate of every group, times the group's ``lr_factor`` if it has one, and
     times ``thawed`` if it is ``held``."""
     for group in optimizer.param_groups:
@@ -235,15 +238,17 @@ def set_lr(optimizer: torch.optim.Optimizer | Lookahead, lr: float, thawed: floa
 
 
 def build_optimizer(
-    name: Literal["lion", "ranger"],
+    name: Literal["lion", "ranger", "adamw"],
     groups: list[dict[str, Any]],
     *,
     lr: float,
     betas: tuple[float, float],
-) -> Lion | Lookahead:
+) -> AnyOptimizer:
     """The optimiser called ``name`` on groups from ``parameter_groups``."""
     if name == "lion":
         return Lion(groups, lr=lr, betas=betas)
     if name == "ranger":
         return ranger(groups, lr=lr, betas=betas)
-    raise ValueError(f"unknown optimizer {name!r}; choose lion or ranger")
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=True)
+    raise ValueError(f"unknown optimizer {name!r}; choose lion, ranger or adamw")

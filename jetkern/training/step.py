@@ -17,7 +17,7 @@ from jetkern.jets import Jets
 from jetkern.objectives import Objective
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
-from jetkern.training.optim import Lion, Lookahead, set_lr
+from jetkern.training.optim import AnyOptimizer, set_lr
 
 
 def average_decay(decay: float, number: int) -> float:
@@ -54,7 +54,7 @@ class Step:
         self,
         objective: Objective,
         weights: FlatParameters,
-        optimizer: Lion | Lookahead,
+        optimizer: AnyOptimizer,
         world: World,
         *,
         lr: Callable[[int], float],

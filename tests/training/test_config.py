@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jetkern.cli import settings as command_line
-from jetkern.model.presets import SIZES
+from jetkern.model.presets import SIZES, model_preset
 from jetkern.training.checkpoints import RunError
 from jetkern.training.config import (
     FinetuneSettings,
@@ -54,6 +54,25 @@ def test_presets_are_those_of_the_study():
     scratch = finetune("--preset", "small")
     assert (scratch.optim.lr, scratch.optim.steps, scratch.optim.batch_size) == (5e-4, 17_565, 1024)
     assert finetune("--num-jets", "1000").optim.batch_size == 512
+
+
+def test_presets_of_masked_models(tmp_path):
+    v1, v2 = pretrain("--preset", "mpm-v1"), pretrain("--preset=mpm-v2", "--target", "cfm")
+    assert (v1.objective, v1.masked.target, v1.masked.mask_fraction) == ("mpm", "tokens", (0.3,))
+    assert (v1.optim.optimizer, v1.optim.lr, v1.optim.steps) == ("adamw", 1e-4, 1_953_125)
+    assert (v2.masked.target, v2.masked.decoder_layers, v2.masked.registers) == ("cfm", 4, 8)
+    assert (v2.optim.batch_size, v2.optim.weight_decay, v2.feature_drop) == (1000, 1e-5, 0)
+    assert pretrain("--preset", "mpm-v2", "--lr", "2e-4").optim.lr == 2e-4
+    config = model_preset("mpm-v2", ["mpm"], decoder_dim=128, decoder_heads=4)
+    assert (config.dim, config.layers, size_of(dataclasses.asdict(config))) == (512, 8, "mpm-v2")
+    run = Run(tmp_path / "run")
+    run.save(1, {"step": 1}, {"model_config": dataclasses.asdict(config)})
+    run.close()
+    source = ["--from", str(tmp_path / "run")]
+    fine, few = finetune(*source), finetune(*source, "--num-jets", "500")
+    assert (fine.thaw_at, fine.catch_up, fine.optim.lr, few.thaw_at) == (5000, 5000, 1e-4, 100)
+    assert finetune(*source, "--probe", "attention").probe == "attention"
+    assert finetune("--preset", "mpm-v2").optim.lr == 1e-3
 
 
 def test_size_of_a_checkpoint_sets_the_defaults(tmp_path):

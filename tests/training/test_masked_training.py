@@ -35,7 +35,7 @@ def masked(tokens, data, out, *words, target=TARGETS, **changes):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(jetclass, tokens, tmp_path, monkeypatch):
     shape = ("--decoder-dim", 16, "--decoder-layers", 1, "--mask-tokens", "shared")
-    shape += ("--registers", 2, "--ema-decay", 0.9)
+    shape += ("--registers", 2, "--ema-decay", 0.9, "--optimizer", "adamw")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain(masked(tokens, jetclass, whole, *shape))
     done = step.Step.__call__
