@@ -7,6 +7,8 @@ describes it (doi 10.25592/uhhfdm.16505, arXiv 2412.10504); EDM4hep as edm4hep.y
 files of winter 2023 have it.
 """
 
+from pathlib import Path
+
 import awkward as ak
 import h5py
 import numpy as np
@@ -72,7 +74,7 @@ def test_nanoaod(tmp_path):
     np.testing.assert_allclose(jets.condition, expected, rtol=1e-6)
 
 
-def test_aspen(tmp_path):
+def aspen(path):
     candidates = np.zeros((2, 150, 11), "f4")  # px py pz E d0 error dz error charge PDG weight
     candidates[0, :3] = [
         [3, 4, 0, 13, 0.01, 0.002, -0.03, 0.004, 1, 211, 1],
@@ -80,11 +82,16 @@ def test_aspen(tmp_path):
         [3, 4, 0, 5, -1, 0.5, 0.02, 0.1, -1, 11, 1],  # d0 of -1 with an error is one
     ]
     candidates[1, :1] = [[0, 1, 0, 1, -1, -1, -1, -1, 0, 130, 1]]
-    with h5py.File(tmp_path / "RunG.h5", "w") as file:
+    with h5py.File(path, "w") as file:
         file.create_dataset("PFCands", data=candidates, chunks=(1, 150, 11), compression="gzip")
         file["jet_kinematics"] = np.array([[310, 0.1, 0.2, 60], [305, -1, 3, 20]], "f4")
         file["event_info"] = np.array([[278820, 1, 7], [278820, 1, 8]])
         file["jet_tagging"] = np.zeros((2, 13), "f4")
+    return path
+
+
+def test_aspen(tmp_path):
+    aspen(tmp_path / "RunG.h5")
     jets = converted(tmp_path, tmp_path / "RunG.h5", "aspen")
     jets = jets.select(jets.condition[:, 0].argsort(descending=True))
     phi = np.arctan2(4, 3)  # the sum has px = 12, py = 0, pz = 0
@@ -103,6 +110,19 @@ def test_aspen(tmp_path):
     )
     expected = [[310, 0.1, 0.2, 60, 0.03], [305, -1, 3, 20, 0.01]]
     np.testing.assert_allclose(jets.condition, expected, rtol=1e-6)
+
+
+def test_the_sign_of_d0_can_be_turned(tmp_path):
+    """As Delphes has it, the opposite of CMS (docs/data.md)."""
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text().split("```toml\n")[2]
+    text = text.split("```")[0].replace("pfnano", "aspen").replace("PFCands_d0", "`PFCands[4]`")
+    (tmp_path / "mine.toml").write_text(text)
+    command = [aspen(tmp_path / "RunG.h5"), "--schema", tmp_path / "mine.toml"]
+    assert run(*command, "--out", tmp_path / "out", "--tracks", "raw") == 0
+    jets = everything(tmp_path / "out")
+    jets = jets.select(jets.condition[:, 0].argsort(descending=True))
+    np.testing.assert_allclose(jets.tracks[:, 0], [0, -0.1, 10, 0], rtol=1e-6)
+    np.testing.assert_allclose(jets.tracks[:, 2], [0, -0.3, 0.2, 0], rtol=1e-6)
 
 
 def fcc():
