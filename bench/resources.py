@@ -179,6 +179,8 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         set_precision,
     )
     from jetkern.model.presets import SIZES
+    from jetkern.ops.gpu.counters import random_numbers
+    from jetkern.ops.gpu.segments import joined_rows, last_rows, owners, ranks
 
     shape = SIZES[size]
     dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
@@ -222,6 +224,18 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         )  # fmt: skip
         return sum(b.sum() for b in many)
 
+    def indices() -> Any:
+        numbers = rows(total, dtype=torch.int64).detach()
+        starts = rows(3, dtype=torch.int64).detach()
+        random_numbers(starts, (numbers,), "uniform")
+        random_numbers(starts[:1], (numbers, numbers), "uniform")
+        random_numbers(starts[:1], (numbers[:, None], numbers[:, None], numbers[:4]), "normal")
+        owners(offsets, total)
+        ranks(offsets, total)
+        last_rows(offsets, offsets, total)
+        for sources in (2, 3, 4):
+            joined_rows([offsets] * sources, [total] * sources)
+
     tensors = {
         "attention": attention,
         "causal attention": causal_attention,
@@ -245,6 +259,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
             precision=precision,
         ),
         "tokens": lambda: ops.nearest_code(particles, rows(1024, 4).detach()) * 0.0,
+        "indices": indices,
         "class attention": lambda: token_block(
             rows(4 * jets, dim), offsets, rows(tokens, dim), offsets
         ),

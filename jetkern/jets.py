@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetkern.kernels import kernel
 from jetkern.packed import (
     Packed,
     check_rising,
@@ -123,8 +124,7 @@ class Jets:
     @property
     def rank_in_jet(self) -> Tensor:
         """(T,) position of each particle in its jet, 0 for the first."""
-        rows = torch.arange(self.particles.shape[0], device=self.particles.device)
-        return rows - self.offsets[self.jet_of_particle]
+        return self.packed.rank(self.particles.shape[0])
 
     @property
     def num_pairs(self) -> int:
@@ -314,13 +314,22 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
         rows (sum T_s, ...) and offsets (B + 1,).
     """
     offsets = torch.stack([o for _, o in sources]).sum(0)
+    order, places = _joined_rows([(len(rows), own) for rows, own in sources], offsets)
+    return reordered(torch.cat([rows for rows, _ in sources]), order, places), offsets
+
+
+def _joined_rows(sources: Sequence[tuple[int, Tensor]], offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of which row of the sources, back to back, each joined row is, and the inverse."""
+    if len(sources) <= 4 and (joined := kernel("joined_rows", offsets)) is not None:
+        return joined([own for _, own in sources], [total for total, _ in sources])
     start = offsets[:-1]
     places = []
-    for rows, own in sources:
-        shift = (start - own[:-1])[segment_index(own, rows.shape[0])]
-        places.append(torch.arange(rows.shape[0], device=rows.device) + shift)
+    for total, own in sources:
+        shift = (start - own[:-1])[segment_index(own, total)]
+        places.append(torch.arange(total, device=offsets.device) + shift)
         start = start + own.diff()
-    return reordered(torch.cat([rows for rows, _ in sources]), inverse(torch.cat(places))), offsets
+    place = torch.cat(places)
+    return inverse(place), place
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -333,29 +342,29 @@ def inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).index_copy_(0, order, rows)
 
 
-def reordered(x: Tensor, order: Tensor) -> Tensor:
+def reordered(x: Tensor, order: Tensor, places: Tensor | None = None) -> Tensor:
     """``x[order]`` for a permutation: its backward is a permutation too.
 
     The backward of indexing adds rows, for which a GPU sorts them and a CPU goes row by row.
 
     Args:
-        x: (T, ...); order: (T,) int64, each row once.
+        x: (T, ...); order: (T,) int64, each row once; places: (T,) int64, its inverse, if known.
     """
     if torch.is_grad_enabled() and x.requires_grad and plainly_eager():
-        return _Reordered.apply(x, order)
+        return _Reordered.apply(x, order, inverse(order) if places is None else places)
     return x[order]
 
 
 class _Reordered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
+    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(order, places)
         return x.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
-        (order,) = ctx.saved_tensors
-        return reordered(d_out, inverse(order)), None
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        order, places = ctx.saved_tensors
+        return reordered(d_out, places, order), None, None
 
 
 class _Taken(torch.autograd.Function):
@@ -390,5 +399,7 @@ def last_rows(offsets: Tensor, own: Tensor, total: int) -> Tensor:
         offsets: (B + 1,) int64 of the segments; own: (B + 1,) of those entries;
             total: their number.
     """
+    if (last := kernel("last_rows", offsets)) is not None:
+        return last(offsets, own, total)
     shift = (offsets - own)[1:][segment_index(own, total)]
     return torch.arange(total, device=offsets.device) + shift

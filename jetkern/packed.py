@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from jetkern.kernels import kernel
+
 
 class Packed:
     """The layout of B jets whose rows lie back to back.
@@ -32,6 +34,7 @@ class Packed:
         self.known_longest = longest
         self._pair_ends: Tensor | None = None
         self._owner: Tensor | None = None
+        self._rank: Tensor | None = None
         check_rising("offsets", self.offsets)
 
     @classmethod
@@ -45,6 +48,7 @@ class Packed:
         packed.known_longest = longest
         packed._pair_ends = None
         packed._owner = None
+        packed._rank = None
         return packed
 
     def __len__(self) -> int:
@@ -67,6 +71,15 @@ class Packed:
             with torch.inference_mode(False):  # whoever asks next may want gradients
                 self._owner = segment_index(self.offsets, total)
         return self._owner
+
+    def rank(self, total: int) -> Tensor:
+        """(T,) int64 place of each row in its jet; arguments as for ``owner``."""
+        if not plainly_eager():
+            return rank_in_segment(self.offsets, total)
+        if self._rank is None:
+            with torch.inference_mode(False):
+                self._rank = rank_in_segment(self.offsets, total)
+        return self._rank
 
     @property
     def pair_ends(self) -> Tensor:
@@ -123,8 +136,19 @@ def segment_index(offsets: Tensor, total: int | None = None) -> Tensor:
     Args:
         offsets: (B + 1,) int64; total: T, which saves a host synchronisation.
     """
+    if total is not None and (own := kernel("owners", offsets)) is not None:
+        return own(offsets, total)
     segments = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return segments.repeat_interleave(offsets.diff(), output_size=total)
+
+
+def rank_in_segment(offsets: Tensor, total: int) -> Tensor:
+    """(T,) place of each row in its segment, 0 for the first; arguments as for
+    ``segment_index``."""
+    if (own := kernel("ranks", offsets)) is not None:
+        return own(offsets, total)
+    rows = torch.arange(total, device=offsets.device)
+    return rows - offsets[segment_index(offsets, total)]
 
 
 def offsets_from_counts(counts: Tensor) -> Tensor:

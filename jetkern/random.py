@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from jetkern.kernels import kernel
+
 _STEP = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
@@ -54,12 +56,29 @@ def _starts(seed: int, streams: tuple[int, ...], device: torch.device) -> Tensor
     return torch.tensor([_start(seed, stream) for stream in streams], device=device)
 
 
+def _launched(
+    seed: int | Tensor, stream: int | tuple[int, ...], counters: tuple[Tensor, ...], kind: str
+) -> Tensor | None:
+    """The numbers from a kernel, where there is one for these counters, else None."""
+    numbers = kernel("random_numbers", counters[0])
+    if numbers is None or isinstance(seed, Tensor) or len(counters) > 3:
+        return None
+    if any(c.dtype != torch.int64 or c.ndim > 2 for c in counters):
+        return None
+    streams = (stream,) if isinstance(stream, int) else stream
+    made: Tensor = numbers(_starts(seed, streams, counters[0].device), counters, kind)
+    return made[0] if isinstance(stream, int) else made
+
+
 def random_bits(seed: int | Tensor, stream: int | tuple[int, ...], *counters: Tensor) -> Tensor:
     """int64 tensor of 64 random bits each, in the broadcast shape of the int64 ``counters``.
 
     Of several streams at once, along a first axis in front of that shape. A seed that changes
     inside a compiled or captured graph is given as an int64 tensor of one number.
     """
+    made = _launched(seed, stream, counters, "bits")
+    if made is not None:
+        return made
     state: int | Tensor
     if isinstance(seed, Tensor):
         assert isinstance(stream, int)
@@ -93,11 +112,17 @@ def happens(bits: Tensor, p: float) -> Tensor:
 
 def uniform(seed: int, stream: int | tuple[int, ...], *counters: Tensor) -> Tensor:
     """float32 uniform in (0, 1), both ends excluded; streams as for ``random_bits``."""
+    made = _launched(seed, stream, counters, "uniform")
+    if made is not None:
+        return made
     return ((_shift(random_bits(seed, stream, *counters), 41)) + 0.5) * 2.0**-23
 
 
 def normal(seed: int, stream: int, *counters: Tensor) -> Tensor:
     """float32 standard normal (Box-Muller)."""
+    made = _launched(seed, stream, counters, "normal")
+    if made is not None:
+        return made
     bits = random_bits(seed, stream, *counters)
     radius = (((_shift(bits, 32) + 0.5) * 2.0**-32).log() * -2).sqrt()
     return radius * ((bits & 0xFFFFFFFF) * (2 * math.pi * 2.0**-32)).cos()

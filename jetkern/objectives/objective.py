@@ -11,6 +11,7 @@ The objectives of arXiv 2606.14870, Eq. 4 as written, all with weight 1 (``losse
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,12 @@ class Sums(NamedTuple):
 
     sums: dict[str, Tensor]
     weights: Tensor
+
+
+@functools.lru_cache(maxsize=16)
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(L,) kept, so that a GPU is not waited for in every step."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 class Objective(nn.Module):
@@ -93,17 +100,21 @@ class Objective(nn.Module):
             per_jet: (L,) ``weights`` of the whole global batch over its number of jets, if ``jets``
                 is a part of it. Losses of parts, weighted by their jets, then average to its own.
         """
-        sums, weights = self.sums(jets)
-        mean = weights / len(jets) if per_jet is None else per_jet
-        losses = {
-            loss.name: loss.scale * (value / (len(jets) * part).clamp(min=1e-9))
-            for loss, value, part in zip(self.losses, sums.values(), mean, strict=True)
-        }
-        losses["loss"] = torch.stack(list(losses.values())).sum()
+        sums = self._sums(jets)
+        mean = self.per_jet(jets) if per_jet is None else per_jet
+        values = torch.stack(list(sums.values())) / (len(jets) * mean).clamp(min=1e-9)
+        scales = tuple(loss.scale for loss in self.losses)
+        if set(scales) != {1.0}:
+            values = values * _kept(scales, values.dtype, values.device)
+        losses = dict(zip(sums, values.unbind(), strict=True))
+        losses["loss"] = values.sum()
         return losses
 
     def sums(self, jets: Jets) -> Sums:
         """The losses before division; arguments as for ``forward``."""
+        return Sums(self._sums(jets), self.weights(jets))
+
+    def _sums(self, jets: Jets) -> dict[str, Tensor]:
         seen = self._see(jets)
         values: dict[str, Tensor] = {}
         for part in dict.fromkeys(loss.part for loss in self.losses):
@@ -112,7 +123,7 @@ class Objective(nn.Module):
             outputs = same[0].outputs(self.model, [seen[loss.view] for loss in same])
             for loss, output in zip(same, outputs, strict=True):
                 values[loss.name] = loss.sum(output, seen[loss.view])
-        return Sums({loss.name: values[loss.name] for loss in self.losses}, self.weights(jets))
+        return {loss.name: values[loss.name] for loss in self.losses}
 
     def trivial(self, jets: Jets) -> dict[str, float]:
         """What the model has to beat: the losses of what does not look at a jet, by the name of the

@@ -21,9 +21,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-from jetkern import build
+from jetkern import build, kernels
 
 PRECISIONS = ("ieee", "tf32", "bf16")
 LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or build.library(build.LIBRARY))
@@ -113,7 +114,9 @@ BACKENDS = ("auto", "reference", *TABLE)
 
 def register_compiled() -> None:
     """Makes the C++ and CUDA ops known to ``torch.ops``, and loads the C++ library if it is there,
-    so that compiled and exported graphs find them, and the references, before an op was called."""
+    so that compiled and exported graphs find them, and the references, before an op was called.
+    Kernels for what lies below the ops are made known there."""
+    kernels.provide(triton_takes, kernel_below)
     for path in sorted(Path(__file__).parent.glob("*/*.py")):
         if path.stem in ("cpu", "cuda", "reference"):
             importlib.import_module(f"jetkern.ops.{path.parent.name}.{path.stem}")
@@ -152,6 +155,23 @@ def unavailable(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     """Why ``backend`` cannot run ``op`` on tensors of this kind, "" if it can."""
     reason = _made_for(op, backend, device, dtype)
     return reason if reason or backend == "reference" else TABLE[backend].missing()
+
+
+def triton_takes(tensor: Tensor) -> bool:
+    """Whether Triton kernels are what "auto" stands for on the tensor's device: for what is no op
+    of its own."""
+    row = TABLE["triton"]
+    if tensor.device.type not in row.devices:
+        return False
+    return asked("auto") in ("auto", "triton") and not row.missing()
+
+
+@functools.cache
+def kernel_below(name: str) -> Callable[..., Any]:
+    """The kernel of that name for what lies below the ops."""
+    module = "counters" if name == "random_numbers" else "segments"
+    kernel: Callable[..., Any] = getattr(importlib.import_module(f"jetkern.ops.gpu.{module}"), name)
+    return kernel
 
 
 def by_name_only(backend: str, device: str) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from jetkern.ops.attention import reference
 from jetkern.ops.attention.cpu import dense_rows
+from jetkern.ops.gpu.counters import more_bits
 from jetkern.ops.gpu.functions import dot, exp2
 from jetkern.ops.gpu.launch import Settings, launch, launch_settings
 from jetkern.ops.gpu.pointwise import padded
@@ -88,29 +89,20 @@ class Drop(NamedTuple):
 
 
 @triton.jit
-def _more_bits(bits, counter):
-    """``jetkern.random.more_bits`` of uint64."""
-    x = (bits ^ counter.to(tl.uint64)) + 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-@triton.jit
 def _of_head(drop, HEADS: tl.constexpr):
     """With the random bits of the program's jet and head."""
     if drop is None:
         return drop
     else:
         jet = tl.program_id(0) // HEADS
-        bits = _more_bits(tl.load(drop.keys + jet).to(tl.uint64), tl.program_id(0) % HEADS)
+        bits = more_bits(tl.load(drop.keys + jet).to(tl.uint64), tl.program_id(0) % HEADS)
         return Drop(bits, drop.below, drop.kept)
 
 
 @triton.jit
 def _factor(drop, query, key):
     """What dropout multiplies weights by, 0 or 1 / (1 - p): query and key along either axis."""
-    bits = _more_bits(_more_bits(drop.keys, query), key)
+    bits = more_bits(more_bits(drop.keys, query), key)
     return tl.where((bits >> 41).to(tl.int32) < drop.below, 0.0, drop.kept)
 
 
