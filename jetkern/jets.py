@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from jetkern.packed import (
     plainly_eager,
     readable,
     segment_index,
+    true_rows,
 )
 
 IDENTITIES = 9  # of particles: 0 is unknown
@@ -169,22 +171,28 @@ class Jets:
         chosen = everything[jets]
         counts = self.counts[chosen]
         offsets = offsets_from_counts(counts)
-        owner = segment_index(offsets)
+        known = self.packed.known_counts
+        known = known[jets] if known is not None and isinstance(jets, slice) else None
+        owner = segment_index(offsets, None if known is None else int(known.sum()))
         rows = torch.arange(owner.shape[0], device=owner.device) - offsets[owner]
         rows += self.offsets[chosen][owner]
-        return self._take(rows, chosen, offsets)
+        return self._take(rows, chosen, Packed.trusted(offsets, counts=known))
 
-    def keep_particles(self, keep: Tensor) -> Jets:
+    def keep_particles(self, keep: Tensor, counts: npt.NDArray[Any] | None = None) -> Jets:
         """The same jets without the particles where keep is false.
 
         Args:
             keep: (T,) bool.
+            counts: (B,) particles that are kept of each jet, if the host knows them, so that a GPU
+                need not be asked.
         """
+        number = None if counts is None else int(counts.sum())
         kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
-        return self._take(keep.nonzero().squeeze(1), slice(None), kept_before[self.offsets])
+        packed = Packed.trusted(kept_before[self.offsets], counts=counts)
+        return self._take(true_rows(keep, number), slice(None), packed)
 
-    def _take(self, rows: Tensor, jets: Tensor | slice, offsets: Tensor) -> Jets:
-        taken: dict[str, Any] = {"offsets": Packed.trusted(offsets)}
+    def _take(self, rows: Tensor, jets: Tensor | slice, packed: Packed) -> Jets:
+        taken: dict[str, Any] = {"offsets": packed}
         for name in PER_PARTICLE + PER_JET:
             value = getattr(self, name)
             taken[name] = value if value is None else value[rows if name in PER_PARTICLE else jets]

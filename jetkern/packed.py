@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -32,6 +35,7 @@ class Packed:
         self.offsets = int64_offsets("offsets", offsets)
         self.known_pairs = num_pairs
         self.known_longest = longest
+        self.known_counts: npt.NDArray[Any] | None = None
         self._pair_ends: Tensor | None = None
         self._owner: Tensor | None = None
         self._rank: Tensor | None = None
@@ -39,13 +43,25 @@ class Packed:
 
     @classmethod
     def trusted(
-        cls, offsets: Tensor, num_pairs: int | None = None, longest: int | None = None
+        cls,
+        offsets: Tensor,
+        num_pairs: int | None = None,
+        longest: int | None = None,
+        counts: npt.NDArray[Any] | None = None,
     ) -> Packed:
-        """The same from int64 offsets that are known to be right: without the checks."""
+        """The same from int64 offsets that are known to be right: without the checks.
+
+        Args:
+            counts: (B,) rows of each jet, if the host knows them; the other numbers follow.
+        """
+        if counts is not None:
+            num_pairs = int(np.square(counts).sum())
+            longest = int(counts.max(initial=0))
         packed = cls.__new__(cls)
         packed.offsets = offsets
         packed.known_pairs = num_pairs
         packed.known_longest = longest
+        packed.known_counts = counts
         packed._pair_ends = None
         packed._owner = None
         packed._rank = None
@@ -110,9 +126,10 @@ class Packed:
     def map(self, function: Callable[[Tensor], Tensor]) -> Packed:
         """The same layout with its tensors elsewhere. On the CPU the numbers are counted first,
         so that the GPU that it goes to need not be asked."""
-        if not self.offsets.is_cuda:
-            _ = self.num_pairs, self.longest
-        moved = Packed.trusted(function(self.offsets), self.known_pairs, self.known_longest)
+        counts = self.known_counts
+        if counts is None and readable(self.offsets):
+            counts = self.offsets.diff().numpy()
+        moved = Packed.trusted(function(self.offsets), self.known_pairs, self.known_longest, counts)
         if self._pair_ends is not None:
             moved._pair_ends = function(self._pair_ends)
         return moved
@@ -123,10 +140,14 @@ class Packed:
         counts = torch.cat([p.counts for p in parts])
         pairs = [p.known_pairs for p in parts]
         longest = [p.known_longest for p in parts]
+        known = [p.known_counts for p in parts]
         return Packed.trusted(
             offsets_from_counts(counts),
             None if None in pairs else sum(p for p in pairs if p is not None),
             None if None in longest else max((n for n in longest if n is not None), default=0),
+            np.concatenate([n for n in known if n is not None])
+            if known and all(n is not None for n in known)
+            else None,
         )
 
 
@@ -149,6 +170,17 @@ def rank_in_segment(offsets: Tensor, total: int) -> Tensor:
         return own(offsets, total)
     rows = torch.arange(total, device=offsets.device)
     return rows - offsets[segment_index(offsets, total)]
+
+
+def true_rows(mask: Tensor, number: int | None) -> Tensor:
+    """(M,) int64 places where ``mask`` (T,) is true, rising.
+
+    Args:
+        number: M, if it is known, so that a GPU need not be asked.
+    """
+    if number is None:
+        return mask.nonzero().squeeze(1)
+    return torch.nonzero_static(mask, size=number).squeeze(1)
 
 
 def offsets_from_counts(counts: Tensor) -> Tensor:

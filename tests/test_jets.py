@@ -66,6 +66,18 @@ def test_keep_particles(counts):
         assert torch.equal(rows, jets.particles[own][keep[own]])
 
 
+def test_what_the_host_knows_of_the_sizes_goes_along():
+    jets = make([2, 0, 3]).to("cpu")
+    assert jets.packed.known_counts.tolist() == [2, 0, 3]
+    keep = torch.tensor([True, False, True, True, False])
+    kept = jets.keep_particles(keep, jets.packed.known_counts - [1, 0, 1])
+    assert torch.equal(kept.particles, jets.keep_particles(keep).particles)
+    both = Jets.concat([jets, kept]).packed
+    assert both.known_counts.tolist() == both.counts.tolist() == [2, 0, 3, 1, 0, 2]
+    assert (both.known_pairs, both.known_longest) == (18, 3)
+    assert jets.select(slice(1, 3)).packed.known_counts.tolist() == [0, 3]
+
+
 def test_ranks_and_owners():
     jets = make([2, 0, 3])
     assert jets.jet_of_particle.tolist() == [0, 0, 2, 2, 2]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
-from jetkern.jets import Jets, join_segments, last_rows, taken
+from jetkern.jets import Jets, join_segments, last_rows, taken, true_rows
 from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import AttentionBlock
 from jetkern.model.targets import TARGETS, Hidden, Target
@@ -124,7 +124,7 @@ class MaskedModel(nn.Module):
         # Not indexing: its backward adds the rows of one rank in the order of the threads.
         last = self.mask_embeddings.shape[0] - 1
         particles = embedding(rank.clamp(max=last), self.mask_embeddings)
-        particles = particles.index_put((keep.nonzero().squeeze(1),), visible)
+        particles = particles.index_put((true_rows(keep, visible.shape[0]),), visible)
         sources = [(taken(x, before[:, : self.global_tokens].flatten()), jet * self.global_tokens)]
         if self.timed:
             sources.append((x.new_zeros(len(jets), x.shape[1]), jet))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -10,9 +13,10 @@ from jetkern.random import uniform
 
 MASK_FRACTION = 0.4
 STEPS = 10_000
+Counts = TypeVar("Counts", Tensor, npt.NDArray[Any])
 
 
-def masked_counts(counts: Tensor, fraction: float = MASK_FRACTION) -> Tensor:
+def masked_counts(counts: Counts, fraction: float = MASK_FRACTION) -> Counts:
     """(B,) floor(f n), the number of particles hidden in a jet of n, f in steps of 1e-4."""
     return counts * round(fraction * STEPS) // STEPS
 

@@ -107,7 +107,10 @@ class Masked:
 
     def __call__(self, jets: Jets, index: Tensor, seed: int) -> View:
         keep = random_keep(jets, index, seed, MASK, self.counts(jets, index, seed))
-        return View(jets.keep_particles(keep), jets, keep=keep)
+        known = jets.packed.known_counts
+        if known is not None:  # of a fraction that is drawn, the host does not know the result
+            known = known - masked_counts(known, self.low) if self.low == self.high else None
+        return View(jets.keep_particles(keep, known), jets, keep=keep)
 
 
 masked = Masked()

@@ -32,6 +32,10 @@ class Lion(torch.optim.Optimizer):
 
     ``p <- (1 - lr wd) p - lr sign(b1 m + (1 - b1) g)``, then ``m <- b2 m + (1 - b2) g``.
 
+    Attributes:
+        applied: () bool where the parameters are, or None; where it is false, ``step`` changes
+            nothing. A GPU is not waited for.
+
     Args:
         params: parameters or parameter groups.
         lr: learning rate.
@@ -54,6 +58,7 @@ class Lion(torch.optim.Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must lie in [0, 1), got {betas}")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self.applied: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -71,12 +76,22 @@ class Lion(torch.optim.Optimizer):
                         self.state[p]["exp_avg"] = torch.zeros_like(p)
                 momenta = [self.state[p]["exp_avg"] for p in params]
                 if group["weight_decay"]:
-                    torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+                    torch._foreach_mul_(params, self._or(1 - lr * group["weight_decay"], 1.0))
                 updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
                 torch._foreach_sign_(updates)
-                torch._foreach_add_(params, updates, alpha=-lr)
-                torch._foreach_lerp_(momenta, grads, 1 - beta2)
+                if self.applied is None:
+                    torch._foreach_add_(params, updates, alpha=-lr)
+                    torch._foreach_lerp_(momenta, grads, 1 - beta2)
+                    continue
+                torch._foreach_mul_(updates, self._or(-lr, 0.0))
+                torch._foreach_add_(params, updates)
+                for m, g in zip(momenta, grads, strict=True):
+                    m.copy_(torch.where(self.applied, m.lerp(g, 1 - beta2), m))
         return loss
+
+    def _or(self, value: float, otherwise: float) -> Any:
+        """``value``, or ``otherwise`` where nothing is applied."""
+        return value if self.applied is None else torch.where(self.applied, value, otherwise)
 
 
 class Lookahead:

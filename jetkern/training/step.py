@@ -1,8 +1,8 @@
 """One update of the weights, in its eager form.
 
-``gradients`` is work for the device alone: nothing in it waits for a result, so that it can also be
-captured once and replayed. After it the host reads one flag, whether to apply the gradient, and
-applies it. The losses and the norm stay on the device until a report asks for them.
+A step is work for the device alone: with Lion, nothing in it waits for a result. Whether a
+gradient is finite and is applied is decided where it is; the host reads how many were not when a
+report asks. Optimisers that count their updates on the host wait for that decision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jetkern.jets import Jets
 from jetkern.objectives import Objective
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
-from jetkern.training.optim import AnyOptimizer, set_lr
+from jetkern.training.optim import AnyOptimizer, Lion, set_lr
 
 
 def average_decay(decay: float, number: int) -> float:
@@ -43,11 +43,9 @@ class Step:
             gradient, and nothing is computed for one.
 
     Attributes:
-        skipped: updates in a row, up to the last, that were left out for a gradient that is not
-            finite.
         gradient: (N,) of the last batch, clipped, laid out as ``weights``.
         norm: () of it, before clipping.
-        good: jets of the last update that was not left out.
+        good: jets of the last update that the host knows not to have been left out.
     """
 
     def __init__(
@@ -71,9 +69,10 @@ class Step:
         self.thawed, self.held = thawed, held
         for tensor in (weights.values, *objective.buffers()):
             world.copy(tensor)
-        self.skipped = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=weights.values.device)
         self.gradient, self.norm = torch.zeros(0), torch.zeros(())
         self.good: Jets | None = None
+        self._last: Jets | None = None
         self._sums: Tensor | None = None
         self._names: list[str] = []
         self._updates = 0
@@ -85,10 +84,13 @@ class Step:
             p.requires_grad_(thawed > 0)
         unused = self.gradients(jets)
         self._updates += 1
-        if not self.norm.isfinite():  # the one thing that the host waits for
-            self.skipped += 1
+        finite = self.norm.isfinite()
+        self._skipped = torch.where(finite, 0, self._skipped + 1)
+        self._last = jets
+        if isinstance(self.optimizer, Lion):
+            self.optimizer.applied = finite
+        elif self.skipped:
             return
-        self.skipped, self.good = 0, jets
         set_lr(self.optimizer, self.lr(number), thawed)
         self.weights.set_gradient(self.gradient)
         before = [(p, p.detach().clone()) for p in unused]
@@ -97,8 +99,26 @@ class Step:
             for p, value in before:  # no gradient is not a gradient of zero: they do not decay
                 p.copy_(value)
             if self.average is not None:
-                decay = average_decay(self.decay, number)
-                self.average[1].values.lerp_(self.weights.values, 1 - decay)
+                average, share = self.average[1].values, 1 - average_decay(self.decay, number)
+                moved = average.lerp(self.weights.values, share)
+                average.copy_(torch.where(finite, moved, average))
+
+    @property
+    def skipped(self) -> int:
+        """Updates in a row, up to the last, that were left out for a gradient that is not finite.
+        Waits for the device."""
+        return int(self._skipped)
+
+    @skipped.setter
+    def skipped(self, number: int) -> None:
+        self._skipped.fill_(number)
+
+    def settle(self) -> int:
+        """``skipped``; and the last jets are ``good``, if none are."""
+        skipped = self.skipped
+        if not skipped and self._last is not None:
+            self.good = self._last
+        return skipped
 
     def gradients(self, jets: Jets) -> list[Any]:
         """Finds the clipped gradient of the global batch; returns the weights that have none."""
@@ -122,7 +142,8 @@ class Step:
         if self.world.size > 1:
             total = self.world.sum(total.div_(self.world.size))
         self.norm = torch.linalg.vector_norm(total)
-        self.gradient = total.mul_((self.clip / (self.norm + 1e-6)).clamp_(max=1.0))
+        scale = (self.clip / (self.norm + 1e-6)).clamp_(max=1.0)
+        self.gradient = total.mul_(scale)
         return unused
 
     def _gradient(self, loss: Tensor) -> list[Tensor | None]:
@@ -143,6 +164,7 @@ class Step:
 
     def sound(self) -> bool:
         """Whether the weights, and their average, give finite losses of the last good jets."""
+        self.settle()
         if self.good is None:
             return True
         jets = next(self._parts(self.good))

@@ -283,11 +283,14 @@ class Trainer:
                 self.update(jets.to(self.world.device, non_blocking=True), self.step)
                 self.step += 1
                 at_end = self.step == self.optim.steps
-                if at_end or self.step % self.run_settings.log_every == 0:
+                logged = at_end or self.step % self.run_settings.log_every == 0
+                if logged:
                     norm, lr = float(self.update.norm), self._lr(self.step - 1)
                     log.train(self.step, self.update.means(), lr=lr, grad_norm=norm, waited=waited)
                     waited = 0.0
-                if self.update.skipped >= MAX_SKIPPED:
+                # A GPU is not waited for in between.
+                known = logged or self.world.device.type == "cpu"
+                if known and self.update.settle() >= MAX_SKIPPED:
                     self._save(run)
                     raise self._not_finite(run)
                 self.owed = self.val is not None and (
@@ -310,7 +313,7 @@ class Trainer:
                 return SIGNAL
         if self._out_of_patience():
             return "out of patience"
-        if self.update.skipped or not self.update.sound():
+        if self.update.settle() or not self.update.sound():
             raise self._not_finite(run)
         return "all steps done"
 

@@ -166,3 +166,20 @@ def test_parameter_groups():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make([nn.Parameter(torch.zeros(1))])
+
+
+def test_a_lion_that_is_told_on_the_device_steps_alike_and_not_at_all_where_it_is_not_applied():
+    plain, told = ([nn.Parameter(torch.linspace(-1, 1, 37))] for _ in range(2))
+    optimizers = [Lion(p, lr=1e-3, weight_decay=0.1) for p in (plain, told)]
+    for step in range(20):
+        gradient = torch.randn(37, generator=torch.Generator().manual_seed(step))
+        plain[0].grad, told[0].grad = gradient, gradient.clone()
+        optimizers[1].applied = torch.tensor(True)
+        for optimizer in optimizers:
+            optimizer.step()
+        told[0].grad = torch.full((37,), torch.nan)
+        optimizers[1].applied = torch.tensor(False)
+        optimizers[1].step()
+        assert torch.equal(plain[0], told[0])
+    momenta = [o.state[p[0]]["exp_avg"] for o, p in zip(optimizers, (plain, told), strict=True)]
+    assert torch.equal(*momenta)
