@@ -29,7 +29,8 @@ def noise(jets: Jets, index: Tensor, seed: int, stream: int) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _columns(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Means and widths, kept, so that a GPU is not waited for in every step."""
-    return torch.tensor([NOISE_MEAN, NOISE_WIDTH], dtype=dtype, device=device)
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        return torch.tensor([NOISE_MEAN, NOISE_WIDTH], dtype=dtype, device=device)
 
 
 def noised(jets: Jets, noise: Tensor, time: Tensor) -> tuple[Jets, Tensor]:

@@ -40,7 +40,8 @@ class Sums(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(L,) kept, so that a GPU is not waited for in every step."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 class Objective(nn.Module):

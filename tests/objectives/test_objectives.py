@@ -10,6 +10,7 @@ from jetkern.model.config import PARTS
 from jetkern.model.pet import PET
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives import Objective, flow, parse_objective
+from jetkern.objectives import objective as objectives
 from jetkern.objectives.masking import masked_counts, random_keep
 from jetkern.objectives.views import TIME
 from jetkern.random import uniform
@@ -159,3 +160,12 @@ def test_a_batch_without_jets_or_without_particles():
     assert model.classify(batch([])).shape == (0, 10)
     assert model.classify(batch([0, 0])).isfinite().all()
     assert isinstance(batch([]), Jets)
+
+
+def test_what_inference_mode_leaves_behind_can_be_learned_with():
+    objectives._kept.cache_clear()
+    flow._columns.cache_clear()
+    learner = objective("pretrain")
+    with torch.inference_mode():
+        learner(batch())
+    learner(batch())["loss"].backward()
