@@ -214,3 +214,63 @@ def test_a_track_that_an_index_below_0_names_is_none(tmp_path):
     columns["ReconstructedParticles#1.index"] = lists([[-1, 0], []], "i4")
     jets = converted(tmp_path, write(tmp_path / "fcc.root", columns), "edm4hep")
     assert int((jets.tracks != 0).any(dim=1).sum()) == 1
+
+
+def test_btag(tmp_path):
+    columns = {
+        "trk_pt": lists([[12, 3], [8]]),
+        "trk_eta": lists([[0.5, 0.1], [-1]]),
+        "trk_phi": lists([[3, -3], [0.5]]),
+        "trk_d0": lists([[0.1, -0.2], [0.3]]),
+        "trk_d0err": lists([[0.01, 0.02], [0.03]]),
+        "trk_z0": lists([[1, 2], [-3]]),
+        "trk_z0err": lists([[0.1, 0.2], [0.3]]),
+        "trk_pdg_id": lists([[-211, 11], [13]], "i4"),
+        "trk_vtx_index": lists([[0, 3], [-1]], "i4"),
+        "jet_pt": np.array([30, 20], "f4"),
+        "jet_eta": np.array([0.25, -1], "f4"),
+        "jet_phi": np.array([3, 0], "f4"),
+        "jet_M": np.array([5, 4], "f4"),
+        "jet_flav": np.array([5, 0], "i4"),
+    }
+    with uproot.recreate(tmp_path / "btag.root") as file:
+        file.mktree("tree", columns)
+    jets = converted(tmp_path, tmp_path / "btag.root", "btag")
+    jets = jets.select(jets.condition[:, 0].argsort(descending=True))
+    energies = [12 * np.cosh(0.5), 3 * np.cosh(0.1), 8 * np.cosh(1)]
+    agree(
+        jets,
+        [
+            [[0.25, 0, LN(12), LN(energies[0])], [-0.15, 2 * np.pi - 6, LN(3), LN(energies[1])]],
+            [[0, 0.5, LN(8), LN(energies[2])]],
+        ],
+        [1, 4, 5],
+        [[0.1, 0.01, 1, 0.1], [-0.2, 0.02, 2, 0.2], [0.3, 0.03, -3, 0.3]],
+    )
+    assert jets.label.tolist() == [2, 0]
+    assert jets.vertex.tolist() == [0, 3, 255]
+    assert jets.origin.tolist() == [255, 255, 255]
+
+
+def test_rodem(tmp_path):
+    for name, pt in (("QCD_jj_pt_450_1200_01.h5", 500), ("ttbar_allhad_pt_450_1200_01.h5", 600)):
+        particles = np.zeros((1, 5, 3), "f4")
+        particles[0, :2] = [[pt / 2, 0.1, 1], [pt / 4, -0.2, 1.5]]
+        with h5py.File(tmp_path / name, "w") as file:
+            file["objects/jets/jet1_cnsts"] = particles
+            file["objects/jets/jet1_obs"] = np.array([[pt, 0, 1.25, 80, 0.1, 0.2]], "f4")
+    jets = converted(tmp_path, tmp_path, "rodem")
+    jets = jets.select(jets.condition[:, 0].argsort())
+    expected = [
+        row
+        for pt in (500, 600)
+        for row in (
+            [0.1, -0.25, LN(pt / 2), LN(pt / 2 * np.cosh(0.1))],
+            [-0.2, 0.25, LN(pt / 4), LN(pt / 4 * np.cosh(0.2))],
+        )
+    ]
+    np.testing.assert_allclose(jets.particles, expected, atol=2e-6)
+    assert jets.counts.tolist() == [2, 2]
+    assert jets.label.tolist() == [0, 1]
+    assert jets.pid is None
+    np.testing.assert_allclose(jets.condition[:, :3], [[500, 0, 80], [600, 0, 80]])

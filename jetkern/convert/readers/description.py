@@ -30,7 +30,8 @@ _ENERGY = ("energy", "ln_energy", "mass")
 MOMENTA = (*_TRANSVERSE, *_LONGITUDINAL, *_AZIMUTH, *CARTESIAN, *_ENERGY)
 TRACKS = ("d0", "d0_error", "dz", "dz_error")
 IDENTITY = ("pdg", "pid")
-_PARTICLES = {*MOMENTA, *TRACKS, *IDENTITY, "count", "mask", "id"}
+VERTEX = "vertex"
+_PARTICLES = {*MOMENTA, *TRACKS, *IDENTITY, VERTEX, "count", "mask", "id"}
 _PARTICLE_SETTINGS = {"missing", "padding", "number"}
 _JETS = {"label", "files", "codes", "pt", "eta", "phi", "condition", "select", "first"}
 UNITS = {"GeV": 1.0, "MeV": 1e-3}
@@ -131,6 +132,7 @@ def _check(schema: dict[str, Any]) -> None:
         len({bool(set(IDENTITY) & set(p)) for p in particles}) == 1,
         "all particles need pdg or pid, or none",
     )
+    _need(len({VERTEX in p for p in particles}) == 1, "all particles need a vertex, or none")
     _check_jets(jets, schema)
     _check_constituents(constituents, particles, jets)
 

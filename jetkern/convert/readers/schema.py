@@ -18,6 +18,7 @@
     dz = "dz"
     dz_error = "dz_err"
     missing = { d0 = -1, d0_error = -1, dz = -1, dz_error = -1, pdg = [-99, 0] }
+    vertex = "vtx_index"              # that a particle comes from, 0 the primary; below 0: unknown
 
     [jets]
     label = "flavour"                 # or a list of one-hot columns, in the order of the classes,
@@ -103,6 +104,7 @@ from jetkern.convert.readers.description import (
     LENGTHS,
     TRACKS,
     UNITS,
+    VERTEX,
     Array,
     Value,
     is_any,
@@ -120,6 +122,7 @@ __all__ = ["load", "open_source", "recognises"]
 NAME = "schema"
 SUFFIXES = (".h5", ".hdf5", ".root", ".parquet", ".npz")
 LOOKS_FOR = "a description with --schema"
+UNKNOWN_VERTEX = 255  # and what is no number of one
 _EVENTS = 500  # read at a time: their particles are many more than those of their jets
 _INDEX_ROWS = 1 << 16
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a folder, as Hive, Spark and pyarrow write it
@@ -176,6 +179,7 @@ class Described(BaseSource):
             classes=options.classes or tuple(schema["classes"]),
             pid=bool(set(IDENTITY) & set(schema["particles"][0])),
             tracks=any("d0" in table for table in schema["particles"]),
+            vertices=VERTEX in schema["particles"][0],
             condition=(*condition, "multiplicity/100") if condition else (),
         )
         self.events = bool(self.links) or self._depth() == 2
@@ -459,6 +463,8 @@ class Described(BaseSource):
             key = "pdg" if collection.pdg else "pid"
             found["code"] = np.where(collection.missing(key, p), 0, p[key])
             found["of_pdg"] = np.full(len(kept), float(collection.pdg))
+        if VERTEX in p:
+            found[VERTEX] = p[VERTEX]
         if "d0" in p:
             none = np.ones(len(kept), bool)
             for pair in (TRACKS[:2], TRACKS[2:]):
@@ -594,12 +600,20 @@ class Described(BaseSource):
             columns = [jet[f"condition {i}"] for i in range(len(self.schema["jets"]["condition"]))]
             condition = np.stack([*columns, counts / 100], axis=1)
         label = self._label(jet, len(counts), start, faults)
+        vertex = origin = None
+        if self.layout.vertices:
+            number = p[VERTEX]
+            known = (number >= 0) & (number < UNKNOWN_VERTEX) & (number == np.floor(number))
+            vertex = np.where(known, number, UNKNOWN_VERTEX).astype(np.uint8)
+            origin = np.full(len(vertex), UNKNOWN_VERTEX, np.uint8)
         return Raw(
             counts=counts,
             particles=particles,
             label=label,
             pid=pid,
             tracks=tracks,
+            vertex=vertex,
+            origin=origin,
             condition=condition,
             skip=skip if skip.any() else None,
             faults=faults,
