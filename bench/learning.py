@@ -36,7 +36,7 @@ from jetkern.machine import repeating
 from jetkern.metrics.classification import area_under_roc
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives import Objective
-from jetkern.plots import STYLE, save, sheet
+from jetkern.plots import STYLE, label_curves, save, sheet
 from jetkern.tables import table
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
@@ -213,13 +213,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = sheet(1, 1, title="error of the same updates against time")
         axes = figure.axes[0]
-        for name, points in result["curves"].items():
+        ends = []
+        for number, (name, points) in enumerate(result["curves"].items()):
             _, seconds, areas = zip(*points, strict=True)
-            axes.plot(seconds, [1 - a for a in areas], label=name)
+            errors = [1 - area for area in areas]
+            axes.plot(seconds, errors, color=f"C{number}")
+            ends.append((name, seconds[-1], errors[-1], f"C{number}"))
         threads = result["machine"]["threads"]
         axes.set(xscale="log", yscale="log", ylabel="1 - AUC")
         axes.set_xlabel("CPU seconds" if threads == 1 else "seconds")
-        axes.legend()
+        label_curves(axes, ends, column=1.02)
         save(figure, path)
 
 
