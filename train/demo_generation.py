@@ -14,7 +14,7 @@ START = ("pretrained", "scratch")
 def main() -> None:
     numbers = {
         "jetnet": (25_000, "jets of five types to learn to make"),
-        "tuning": (600, "updates of each fine-tuning"),
+        "tuning": (2000, "updates of each fine-tuning"),
         "made": (4_000, "jets to make with each"),
     }
     demo = Demo(__file__, __doc__, numbers)
@@ -23,7 +23,7 @@ def main() -> None:
     data = demo.shards("jetnet --no-mpi", demo.options.jetnet // 5, splits, at_once=False)
     made = []
     for start in START:
-        more = "--batch-size 128 --lr 5e-4"
+        more = "--batch-size 32 --lr 5e-4"
         source = demo.finetuned("jetnet", start, data, f"jetnet-{start}", more)
         made.append(f"{demo.out}/generated/{start}")
         number = f"--num-jets {demo.options.made}"
