@@ -322,7 +322,7 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
         rows (sum T_s, ...) and offsets (B + 1,).
     """
     offsets = torch.stack([o for _, o in sources]).sum(0)
-    order, places = _joined_rows([(len(rows), own) for rows, own in sources], offsets)
+    order, places = _joined_rows([(rows.shape[0], own) for rows, own in sources], offsets)
     return reordered(torch.cat([rows for rows, _ in sources]), order, places), offsets
 
 

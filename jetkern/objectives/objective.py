@@ -66,9 +66,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.seed = seed
-        config = model.config
-        own = [loss for part in config.parts for loss in LOSSES[part].of(config)]
-        own = own if losses is None else list(losses)
+        own = list(losses or [])
+        if losses is None:
+            own = [loss for part in model.config.parts for loss in LOSSES[part].of(model.config)]
         made = list(dict.fromkeys(loss.view for loss in own))
         self.losses: list[Loss] = []
         for loss in own:
