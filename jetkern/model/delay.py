@@ -1,0 +1,55 @@
+"""Delayed streams: which row of a decoder reads and predicts which number of which point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jetkern.packed import Packed
+
+
+class Rows(NamedTuple):
+    """What a decoder reads and predicts, in R rows, n + max(δ_S, 1) for a set of n points."""
+
+    packed: Packed
+    """rows of each set"""
+    inputs: Tensor
+    """(R, S) int64; the number of classes of a stream where it has nothing to read yet"""
+    targets: Tensor
+    """(R, S) int64; -1 where there is none, the first stream's number of classes for the end"""
+
+
+def delayed(points: Tensor, packed: Packed, delays: Sequence[int], classes: Sequence[int]) -> Rows:
+    """Rows in which stream s runs δ_s rows late (Copet et al., arXiv:2306.05284, section 2.2).
+
+    Row r reads the values of the points r - 1 - δ_s and predicts those of the points r - δ_s, so
+    that a row 0 has read nothing, and a stream knows the earlier streams of its own point if it is
+    the later one by at least a row. The first stream ends a set: row n predicts the class after
+    its last one.
+
+    Args:
+        points: (T, S) int64 classes of each point in each stream, from 0.
+        packed: points of each of B sets, in their order.
+        delays: S rows δ, from 0, never falling.
+        classes: of each stream, their number.
+    """
+    total, extra = points.shape[0], max(delays[-1], 1)
+    counts = None if packed.known_counts is None else packed.known_counts + extra
+    sets = torch.arange(len(packed) + 1, device=points.device)
+    rows = Packed.trusted(packed.offsets + extra * sets, counts=counts)
+    number = total + len(packed) * extra  # from shapes, so that a GPU need not be asked
+    owner, rank = rows.owner(number), rows.rank(number)
+    start, length = packed.offsets[owner, None], packed.counts[owner, None]
+
+    def values(source: Tensor, absent: Sequence[int]) -> Tensor:
+        there = (source >= 0) & (source < length)
+        known = torch.cat([points, points.new_tensor([absent])])
+        return known.gather(0, torch.where(there, start + source, total))
+
+    due = rank[:, None] - points.new_tensor(delays)
+    targets = values(due, [-1] * len(delays))
+    targets[:, 0] = targets[:, 0].masked_fill(rank == length[:, 0], classes[0])
+    return Rows(rows, values(due - 1, classes), targets)
