@@ -31,6 +31,7 @@ from bench.peers import omnilearned, omnilearned_loss, padded_jets
 from bench.sampling import clock
 from jetkern import PET, Jets
 from jetkern.data import Shards, Stream
+from jetkern.evaluation.generate import first_jets
 from jetkern.interop.omnilearned import convert
 from jetkern.machine import repeating
 from jetkern.metrics.classification import area_under_roc
@@ -83,18 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     model = PET(model_preset(options.size, ("classifier",), **changes))
     judge = PET(model.config).eval()
-    jets = next(
-        iter(
-            Stream(
-                test,
-                batch_size=min(options.test_jets, len(test)),
-                shuffle=False,
-                epochs=1,
-                num_jets=min(options.test_jets, len(test)),
-                fields=(),
-            )
-        )
-    )
+    jets = first_jets(test, min(options.test_jets, test.num_jets))
     ours: dict[str, Any] = {"jetkern": (our_update(model, options), model.state_dict)}
     result: dict[str, Any] = {
         "machine": describe(options.threads, clock),

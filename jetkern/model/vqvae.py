@@ -20,7 +20,7 @@ from jetkern import ops
 from jetkern.jets import Jets
 from jetkern.model.layers import AttentionBlock, initialise, set_precision
 from jetkern.random import random_bits
-from jetkern.tokenizers.kmeans import STEP, KMeans, code_sums
+from jetkern.tokenizers.kmeans import STEP, KMeans, code_sums, continued
 from jetkern.tokenizers.scale import QuantileNormal
 from jetkern.tokenizers.tokenizer import Tokenizer
 
@@ -236,10 +236,7 @@ class Codebook:
             ValueError: if it is that of another number or length of codes.
         """
         for name in ("counts", "sums", "used"):
-            own, value = getattr(self, name), state[name]
-            if not isinstance(value, Tensor) or value.shape != own.shape:
-                raise ValueError(f"{name} of another fit: expected shape {tuple(own.shape)}")
-            setattr(self, name, value.to(own))
+            setattr(self, name, continued(name, getattr(self, name), state[name]))
         self.updates = int(state["updates"])
 
 

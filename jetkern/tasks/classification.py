@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from jetkern.data import Shards
 from jetkern.evaluation import (
@@ -64,7 +65,7 @@ class Classify(Task):
         settings: EvaluateSettings,
         device: torch.device,
         label: str,
-    ) -> Report:
+    ) -> Any:
         model = load_classifier(run, device)
         outputs = class_outputs(
             load_weights(run), model.config, shards, settings.class_map, say=print
@@ -77,12 +78,14 @@ class Classify(Task):
             seed=settings.seed,
             label=label,
         )
+        return self.report(joined(logits, outputs), labels, shards, settings)
+
+    def report(
+        self, logits: NDArray[Any], labels: NDArray[Any], shards: Shards, settings: EvaluateSettings
+    ) -> Any:
+        """The figures of merit of logits (B, C) for the labels (B,) of ``shards``."""
         return classification_report(
-            joined(logits, outputs),
-            labels,
-            shards.classes,
-            bootstrap=settings.bootstrap,
-            seed=settings.seed,
+            logits, labels, shards.classes, bootstrap=settings.bootstrap, seed=settings.seed
         )
 
     def table(self, reports: Mapping[str, Report]) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jetkern.data import Shards
-from jetkern.evaluation import class_outputs, joined, load_classifier, predict
 from jetkern.jets import Jets
 from jetkern.metrics import BinaryReport, binary_report
 from jetkern.metrics.classification import as_json
@@ -33,7 +33,6 @@ from jetkern.tables import table
 from jetkern.tasks.classification import Classify
 from jetkern.tasks.task import register
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
-from jetkern.training.weights import load_weights
 
 CONTENT, SIDE, KEEP = 80, 81, 82  # streams of random numbers
 
@@ -120,27 +119,15 @@ class Weak(Classify):
     def identity(self, settings: FinetuneSettings) -> dict[str, Any]:
         return {"signal_jets": settings.signal_jets}
 
-    def judge(
-        self,
-        run: Path,
-        shards: Shards,
-        settings: EvaluateSettings,
-        device: torch.device,
-        label: str,
-    ) -> Any:
+    def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
         if len(shards.classes) != 2:
             raise ValueError(f"{shards.folder} has {len(shards.classes)} classes, not two")
-        model = load_classifier(run, device)
-        outputs = class_outputs(load_weights(run), model.config, shards, settings.class_map)
-        logits, labels = predict(
-            model,
-            shards,
-            batch_size=settings.batch_size,
-            num_jets=settings.num_jets,
-            seed=settings.seed,
-            label=label,
-        )
-        each = joined(logits, outputs).astype("f8")
+        super().check(run, shards, settings)
+
+    def report(
+        self, logits: NDArray[Any], labels: NDArray[Any], shards: Shards, settings: EvaluateSettings
+    ) -> WeakReport:
+        each = logits.astype("f8")
         odds = each[:, 1] - each[:, 0]
         return WeakReport(
             significance_at_efficiency(odds, labels),

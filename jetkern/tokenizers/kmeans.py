@@ -116,9 +116,17 @@ class KMeans:
             ValueError: if it is that of another number of codes or features.
         """
         for name in ("codes", "counts", "sums", "used"):
-            own = self.codes if name == "codes" else getattr(self, f"_{name}")
-            value = state[name]
-            if not isinstance(value, Tensor) or value.shape != own.shape:
-                raise ValueError(f"{name} of another fit: expected shape {tuple(own.shape)}")
-            setattr(self, name if name == "codes" else f"_{name}", value.to(own))
+            attribute = name if name == "codes" else f"_{name}"
+            setattr(self, attribute, continued(name, getattr(self, attribute), state[name]))
         self.updates = int(state["updates"])
+
+
+def continued(name: str, own: Tensor, value: object) -> Tensor:
+    """``value``, a part of a fit's state, in place of the tensor ``own`` of the fit.
+
+    Raises:
+        ValueError: naming it, if it is no tensor of that shape.
+    """
+    if not isinstance(value, Tensor) or value.shape != own.shape:
+        raise ValueError(f"{name} of another fit: expected shape {tuple(own.shape)}")
+    return value.to(own)

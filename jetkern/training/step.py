@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jetkern.jets import Jets
 from jetkern.objectives import Objective
+from jetkern.packed import readable
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
 from jetkern.training.optim import AnyOptimizer, Lion, set_lr
@@ -87,8 +88,8 @@ class Step:
         finite = self.norm.isfinite()
         self._skipped = torch.where(finite, 0, self._skipped + 1)
         self._last = jets
-        if isinstance(self.optimizer, Lion):
-            self.optimizer.applied = finite
+        if isinstance(self.optimizer, Lion) and not readable(finite):
+            self.optimizer.applied = finite  # decided on the device
         elif self.skipped:
             return
         set_lr(self.optimizer, self.lr(number), thawed)

@@ -232,7 +232,10 @@ def poison(monkeypatch, when):
     monkeypatch.setattr(Objective, "forward", poisoned)
 
 
-def test_an_update_without_a_finite_gradient_is_skipped(jetclass, tmp_path, monkeypatch):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_update_without_a_finite_gradient_is_skipped(jetclass, tmp_path, monkeypatch, on_device):
+    if on_device:
+        monkeypatch.setattr("jetkern.training.step.readable", lambda tensor: False)
     poison(monkeypatch, lambda call: call == 1)
     trained = trainer(jetclass, tmp_path / "run", val=False)
     batches = iter(trained.stream)
@@ -244,6 +247,19 @@ def test_an_update_without_a_finite_gradient_is_skipped(jetclass, tmp_path, monk
     trained.update(next(batches), 0)
     assert trained.update.skipped == 0
     assert not torch.equal(weights(trained), before)
+
+
+def test_what_is_decided_on_the_device_has_the_bits_of_the_host(jetclass, tmp_path, monkeypatch):
+    ends = []
+    for name in ("host", "device"):
+        if name == "device":
+            monkeypatch.setattr("jetkern.training.step.readable", lambda tensor: False)
+        trained = trainer(jetclass, tmp_path / name, val=False)
+        batches = iter(trained.stream)
+        for number in range(4):
+            trained.update(next(batches), number)
+        ends.append(weights(trained))
+    assert torch.equal(*ends)
 
 
 def test_many_such_updates_stop_the_training_and_say_where(jetclass, tmp_path, monkeypatch):
