@@ -6,6 +6,8 @@ particles for is NaN, which the distances of ``jetkern.metrics.generation`` leav
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -84,7 +86,9 @@ def subjettiness(pt: Floats, eta: Floats, phi: Floats, offsets: NDArray[np.int64
         if not len(chosen):
             continue
         cluster = fastjet.ClusterSequence(every[chosen], definition)
-        axes = cluster.exclusive_jets(n_jets=n)
+        with warnings.catch_warnings():  # that it is meant for kT, which this is
+            warnings.filterwarnings("ignore", message="dcut and exclusive jets")
+            axes = cluster.exclusive_jets(n_jets=n)
         axis = {k: awkward.to_numpy(axes[k]).astype(np.float64) for k in momenta}
         transverse = np.hypot(axis["px"], axis["py"])
         axis_eta = np.arcsinh(axis["pz"] / np.where(transverse > 0, transverse, 1.0))

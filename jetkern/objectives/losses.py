@@ -37,6 +37,7 @@ class Loss(ABC):
         scale: its factor in the sum of all losses.
         fields: of ``Jets``, that it reads beside those that the model embeds.
         seed: of the objective that it is in, which sets it.
+        details: names of what ``apart`` says, which validations log behind that of the loss.
     """
 
     part: ClassVar[str]
@@ -44,6 +45,7 @@ class Loss(ABC):
     scale = 1.0
     fields: tuple[str, ...] = ()
     seed = 0
+    details: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: PETConfig) -> list[Loss]:
@@ -81,6 +83,10 @@ class Loss(ABC):
         Raises:
             ValueError: for jets that lack what it needs.
         """
+
+    def apart(self, output: Any, view: View) -> Tensor:
+        """(len(details),) sums of errors whose means, over ``weight``, a validation logs."""
+        raise NotImplementedError
 
 
 LOSSES: dict[str, type[Loss]] = {}
@@ -153,6 +159,8 @@ class FlowMatching(Loss):
 
     part = "generator"
     view = staticmethod(views.noised)
+    # A model may learn the logarithms and not the angles, whose noise is a fifth as wide.
+    details = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
 
     def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
         assert model.generator is not None
@@ -167,6 +175,13 @@ class FlowMatching(Loss):
         error = (output - view.target).square().sum(1)
         share = 1 / jets.counts.clamp(min=1).to(error.dtype)
         return (error * share[jets.jet_of_particle]).sum()
+
+    def apart(self, output: Tensor, view: View) -> Tensor:
+        jets = view.whole
+        assert view.target is not None
+        error = (output - view.target).square()
+        share = 1 / jets.counts.clamp(min=1).to(error.dtype)
+        return share[jets.jet_of_particle] @ error
 
 
 @register

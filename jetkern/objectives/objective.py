@@ -31,10 +31,12 @@ class Sums(NamedTuple):
     Attributes:
         sums: () of each loss, by name, in the order of ``Objective.losses``.
         weights: (L,) what they are sums over.
+        details: (len(details),) sums of each loss that has some, by its name; none in training.
     """
 
     sums: dict[str, Tensor]
     weights: Tensor
+    details: dict[str, Tensor]
 
 
 @functools.lru_cache(maxsize=16)
@@ -101,7 +103,7 @@ class Objective(nn.Module):
             per_jet: (L,) ``weights`` of the whole global batch over its number of jets, if ``jets``
                 is a part of it. Losses of parts, weighted by their jets, then average to its own.
         """
-        sums = self._sums(jets)
+        sums, _ = self._sums(jets)
         mean = self.per_jet(jets) if per_jet is None else per_jet
         values = torch.stack(list(sums.values())) / (len(jets) * mean).clamp(min=1e-9)
         scales = tuple(loss.scale for loss in self.losses)
@@ -113,18 +115,25 @@ class Objective(nn.Module):
 
     def sums(self, jets: Jets) -> Sums:
         """The losses before division; arguments as for ``forward``."""
-        return Sums(self._sums(jets), self.weights(jets))
+        sums, details = self._sums(jets)
+        return Sums(sums, self.weights(jets), details)
 
-    def _sums(self, jets: Jets) -> dict[str, Tensor]:
+    def _sums(self, jets: Jets) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         seen = self._see(jets)
         values: dict[str, Tensor] = {}
+        details: dict[str, Tensor] = {}
         for part in dict.fromkeys(loss.part for loss in self.losses):
             same = [loss for view in seen for loss in self.losses if loss.view == view]
             same = [loss for loss in same if loss.part == part]
             outputs = same[0].outputs(self.model, [seen[loss.view] for loss in same])
             for loss, output in zip(same, outputs, strict=True):
                 values[loss.name] = loss.sum(output, seen[loss.view])
-        return {loss.name: values[loss.name] for loss in self.losses}
+                if loss.details and not self.training:
+                    details[loss.name] = loss.apart(output, seen[loss.view])
+        names = [loss.name for loss in self.losses]
+        return {name: values[name] for name in names}, {
+            n: details[n] for n in names if n in details
+        }
 
     def trivial(self, jets: Jets) -> dict[str, float]:
         """What the model has to beat: the losses of what does not look at a jet, by the name of the

@@ -69,9 +69,17 @@ class Distillation(FlowMatching):
         return [model.generator(*view.read(), view.whole) for view in seen]
 
     def sum(self, output: Tensor, view: View) -> Tensor:
-        assert view.target is not None
-        widths = output.new_tensor(flow.NOISE_WIDTH)
-        return super().sum(output / widths, replace(view, target=view.target / widths))
+        return super().sum(*_in_widths(output, view))
+
+    def apart(self, output: Tensor, view: View) -> Tensor:
+        return super().apart(*_in_widths(output, view))
+
+
+def _in_widths(output: Tensor, view: View) -> tuple[Tensor, View]:
+    """Velocities in units of the noise's widths."""
+    assert view.target is not None
+    widths = output.new_tensor(flow.NOISE_WIDTH)
+    return output / widths, replace(view, target=view.target / widths)
 
 
 def steps_at(chance: Tensor) -> Tensor:

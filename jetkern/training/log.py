@@ -129,9 +129,12 @@ class TrainingLog:
                 f"{timedelta(seconds=round(left))} left"
             )
 
-    def validation(self, step: int, losses: Mapping[str, float], *, best: bool) -> None:
-        """Reports a validation; the time it took does not count as training."""
-        self.record("validation", step, best=best, **losses)
+    def validation(
+        self, step: int, losses: Mapping[str, float], details: Mapping[str, float], *, best: bool
+    ) -> None:
+        """Reports a validation; the time it took does not count as training. ``details`` go to the
+        file alone."""
+        self.record("validation", step, best=best, **losses, **details)
         told = f"validation: {_told(losses)}{' (best)' if best else ''}"
         self.say(f"step {step}/{self.total_steps}  {told}")
         self._since = time.perf_counter()

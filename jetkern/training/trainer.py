@@ -136,6 +136,7 @@ class Trainer:
         self.data = {**describe(train), "task": task}
         self.step = 0
         self.trivial: dict[str, float] | None = None  # what a model has to beat, once it is known
+        self.details: dict[str, float] = {}  # of the last validation
         self.best: dict[str, float] | None = None
         self.misses = 0
         self.owed = False  # a validation that a signal broke off
@@ -198,7 +199,8 @@ class Trainer:
         The noise and masks of a jet are the same at every validation.
 
         Returns:
-            the losses by name, or None if a signal asked to stop before the end.
+            the losses by name, or None if a signal asked to stop before the end. What a loss says
+            apart (``Loss.details``) is in ``self.details``.
         """
         assert self.val is not None
         objective = self.objective if self.average is None else self.average
@@ -214,26 +216,30 @@ class Trainer:
             prefetch=self.run_settings.prefetch,
         )
         # For each loss the sum and what it is a sum over.
-        totals = torch.zeros(
-            2, len(objective.losses), dtype=torch.float64, device=self.world.device
-        )
+        names = [f"{loss.name}_{detail}" for loss in objective.losses for detail in loss.details]
+        number = len(objective.losses)
+        totals = torch.zeros(2, number + len(names), dtype=torch.float64, device=self.world.device)
+        spread = [i for i, loss in enumerate(objective.losses) for _ in loss.details]
         objective.eval()
         with torch.no_grad():
             for jets in stream:
                 if self.stop.requested:
                     break
                 if len(jets):
-                    sums, weights = objective.sums(jets.to(self.world.device))
-                    totals[0] += torch.stack([value.double() for value in sums.values()])
-                    totals[1] += weights
+                    sums, weights, apart = objective.sums(jets.to(self.world.device))
+                    every = [torch.stack(list(sums.values())), *apart.values()]
+                    totals[0] += torch.cat([values.double() for values in every])
+                    totals[1] += torch.cat([weights, weights[spread]])
         objective.train()
         if self.world.any(self.stop.requested):
             return None
         sums_, weights_ = self.world.sum(totals)
         means = (sums_ / weights_.clamp(min=1)).tolist()
         losses = {
-            loss.name: loss.scale * mean for loss, mean in zip(objective.losses, means, strict=True)
+            loss.name: loss.scale * mean
+            for loss, mean in zip(objective.losses, means[:number], strict=True)
         }
+        self.details = dict(zip(names, means[number:], strict=True))
         return {**losses, "loss": sum(losses.values())}
 
     def _open(
@@ -343,7 +349,7 @@ class Trainer:
         self.owed = False
         improved = self.best is None or losses["loss"] < self.best["loss"]
         if not math.isfinite(losses["loss"]):
-            log.validation(self.step, losses, best=False)
+            log.validation(self.step, losses, self.details, best=False)
             named = ", ".join(f"{k} {v}" for k, v in losses.items() if not math.isfinite(v))
             raise TrainingError(
                 f"the validation after step {self.step} gave {named}; {self._kept(run)}"
@@ -357,7 +363,7 @@ class Trainer:
             self.misses += 1
         if self.trivial is None:
             self.trivial = self._trivial()
-        log.validation(self.step, losses | self.trivial, best=improved)
+        log.validation(self.step, losses | self.trivial, self.details, best=improved)
         return improved
 
     def _trivial(self) -> dict[str, float]:

@@ -105,7 +105,7 @@ def test_models_that_cannot_be():
 @pytest.mark.parametrize("fraction", [(0.4, 0.4), (0.2, 1.0), (1.0, 1.0)])
 def test_parts_of_a_batch_add_up_and_gradients_are_finite(target, fraction):
     objective, jets = learner((target,), view=Masked(*fraction)).eval(), some_jets()
-    whole, weights = objective.sums(jets)
+    whole, weights, _ = objective.sums(jets)
     parts = [objective.sums(jets.select(slice(*s))) for s in ((0, 2), (2, 5), (5, 6))]
     for number, name in enumerate(whole):
         added = sum(p.sums[name].item() for p in parts)

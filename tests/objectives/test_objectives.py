@@ -102,6 +102,15 @@ def test_losses_of_a_split_batch_average_to_those_of_the_whole(text):
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value, msg=name)
 
 
+def test_details_add_up_to_their_loss_and_cost_nothing_in_training():
+    learner, jets = objective("pretrain"), batch()
+    assert not learner.train().sums(jets).details
+    sums, _, details = learner.eval().sums(jets)
+    assert list(details) == ["generator"]
+    assert details["generator"].shape == (4,)
+    torch.testing.assert_close(details["generator"].sum(), sums["generator"])
+
+
 def test_feature_dropout_is_per_jet_and_off_in_evaluation():
     learner, jets = objective("classifier", feature_drop=0.5), batch()
     assert torch.equal(learner.eval()(jets)["loss"], learner(jets)["loss"])

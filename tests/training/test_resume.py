@@ -94,7 +94,8 @@ def test_two_processes_train_as_one(jetclass, uninterrupted, tmp_path):
     assert sum(r["kind"] == "train" for r in one) == 24
     for a, b in zip(one, two, strict=True):
         names = [n for n in a if n.startswith(("loss", "classifier", "generator", "mpm"))]
-        assert len(names) == (7 if a["kind"] == "validation" else 6)  # there also mpm_trivial
+        # There also mpm_trivial and the generator's four features.
+        assert len(names) == (11 if a["kind"] == "validation" else 6)
         for name in names:
             assert b[name] == pytest.approx(a[name], rel=2e-5), (a["kind"], a["step"], name)
     positions = [
