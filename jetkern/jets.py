@@ -24,7 +24,8 @@ from jetkern.packed import (
 
 IDENTITIES = 9  # of particles: 0 is unknown
 ORIGINS = ("primary", "charm", "bottom", "other")  # of particles
-PER_PARTICLE = ("particles", "pid", "tracks", "vertex", "origin")
+STORED = ("particles", "pid", "tracks", "vertex", "origin")  # in shards
+PER_PARTICLE = (*STORED, "columns")
 PER_JET = ("label", "condition", "index")
 
 
@@ -44,6 +45,8 @@ class Jets:
             None; 255 for particles without that truth.
         origin: (T,) int64 what decayed there: 0 nothing (primary), 1 a charm hadron, 2 a bottom
             hadron, 3 another particle, 255 unknown; or None.
+        columns: (T, C) float further numbers of each particle that a generator makes beside its
+            kinematics (``jetkern.model.columns``), or None; no part of shards.
         label: (B,) int64 class of the jet, or None.
         condition: (B, C) float quantities that condition generation, or None.
         index: (B,) int64 position of the jet in the training order, or None. It keys the random
@@ -62,6 +65,7 @@ class Jets:
     tracks: Tensor | None = None
     vertex: Tensor | None = None
     origin: Tensor | None = None
+    columns: Tensor | None = None
     label: Tensor | None = None
     condition: Tensor | None = None
     index: Tensor | None = None
@@ -93,6 +97,8 @@ class Jets:
                 "tracks must be (T, 4): tanh d0, d0 error, tanh dz, dz error; got "
                 f"{tuple(self.tracks.shape)}"
             )
+        if self.columns is not None and self.columns.ndim != 2:
+            raise ValueError(f"columns must be (T, C), got {tuple(self.columns.shape)}")
         if self.pid is not None:
             self._check_pid(self.pid)
 

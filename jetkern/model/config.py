@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +42,49 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(name, known := list(known), n=1)
     hint = f"; did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
     return ValueError(f"unknown {what} {name!r}{hint}")
+
+
+def check_conditions(config: Any) -> None:
+    """Makes the scales of a generator's conditions floats.
+
+    Raises:
+        ValueError: if they are not one above 0 for each, or a probability is none.
+    """
+    if config.condition_scale is not None:
+        scale = tuple(map(float, config.condition_scale))
+        object.__setattr__(config, "condition_scale", scale)
+        if len(scale) != config.condition_dim or not all(0 < s < float("inf") for s in scale):
+            raise ValueError(
+                f"condition_scale {scale} must be {config.condition_dim} numbers above 0"
+            )
+    if not 0 <= config.label_drop < 1 or (config.label_drop and config.num_classes < 2):
+        raise ValueError(
+            f"label_drop must lie in [0, 1), and be 0 for one type; got {config.label_drop} for "
+            f"{config.num_classes}"
+        )
+
+
+def check_columns(config: Any) -> None:
+    """Makes columns names and their noise floats.
+
+    Raises:
+        ValueError: unless mean and width of the noise are given for each of kinematics and columns.
+    """
+    object.__setattr__(config, "columns", tuple(config.columns))
+    number = 4 + len(config.columns)
+    for name in ("noise_mean", "noise_width"):
+        given = getattr(config, name)
+        if given is None:
+            if config.columns or config.noise_mean is not None or config.noise_width is not None:
+                raise ValueError(f"{name} of the {number} columns is not given")
+            continue
+        values = tuple(map(float, given))
+        object.__setattr__(config, name, values)
+        lowest = 0 if name == "noise_width" else -float("inf")
+        if len(values) != number or not all(lowest < v < float("inf") for v in values):
+            raise ValueError(
+                f"{name} must be {number} finite numbers, widths above 0; got {values}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +195,7 @@ class PETConfig:
         object.__setattr__(self, "parts", tuple(p for p in HEADS if p in self.parts))
         if not self.parts:
             raise ValueError(f"a model needs at least one part of {', '.join(HEADS)}")
-        if self.condition_scale is not None:
-            scale = tuple(map(float, self.condition_scale))
-            object.__setattr__(self, "condition_scale", scale)
-            if len(scale) != self.condition_dim or not all(0 < s < float("inf") for s in scale):
-                raise ValueError(
-                    f"condition_scale {scale} must be {self.condition_dim} numbers above 0"
-                )
-        if not 0 <= self.label_drop < 1 or (self.label_drop and self.num_classes < 2):
-            raise ValueError(
-                f"label_drop must lie in [0, 1), and be 0 for one type; got {self.label_drop} for "
-                f"{self.num_classes}"
-            )
+        check_conditions(self)
         if self.probe is not None and self.probe not in PROBES:
             raise unknown("probe", self.probe, PROBES)
         object.__setattr__(self, "few_steps", tuple(map(int, self.few_steps)))

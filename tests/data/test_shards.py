@@ -51,7 +51,7 @@ def verified(folder, capsys):
 
 
 def test_fields_per_particle_are_those_of_a_batch():
-    assert shards_module.PER_PARTICLE == jets_module.PER_PARTICLE
+    assert shards_module.PER_PARTICLE == jets_module.STORED
 
 
 def test_a_large_file_is_written_whole(tmp_path):
