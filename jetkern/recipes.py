@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from jetkern.data import Shards
+from jetkern.data import Shards, select_classes
 from jetkern.evaluation.generate import is_generated
 from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
 from jetkern.machine import environment
@@ -55,7 +55,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     load_plugins(settings.plugin)
     parts = parse_objective(settings.objective)
     with join_world(settings.run.device) as world:
-        train, val = open_splits(settings.data)
+        train, val = open_splits(settings.data, settings.classes)
         tokenizer = masked.tokenizer_of(settings.masked, train)
         config = model_preset(
             settings.preset,
@@ -93,7 +93,7 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
     load_plugins(settings.plugin)
     task = find_task(task) if isinstance(task, str) else task
     with join_world(settings.run.device) as world:
-        train, val = open_splits(settings.data)
+        train, val = open_splits(settings.data, settings.classes)
         weights = None if settings.source is None else load_weights(settings.source)
         torch.manual_seed(settings.seed)
         if weights is None or settings.preset is not None:
@@ -168,7 +168,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    shards = Shards(settings.data / settings.split)
+    shards = select_classes(Shards(settings.data / settings.split), settings.classes)
     runs = by_name(settings.runs)
     task = _task_of(settings)
     for run in runs.values():  # what is wrong with the last is said before the first is judged

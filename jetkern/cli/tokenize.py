@@ -42,6 +42,8 @@ def parser() -> Parser:
     add("--steps", type=positive, metavar="N", help=steps)
     shape = "vqvae: width, blocks and heads of encoder and decoder, and length of a latent"
     add("--shape", type=positive, nargs=4, default=[*Shape()], metavar="N", help=shape)
+    classes = "use jets of these alone; default: all"
+    add("--classes", nargs="+", default=(), metavar="NAME", help=classes)
     add("--report-jets", type=positive, default=10_000, metavar="N", help="of val, to judge it by")
     add("--threads", type=threads, metavar="N", help="CPU threads of torch")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1")
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(number)
     if options["features"] is not None:
         options["features"] = tuple(options["features"])
+    options["classes"] = tuple(options["classes"])
     options["shape"] = tuple(options["shape"])
     with join_world(device) as world:
         tokenize(TokenizeSettings(**options), world)

@@ -6,7 +6,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,18 @@ class Slots:
 
 
 class Rows:
-    """Finds the block and the row of training positions, remembering each block's permutation."""
+    """Finds the block and the row of training positions, remembering each block's permutation.
 
-    def __init__(self, order: Order, slots: int) -> None:
-        self.order = order
+    Args:
+        order: over the rows that count.
+        slots: blocks to remember at first.
+        chosen: rows of each block that count; None for all.
+    """
+
+    def __init__(
+        self, order: Order, slots: int, chosen: Sequence[NDArray[np.int32]] | None = None
+    ) -> None:
+        self.order, self.chosen = order, chosen
         self._slots = Slots(len(order.block_jets), slots)
         self._width = int(order.block_jets.max())
         self._table = np.empty((len(self._slots), self._width), np.int32)
@@ -185,6 +193,8 @@ class Rows:
                 more = len(self._slots) - len(self._table)
                 self._table = np.concatenate([self._table, np.empty((more, self._width), np.int32)])
             rows = self.order.rows(epoch, int(block))
+            if self.chosen is not None:
+                rows = self.chosen[int(block)][rows].astype(np.int64)
             self._table[slot, : len(rows)] = rows
         return self._table[self._slots.of[blocks], ranks].astype(np.int64)
 

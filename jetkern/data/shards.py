@@ -241,12 +241,17 @@ class Shards:
         condition: names of the condition's columns; empty if there are none.
         index: one row per block, see ``index_dtype``.
         fingerprint: SHA-256 of what the manifest says, which includes the digests of all files.
+        rows: of each block those that count, or None for all; ``numbers``: the label of each class
+            as stored, or None for the stored one. Both are None but in a ``ClassSelection``.
 
     Raises:
         ShardError: if the manifest, the index or a shard is missing or does not fit the others. A
             shard's contents are checked when they are read, and all at once by
             ``data_tools/verify.py``.
     """
+
+    rows: list[NDArray[np.int32]] | None = None
+    numbers: NDArray[np.int64] | None = None
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         if "://" in str(folder) or str(folder).startswith("pipe:"):
@@ -354,13 +359,13 @@ class Shards:
         return np.asarray(array)  # still mapped, but indexed faster than a memmap
 
     def multiplicity(self) -> NDArray[np.uint8]:
-        """(num_jets,) particles of each jet in file order, mapped from the disk.
+        """(N,) particles of each jet of the files in their order, mapped from the disk.
 
         Raises:
             ShardError: if the file is not that of these shards.
         """
         array = self._array(MULTIPLICITY, np.dtype("|u1"))
-        if len(array) != self.num_jets:
+        if len(array) != int(self.index["jets"].sum()):
             raise ShardError(f"{self.folder / MULTIPLICITY} has {len(array)} jets")
         return array
 

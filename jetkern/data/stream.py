@@ -102,7 +102,7 @@ class Stream(IterableDataset):
         self.pin_memory, self.resident = pin_memory, resident
         self.particles_per_batch = particles_per_batch
         self.order = Order(
-            shards.index["jets"],
+            shards.index["jets"] if shards.rows is None else np.array([*map(len, shards.rows)]),
             seed=seed,
             shuffle=shuffle,
             num_jets=num_jets,
@@ -182,19 +182,24 @@ class Stream(IterableDataset):
     def _produce(self, position: int) -> Iterator[tuple[Jets, int]]:
         lanes = self.order.lanes // gcd(self.order.lanes, self.world_size)
         slots = lanes + _SPARE_BLOCKS
-        finder = Rows(self.order, slots)
+        finder = Rows(self.order, slots, self.shards.rows)
         measure = self._measure()
         store = (
             BlockCache(self.shards, self.fields, slots, self.threads)
             if self.resident is None
             else Resident(self.shards, self.fields, self.order.used_blocks, self.resident)
         )
+        numbers = None
+        if self.shards.numbers is not None:
+            numbers = torch.from_numpy(self.shards.numbers).to(self.resident or "cpu")
         try:
             while self._end is None or position < self._end:
                 end = position + measure(position)
                 first = position + (self.rank - position) % self.world_size
                 positions = np.arange(first, end, self.world_size)
                 jets = store.batch(*finder.locate(positions), positions)
+                if numbers is not None and jets.label is not None:
+                    jets = jets.replace(label=numbers[jets.label])
                 position = end
                 yield jets.pin_memory() if self.pin_memory else jets, position
         finally:
@@ -213,8 +218,9 @@ class Stream(IterableDataset):
         budget = self.particles_per_batch
         assert budget is not None
         multiplicity = self.shards.multiplicity()
-        first = np.cumsum(self.order.block_jets) - self.order.block_jets
-        finder = Rows(self.order, self.order.lanes + _SPARE_BLOCKS)
+        stored = self.shards.index["jets"].astype(np.int64)
+        first = np.cumsum(stored) - stored
+        finder = Rows(self.order, self.order.lanes + _SPARE_BLOCKS, self.shards.rows)
         mean = max(1.0, self.shards.num_particles / self.shards.num_jets)
 
         def fitting(position: int) -> int:

@@ -166,7 +166,8 @@ def class_outputs(
             if wanted not in names:
                 raise ValueError(
                     f"{weights.path} tells {', '.join(names) or 'unnamed classes'} apart, none is "
-                    f"called {wanted}: --class-map {name}=NAME says which stands for {name}"
+                    f"called {wanted}: --class-map {name}=NAME says which stands for {name}, and "
+                    "--classes names those of the jets to judge by"
                 )
         outputs.append([names.index(wanted) for wanted in chosen.get(name, [name])])
     flat = [i for chosen_outputs in outputs for i in chosen_outputs]

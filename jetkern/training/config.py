@@ -140,6 +140,8 @@ class TrainSettings:
     """of initial weights, order of the jets, chosen subset, noise, masks and dropout"""
     num_jets: int | None = None
     """train on so many jets, a random subset; None for all"""
+    classes: tuple[str, ...] = ()
+    """use jets of these classes alone, numbered in this order; none named: all"""
     plugin: tuple[str, ...] = ()
     """Python files or modules of yours that register losses, heads or tasks"""
     optim: OptimSettings = field(default_factory=OptimSettings)
@@ -289,6 +291,8 @@ class EvaluateSettings:
     """which shard folder in data"""
     num_jets: int | None = None
     """evaluate on so many jets, a random subset; None for all"""
+    classes: tuple[str, ...] = ()
+    """use jets of these classes alone, numbered in this order; none named: all"""
     batch_size: int = 1024
     """jets per pass"""
     bootstrap: int = 200

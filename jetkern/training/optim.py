@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-NO_DECAY = ("norm", "token", "scale")
+NO_DECAY = ("norm", "scale")  # and parameters that are tokens themselves
 # Elements that a multi-tensor call takes, so that its result is not the size of the model.
 AT_ONCE = 1 << 21
 
@@ -204,8 +204,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups with and without weight decay, one for each factor of the learning rate.
 
-    Parameters whose name contains ``norm``, ``token`` or ``scale`` do not decay; biases and
-    embeddings do, as in the reference implementation of arXiv 2606.14870.
+    Parameters whose name contains ``norm`` or ``scale``, or ends in a word with ``token``, do not
+    decay; biases and embeddings do, as in the reference implementation of arXiv 2606.14870. The
+    layer that predicts tokens, ``mpm.tokens.out``, is one of those that do.
 
     Args:
         named_parameters: as from ``model.named_parameters()``.
@@ -227,7 +228,8 @@ def parameter_groups(
         missing.discard(name)
         if not parameter.requires_grad:
             continue
-        decays = not any(word in name.lower() for word in NO_DECAY)
+        own = name.lower().rpartition(".")[2]
+        decays = "token" not in own and not any(word in name.lower() for word in NO_DECAY)
         key = (decays, factors.get(name, 1.0), name in held)
         groups.setdefault(key, []).append(parameter)
     if missing:

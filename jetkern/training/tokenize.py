@@ -55,6 +55,7 @@ class TokenizeSettings:
         scale_jets: jets that the scale is fitted to.
         batch_size: jets of an update.
         steps: updates; None for 400 particles of each code in all, or 5,000 of a VQ-VAE.
+        classes: names of those to use; none for all.
         shape: width, blocks and heads of a VQ-VAE's encoder and decoder, and length of a latent.
         report_jets: that it is judged by.
     """
@@ -68,6 +69,7 @@ class TokenizeSettings:
     scale_jets: int = 50_000
     batch_size: int = 1024
     steps: int | None = None
+    classes: tuple[str, ...] = ()
     report_jets: int = 10_000
     shape: tuple[int, int, int, int] = (128, 3, 8, 32)
 
@@ -84,14 +86,14 @@ def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
     """
     if settings.kind not in KINDS:
         raise ValueError(f"unknown tokeniser {settings.kind!r}: choose one of {', '.join(KINDS)}")
-    train, val = open_splits(settings.data)
+    train, val = open_splits(settings.data, settings.classes)
     features = settings.features
     if features is None:
         features = DEFAULT if train.field("tracks") is not None else DEFAULT[:3]
     check_features(features)
     if set(features) & set(TRACKS) and train.field("tracks") is None:
         raise ValueError(f"{train.folder} has no tracks: {', '.join(features)} cannot be read")
-    elsewhere = {"data", "out"} | ({"shape"} if settings.kind != "vqvae" else set())
+    elsewhere = {"data", "out", "classes"} | ({"shape"} if settings.kind != "vqvae" else set())
     run, state, error = None, None, None
     if world.is_main:
         try:

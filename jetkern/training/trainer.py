@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetkern.data import Shards, Stream
+from jetkern.data import Shards, Stream, select_classes
 from jetkern.io import explain, write_atomically
 from jetkern.machine import crowded, repeating
 from jetkern.model.layers import set_precision
@@ -469,15 +469,19 @@ class Trainer:
         return f"the last good weights are {found[-1]}" if found else "no weights were good"
 
 
-def open_splits(data: Path) -> tuple[Shards, Shards | None]:
+def open_splits(data: Path, classes: Sequence[str] = ()) -> tuple[Shards, Shards | None]:
     """The shard folders ``data``/train and, if it is there, ``data``/val.
 
+    Args:
+        data: their parent.
+        classes: names of those to use; none for all.
+
     Raises:
-        ValueError: if the two do not have the same classes and fields.
+        ValueError: if the two do not have the same classes and fields, or lack one of ``classes``.
     """
     train = Shards(data / "train")
     if not (data / "val").is_dir():
-        return train, None
+        return select_classes(train, classes), None
     val = Shards(data / "val")
     ours, theirs = describe(train), describe(val)
     theirs["fields"] = {k: v for k, v in theirs["fields"].items() if k in ours["fields"]}
@@ -486,7 +490,7 @@ def open_splits(data: Path) -> tuple[Shards, Shards | None]:
             raise ValueError(
                 f"{data}: train and val differ in {what}: {ours[what]}, {theirs[what]}"
             )
-    return train, val
+    return select_classes(train, classes), select_classes(val, classes)
 
 
 def _at_most(wanted: int | None, available: int) -> int | None:

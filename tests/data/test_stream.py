@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jetkern.data import ShardError, Shards, Stream
+from jetkern.data import ShardError, Shards, Stream, select_classes
 from jetkern.data.blocks import BlockReader
 from jetkern.jets import Jets
 from tests.factories import write_shards
@@ -394,3 +394,44 @@ def test_a_data_loader_gives_the_same_batches_or_says_what_to_do(shards):
     workers = torch.utils.data.DataLoader(again, batch_size=None, num_workers=1)
     with pytest.raises(ValueError, match="num_workers=0"):
         next(iter(workers))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_jets": 100}, {"resident": "cpu"}])
+def test_chosen_classes_are_the_jets_of_these_renumbered(shards, options):
+    chosen = select_classes(shards, ("c", "a"))
+    whole = Jets.concat(list(Stream(shards, batch_size=500, shuffle=False, epochs=1)))
+    stream = Stream(chosen, batch_size=48, epochs=2, seed=3, **options)
+    jets = Jets.concat(list(stream))
+    assert stream.num_jets == options.get("num_jets", chosen.num_jets)
+    assert jets.index.equal(torch.arange(2 * stream.num_jets))
+    expected = whole.select(number(jets))
+    renumbered = torch.tensor([1, -1, 0])[expected.label]
+    assert renumbered.min() == 0
+    same(jets, expected.replace(index=jets.index, label=renumbered))
+    for epoch in number(jets).split(stream.num_jets):
+        assert len(epoch.unique()) == stream.num_jets
+    assert chosen.counts == (shards.counts[2], shards.counts[0])
+    assert chosen.num_particles == int(whole.counts[whole.label != 1].sum())
+
+
+def test_chosen_classes_have_an_order_and_an_identity_of_their_own(shards, folder):
+    chosen = select_classes(shards, ("a", "b"))
+    assert select_classes(shards, ()) is shards
+    prints = {select_classes(shards, c).fingerprint for c in (("a", "b"), ("b", "a"), ("a",))}
+    assert len(prints | {shards.fingerprint}) == 4
+    assert shards.num_jets == Shards(folder).num_jets
+    state = Stream(chosen, batch_size=8).state()
+    with pytest.raises(ValueError, match="fingerprint"):
+        Stream(shards, batch_size=8).load_state(state)
+    filled = Stream(chosen, particles_per_batch=2000, lanes=8, epochs=1)
+    batches = list(filled)
+    assert all(len(b.particles) <= 2000 for b in batches)
+    assert sum(map(len, batches)) == chosen.num_jets
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [(("a", "top"), "no class top, but a, b, c"), (("a", "a"), "one twice")]
+)
+def test_classes_that_cannot_be_chosen_are_named(shards, classes, message):
+    with pytest.raises(ValueError, match=message):
+        select_classes(shards, classes)

@@ -1,13 +1,16 @@
 """Pre-training with targets on a tokeniser's scale: killed and continued, and what follows."""
 
+import json
 import signal
 
 import pytest
 import torch
 from test_transfer import settings
 
+from jetkern.cli import evaluate as judge
 from jetkern.cli import pretrain as command
 from jetkern.cli import tokenize
+from jetkern.data import Shards, select_classes
 from jetkern.recipes import finetune, pretrain
 from jetkern.training import step
 from jetkern.training.checkpoints import RunError
@@ -107,6 +110,31 @@ def test_what_does_not_fit_is_said(jetclass, toptag, tokens, tmp_path, capsys):
         with pytest.raises(SystemExit):
             command.main([*base, *wrong])
         assert message in capsys.readouterr().err
+
+
+def test_classes_that_a_pretraining_did_not_see(jetclass, tokens, tmp_path, capsys):
+    known, new, out = ("QCD", "Hbb"), ("Zqq", "QCD"), tmp_path / "new"
+    words = ("--classes", *known)
+    more = {"target": "regression", "steps": 2, "val_every": 2, "objective": "classifier+mpm"}
+    pretrain(masked(tokens, jetclass, tmp_path / "known", *words, **more))
+    seen = load_weights(tmp_path / "known")
+    assert (seen.data["classes"], model_config(seen).num_classes) == (list(known), 2)
+    with pytest.raises(RunError, match="train_data"):
+        pretrain(masked(tokens, jetclass, tmp_path / "known", *words[:-1], **more))
+    words = ("--from", tmp_path / "known", "--classes", *new)
+    more = {"data": jetclass, "out": out, "steps": 2, "warmup_steps": 0}
+    finetune("classify", settings(finetune_defaults, *words, **more))
+    assert load_weights(out).data["classes"] == list(new)
+    words = (out, "--data", jetclass, "--out", tmp_path / "result", "--split", "val")
+    judged = [*map(str, words)]
+    assert judge.main(judged) == 1
+    assert "--classes names those of the jets" in capsys.readouterr().err
+    assert judge.main([*judged, "--classes", *new, "--bootstrap", "2"]) == 0
+    jets = json.loads((tmp_path / "result" / "report.json").read_text())["data"]
+    assert jets["fingerprint"] == select_classes(Shards(jetclass / "val"), new).fingerprint
+    other = ["kmeans", "--data", str(jetclass), "--out", str(tmp_path / "tokens"), "--codes", "8"]
+    assert tokenize.main([*other, "--steps", "2", "--classes", "top"]) == 1
+    assert "has no class top, but QCD, Hbb, Zqq" in capsys.readouterr().err
 
 
 def test_the_study_s_target_is_the_default(jetclass, tmp_path):

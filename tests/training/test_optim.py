@@ -126,6 +126,7 @@ class Toy(nn.Module):
     def __init__(self):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1))
+        self.tokens = nn.Linear(2, 1, bias=False)  # that predicts tokens, and is none
         self.body = nn.Linear(2, 2)
         self.norm1 = nn.LayerNorm(2)
         self.out = nn.Linear(2, 1)
@@ -140,6 +141,7 @@ def test_parameter_groups():
     found = {names[id(p)]: (g["weight_decay"], g["lr_factor"]) for g in groups for p in g["params"]}
     assert found == {
         "token": (0.0, 1.0),
+        "tokens.weight": (0.3, 1.0),
         "norm1.weight": (0.0, 1.0),
         "norm1.bias": (0.0, 5),
         "body.weight": (0.3, 1.0),
