@@ -16,7 +16,9 @@ import triton.language as tl
 
 from jetkern.ops import dispatch
 from jetkern.ops.gpu import functions, launch
-from jetkern.ops.gpu.layout import copies, offsets, views
+from jetkern.ops.gpu.layout import offsets, views
+from jetkern.ops.gpu.sums import Slabs, added
+from jetkern.ops.linear.triton import Unsummed, summed
 from jetkern.ops.mlp.triton import Sums
 from tests.ops.helpers import generator, triton_device
 
@@ -84,10 +86,45 @@ def test_parts_of_a_row_are_where_the_kernels_are_told() -> None:
     places = offsets(Sums, sizes)
     assert places == Sums(0, 4, 8, 9, 12, 14, 15)
     row = torch.arange(15.0)
-    for parts in (views(Sums, sizes, row), copies(Sums, sizes, row)):
-        for name, size in zip(Sums._fields, sizes, strict=False):
-            first = getattr(places, name)
-            assert getattr(parts, name).equal(row[first : first + size])
+    parts = views(Sums, sizes, row)
+    for name, size in zip(Sums._fields, sizes, strict=False):
+        first = getattr(places, name)
+        assert getattr(parts, name).equal(row[first : first + size])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 150])
+def test_slabs_are_added_into_tensors_of_their_own(count: int) -> None:
+    sizes, whole = (17, 1, 0, 40), (1, 3)
+    random = generator(count)
+    rows = torch.randn(count, sum(sizes), generator=random)
+    alone = torch.randn(count, 33, generator=random)
+    summands = [Slabs(rows, sizes, whole), Slabs(alone, (33,))]
+    found, (one,) = added([s._replace(rows=s.rows.to(triton_device())) for s in summands])
+    expected = [part.sum(0) for part in rows.double().split(list(sizes), 1)]
+    expected = [p.sum(0, keepdim=True) if i in whole else p for i, p in enumerate(expected)]
+    for part, right in zip([*found, one], [*expected, alone.double().sum(0)], strict=True):
+        torch.testing.assert_close(part.cpu().double(), right, rtol=1e-5, atol=1e-5)
+    assert len({part.data_ptr() for part in [*found, one] if part.numel()}) == 4
+
+
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+@pytest.mark.parametrize("rows", [0, 1, 700])
+def test_weight_gradients_of_several_products_in_one_launch(rows: int, precision: str) -> None:
+    source = generator(rows)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def random(count: int, width: int) -> torch.Tensor:
+        return torch.randn(count, width, generator=source).to(dtype).to(triton_device())
+
+    products = ((random(rows, 5), random(rows, 70)), (random(rows, 64), random(rows, 3)))
+    other = ((random(rows // 2, 8), random(rows // 2, 8)),)
+    slabs = Slabs(torch.ones(3, 2, device=triton_device()), (2,))
+    found = summed([Unsummed(products, slabs), Unsummed(other, slabs)], precision)
+    assert [sums[0].tolist() for _, sums in found] == [[3, 3], [3, 3]]
+    matrices = [matrix for part, _ in found for matrix in part]
+    for matrix, (d, x) in zip(matrices, (*products, *other), strict=True):
+        right = d.double().t() @ x.double()
+        torch.testing.assert_close(matrix.double(), right, rtol=1e-4, atol=1e-4)
 
 
 @triton.jit

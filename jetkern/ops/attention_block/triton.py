@@ -21,7 +21,6 @@ from jetkern.ops.attention.triton import Offsets, Rows
 from jetkern.ops.attention_block import reference
 from jetkern.ops.gpu.functions import dot, tanh
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
-from jetkern.ops.gpu.layout import copies
 from jetkern.ops.gpu.layout import offsets as places
 from jetkern.ops.gpu.pointwise import (
     add_branch,
@@ -36,7 +35,8 @@ from jetkern.ops.gpu.pointwise import (
     tile_of,
 )
 from jetkern.ops.gpu.register import gpu_operator
-from jetkern.ops.linear.triton import product, weight_gradient
+from jetkern.ops.gpu.sums import Slabs
+from jetkern.ops.linear.triton import Unsummed, product, summed, weight_gradient
 from jetkern.ops.mlp.triton import (
     WEIGHTS,
     Before,
@@ -45,6 +45,7 @@ from jetkern.ops.mlp.triton import (
     fused_forward,
     is_fused,
     like_weights,
+    of_fused,
     wide_backward,
     wide_forward,
 )
@@ -215,8 +216,8 @@ def project(x: Tensor, p: Projection, precision: str) -> Tensor:
 
 def project_backward(
     x: Tensor, d_out: Tensor, d_around: Tensor, p: Projection, precision: str
-) -> tuple[Tensor, Projection]:
-    """d_x, to which d_around is added, and the float32 gradients of the weights."""
+) -> tuple[Tensor, Unsummed]:
+    """d_x, to which d_around is added, and of the weights: matrix; gamma and alpha."""
     outputs, inputs = p.matrix.shape
     settings = _settings(attention_block_project_bwd_kernel, x, precision)
     programs = cdiv(len(x), settings["ROWS"])
@@ -243,9 +244,7 @@ def project_backward(
         PRECISION=precision,
         PADDED_IN=padded(inputs),
     )
-    total = copies(Sums, sizes, sums.sum(0))
-    d_matrix = weight_gradient(d_out, normed, precision, torch.float32)
-    return d_x, Projection(total.alpha, total.gamma, d_matrix)
+    return d_x, Unsummed(((d_out, normed),), Slabs(sums, sizes))
 
 
 BLOCK_WEIGHTS = (
@@ -318,10 +317,10 @@ def _backward(d_out: Tensor, x: Tensor, offsets: Tensor, *others: Any) -> tuple[
     fused = is_fused(p.mlp, precision)
     if fused:
         before = Before(mixed, p.out_weight, p.alpha2, p.gamma2)
-        d_middle, of_before, of_mlp = fused_backward(
+        d_middle, d_mixed, of_rest = fused_backward(
             middle, d_out, p.mlp, precision, before, residual=True
         )
-        d_mixed, d_out_weight, d_alpha2, d_gamma2 = of_before.whole()
+        assert d_mixed is not None
     else:
         d, d_fc2_bias = rounded_rows(d_out, precision)
         d_hidden, inner = wide_backward(hidden, d, p.mlp, precision)
@@ -356,7 +355,9 @@ def _backward(d_out: Tensor, x: Tensor, offsets: Tensor, *others: Any) -> tuple[
     if fused:
         projection = Projection(p.alpha1, p.gamma1, p.qkv_weight)
         d_x, of_projection = project_backward(x, d_qkv, d_middle, projection, precision)
-        d_alpha1, d_gamma1, d_qkv_weight = of_projection
+        rest, ((d_qkv_weight,), (d_gamma1, d_alpha1)) = summed([of_rest, of_projection], precision)
+        of_before, of_mlp = of_fused(rest)
+        d_out_weight, d_alpha2, d_gamma2 = of_before.whole()
     else:
         d_normed = product(d_qkv, p.qkv_weight, precision, stored)
         normed = torch.empty_like(x, dtype=stored)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 Layout = TypeVar("Layout", bound=tuple)
@@ -25,8 +24,3 @@ def offsets(layout: type[Layout], sizes: Sequence[int]) -> Layout:
 def views(layout: type[Layout], sizes: Sequence[int], row: Tensor) -> Layout:
     """The parts of a row; ``end`` is None."""
     return layout(*row.split(list(sizes)), None)  # type: ignore[call-arg]
-
-
-def copies(layout: type[Layout], sizes: Sequence[int], row: Tensor) -> Layout:
-    """``views`` copied: an op's results share no memory, and Inductor wants them aligned."""
-    return layout(*torch.ops.aten.split_with_sizes_copy(row, sizes), None)  # type: ignore[call-arg]

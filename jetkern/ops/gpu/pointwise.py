@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jetkern.ops.gpu.functions import tanh
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
+from jetkern.ops.gpu.sums import Slabs, added
 
 DEFAULT: Settings = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4, "num_stages": 1}
 TILES = [
@@ -274,8 +275,8 @@ def norm_backward(
         rows=rows,
         width=width,
     )
-    d_gamma, d_alpha = sums.sum(0).split(width)
-    return d_x, d_alpha.sum(0, keepdim=True).to(alpha.dtype), d_gamma.to(gamma.dtype)
+    [(d_gamma, d_alpha)] = added([Slabs(sums, (width, width), whole=(1,))])
+    return d_x, d_alpha.to(alpha.dtype), d_gamma.to(gamma.dtype)
 
 
 def column_sums(x: Tensor, rounded: Tensor | None = None) -> Tensor:

@@ -6,11 +6,13 @@ products ("ieee") or one ("tf32"). In "bf16" cuBLAS multiplies factors rounded t
 its result is bfloat16 too it may split the inner sum and add the parts in bfloat16, unless
 ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` is off. Weight gradients, sums
 over all rows of the batch, are float32: they are cut into parts that depend on the shapes alone,
-each summed by one program into a slab of its own; the slabs are added in order.
+each summed by one program into a slab of its own; the slabs are added in order. All those of a
+perceptron or a block are one launch, and one that adds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from jetkern.ops.gpu.functions import dot
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
 from jetkern.ops.gpu.register import gpu_operator
+from jetkern.ops.gpu.sums import Slabs, added
 from jetkern.ops.linear import reference
 
 DEFAULTS: dict[str, Settings] = {
@@ -48,6 +51,7 @@ CANDIDATES = {
         )
     ]
 }
+CANDIDATES["linear_bwd_weights"] = CANDIDATES["linear_product"]
 BAND = 8  # row tiles that share a column tile's factor while it is in the second-level cache
 PARTS = 512  # programs that a weight gradient should have, for a few per multiprocessor
 LEAST = 256  # rows that a part has at least
@@ -115,6 +119,63 @@ def linear_product_kernel(
     tl.store(slab + row[:, None] * N + column[None, :], acc, in_rows & in_columns)
 
 
+class Factors(NamedTuple):
+    """Of a weight gradient, dense rows (T, M) and (T, N), and its slabs (S, M, N)."""
+
+    d_out: Any
+    x: Any
+    out: Any
+
+
+class Size(NamedTuple):
+    """Of a weight."""
+
+    m: int
+    n: int
+
+
+@triton.jit(do_not_specialize=["rows", "part"])
+def linear_bwd_weights_kernel(
+    factors,
+    rows,
+    part,
+    SIZES: tl.constexpr,
+    NUMBER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """out[s] = d_out^T x over the rows s part ... (s + 1) part, of several weights."""
+    tile = tl.program_id(0)
+    start = tl.program_id(1) * part
+    count = tl.minimum(part, rows - start)
+    inner = tl.arange(0, BLOCK_K)
+    for i in tl.static_range(NUMBER):
+        M: tl.constexpr = SIZES[i].m
+        N: tl.constexpr = SIZES[i].n
+        ACROSS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+        TILES: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M * ACROSS
+        if (tile >= 0) & (tile < TILES):
+            row = tile // ACROSS * BLOCK_M + tl.arange(0, BLOCK_M)
+            column = tile % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
+            first = start.to(tl.int64)
+            left_tile = factors[i].d_out + first * M + inner[None, :] * M + row[:, None]
+            right_tile = factors[i].x + first * N + inner[:, None] * N + column[None, :]
+            acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for base in range(0, count, BLOCK_K):
+                inside = base + inner < count
+                left = tl.load(left_tile, (row < M)[:, None] & inside[None, :], 0.0)
+                right = tl.load(right_tile, inside[:, None] & (column < N)[None, :], 0.0)
+                acc = dot(left, right, acc, PRECISION)
+                left_tile += BLOCK_K * M
+                right_tile += BLOCK_K * N
+            slab = factors[i].out + tl.program_id(1).to(tl.int64) * (M * N)
+            at = row[:, None] * N + column[None, :]
+            tl.store(slab + at, acc, (row < M)[:, None] & (column < N)[None, :])
+        tile -= TILES
+
+
 def _product(
     a: Tensor, b: Tensor, out: Tensor, layout: str, precision: str, **sizes: int | None
 ) -> None:
@@ -164,6 +225,70 @@ def weight_gradient(d_out: Tensor, x: Tensor, precision: str, dtype: torch.dtype
     slabs = x.new_empty(cdiv(max(rows, 1), part), m, n, dtype=torch.float32)
     _product(d_out.t(), x, slabs, "weights", precision, rows=rows, part=part, M=m, K=None)
     return (slabs[0] if len(slabs) == 1 else slabs.sum(0)).to(dtype)
+
+
+class Unsummed(NamedTuple):
+    """Gradients of weights that sums over rows are left of.
+
+    Attributes:
+        products: d_out (T, M) and x (T, N), dense, of each matrix d_out^T x.
+        slabs: of the other weights.
+    """
+
+    products: tuple[tuple[Tensor, Tensor], ...]
+    slabs: Slabs
+
+
+def summed(parts: Sequence[Unsummed], precision: str) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The matrices (M, N) and the sums of the slabs of each part, float32.
+
+    One launch for all products over the same number of rows, and one that adds.
+    """
+    products = [pair for part in parts for pair in part.products]
+    slabs: dict[int, Tensor] = {}
+    for rows in dict.fromkeys(len(x) for _, x in products):
+        chosen = [i for i, (_, x) in enumerate(products) if len(x) == rows]
+        made = _weight_slabs([products[i] for i in chosen], rows, precision)
+        slabs.update(zip(chosen, made, strict=True))
+    flat = [Slabs(slabs[i].flatten(1), (slabs[i][0].numel(),)) for i in range(len(products))]
+    sums = added([*(part.slabs for part in parts), *flat])
+    matrices = iter(found[0].view(slabs[i].shape[1:]) for i, found in enumerate(sums[len(parts) :]))
+    return [([next(matrices) for _ in part.products], sums[i]) for i, part in enumerate(parts)]
+
+
+def _weight_slabs(
+    products: Sequence[tuple[Tensor, Tensor]], rows: int, precision: str
+) -> list[Tensor]:
+    """(S, M, N) of each product."""
+    device = products[0][1].device
+    settings = launch_settings(linear_bwd_weights_kernel, precision, device, DEFAULTS[precision])
+    sizes = [Size(d_out.shape[1], x.shape[1]) for d_out, x in products]
+    tiles = sum(cdiv(m, settings["BLOCK_M"]) * cdiv(n, settings["BLOCK_N"]) for m, n in sizes)
+    # Not by the settings: the order of the sums does not depend on what was tuned.
+    default = DEFAULTS[precision]
+    likely = sum(cdiv(m, default["BLOCK_M"]) * cdiv(n, default["BLOCK_N"]) for m, n in sizes)
+    parts = max(min(cdiv(PARTS, max(likely, 1)), cdiv(rows, LEAST)), 1)
+    part = cdiv(max(rows, 1), 64 * parts) * 64
+    number = cdiv(max(rows, 1), part)
+    outs = [
+        x.new_empty(number, *size, dtype=torch.float32)
+        for (_, x), size in zip(products, sizes, strict=True)
+    ]
+    launch(
+        linear_bwd_weights_kernel,
+        (tiles, number),
+        device,
+        settings,
+        factors=tuple(
+            Factors(d_out, x, out) for (d_out, x), out in zip(products, outs, strict=True)
+        ),
+        rows=rows,
+        part=part,
+        SIZES=tuple(sizes),
+        NUMBER=len(sizes),
+        PRECISION=precision,
+    )
+    return outs
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:

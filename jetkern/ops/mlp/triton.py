@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope, tanh
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
-from jetkern.ops.gpu.layout import copies, offsets
+from jetkern.ops.gpu.layout import offsets
 from jetkern.ops.gpu.pointwise import (
     TILES,
     optional_row,
@@ -35,7 +35,8 @@ from jetkern.ops.gpu.pointwise import (
     tiles,
 )
 from jetkern.ops.gpu.register import gpu_operator
-from jetkern.ops.linear.triton import product, weight_gradient
+from jetkern.ops.gpu.sums import Slabs, added
+from jetkern.ops.linear.triton import Unsummed, product, summed, weight_gradient
 from jetkern.ops.mlp import reference
 from jetkern.ops.parameters import MLPParameters
 
@@ -80,13 +81,12 @@ class Before(NamedTuple):
     alpha: Tensor | None = None
     gamma: Tensor | None = None
 
-    def whole(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of them, of a block."""
-        assert self.mixed is not None
+    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights, of a block."""
         assert self.out_weight is not None
         assert self.alpha is not None
         assert self.gamma is not None
-        return self.mixed, self.out_weight, self.alpha, self.gamma
+        return self.out_weight, self.alpha, self.gamma
 
 
 ALONE = Before()
@@ -386,11 +386,11 @@ def mlp_fused_bwd_kernel(
 
 
 class Gradients(NamedTuple):
-    """What ``fused_backward`` returns; the norm's are arbitrary without one."""
+    """Of the inputs of ``fused_forward``, and what ``of_fused`` takes of its weights."""
 
     x: Tensor
-    before: Before
-    mlp: MLPParameters
+    mixed: Tensor | None
+    weights: Unsummed
 
 
 def is_fused(p: MLPParameters, precision: str) -> bool:
@@ -501,20 +501,19 @@ def fused_backward(
         RESIDUAL=residual,
         PRECISION=precision,
     )
-    total = copies(Sums, lengths, sums.sum(0))
-    d_out_weight = None
+    products = [(d_h, x if normed is None else normed), (d_out, u)]
     if before.mixed is not None:
-        d_out_weight = weight_gradient(d_x, before.mixed, precision, torch.float32)
-    of_mlp = MLPParameters(
-        weight_gradient(d_h, x if normed is None else normed, precision, torch.float32),
-        total.fc1_bias,
-        total.alpha,
-        total.gamma,
-        weight_gradient(d_out, u, precision, torch.float32),
-        total.fc2_bias,
-    )
-    of_before = Before(d_mixed, d_out_weight, total.norm_alpha, total.norm_gamma)
-    return Gradients(d_x, of_before, of_mlp)
+        products.append((d_x, before.mixed))
+    return Gradients(d_x, d_mixed, Unsummed(tuple(products), Slabs(sums, lengths)))
+
+
+def of_fused(found: tuple[list[Tensor], list[Tensor]]) -> tuple[Before, MLPParameters]:
+    """The gradients by name, from what ``summed`` gives; the norms' are arbitrary without one."""
+    (fc1, fc2, *out), parts = found
+    total = Sums(*parts, None)
+    before = Before(None, out[0] if out else None, total.norm_alpha, total.norm_gamma)
+    of_mlp = MLPParameters(fc1, total.fc1_bias, total.alpha, total.gamma, fc2, total.fc2_bias)
+    return before, of_mlp
 
 
 def _precision(stored: Tensor) -> str:
@@ -572,8 +571,8 @@ def hidden_layer_backward(
         width=width,
         PRECISION=_precision(h),
     )
-    d_bias, d_gamma, d_alpha = torch.ops.aten.unbind_copy(sums.sum(0))
-    return d_h, out, d_bias, d_gamma, d_alpha.sum(0, keepdim=True)
+    [(d_bias, d_gamma, d_alpha)] = added([Slabs(sums.flatten(1), (width,) * 3, whole=(2,))])
+    return d_h, out, d_bias, d_gamma, d_alpha
 
 
 def wide_forward(
@@ -632,7 +631,8 @@ def _backward(d_out: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     p = MLPParameters(*weights)
     if is_fused(p, precision):
         gradients = fused_backward(x, d_out, p, precision)
-        return gradients.x if want_x else x.new_empty(0), *like_weights(gradients.mlp, p)
+        _, of_mlp = of_fused(*summed([gradients.weights], precision))
+        return gradients.x if want_x else x.new_empty(0), *like_weights(of_mlp, p)
     d, d_fc2_bias = rounded_rows(d_out, precision)
     d_h, inner = wide_backward(kept, d, p, precision)
     of_mlp = inner.joined(weight_gradient(d_h, x, precision, torch.float32), d_fc2_bias)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope, pair_features
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
-from jetkern.ops.gpu.layout import copies
 from jetkern.ops.gpu.layout import offsets as places
 from jetkern.ops.gpu.pointwise import padded, stored_type
 from jetkern.ops.gpu.register import gpu_operator
+from jetkern.ops.gpu.sums import Slabs, added
 from jetkern.ops.pair_bias import reference
 from jetkern.ops.parameters import MLPParameters
 
@@ -411,7 +411,7 @@ def _gradient(
         SUMS=layout,
         **constants,
     )
-    found = copies(Sums, sizes, slab.sum(0))
+    found = Sums(*added([Slabs(slab, sizes)])[0], None)
     return (
         found.fc1_weight.view(hidden, 3).to(fc1_weight),
         found.fc1_bias.to(fc1_bias),

@@ -26,7 +26,7 @@ from jetkern.ops.attention_block.triton import (
 )
 from jetkern.ops.gpu.functions import dot, gelu, gelu_and_slope
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
-from jetkern.ops.gpu.layout import copies, offsets
+from jetkern.ops.gpu.layout import offsets
 from jetkern.ops.gpu.pointwise import (
     add_branch,
     add_branch_and_norm,
@@ -37,6 +37,7 @@ from jetkern.ops.gpu.pointwise import (
     stored_type,
 )
 from jetkern.ops.gpu.register import gpu_operator
+from jetkern.ops.gpu.sums import Slabs, added
 from jetkern.ops.linear.triton import product, weight_gradient
 from jetkern.ops.local_block.triton.layout import embed_offsets, embed_vectors
 from jetkern.ops.local_block.triton.tiles import (
@@ -389,7 +390,7 @@ def _embed_backward(
         SUMS=layout,
         **_embed_constants(p, neighbours, precision),
     )
-    total = copies(Sums, sizes, slabs.sum(0))
+    total = Sums(*added([Slabs(slabs, sizes)])[0], None)
     fc1 = total.fc1.view(hidden, 16)
     found = MLPParameters(
         fc1[:, :7].contiguous(),
