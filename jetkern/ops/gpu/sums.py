@@ -49,6 +49,28 @@ class Shape(NamedTuple):
     whole: bool
 
 
+@triton.jit
+def _add(part, count, tile, SHAPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Adds a tile of a part, if it is one; returns what number it is among the tiles behind."""
+    TILES: tl.constexpr = 1 if SHAPE.whole else (SHAPE.width + COLUMNS - 1) // COLUMNS
+    ACROSS: tl.constexpr = SHAPE.width if SHAPE.whole else COLUMNS
+    if (tile >= 0) & (tile < TILES):
+        acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for across in range(0, ACROSS, COLUMNS):
+            column = tile * COLUMNS + across + tl.arange(0, COLUMNS)
+            for base in range(0, count, ROWS):
+                row = base + tl.arange(0, ROWS)
+                inside = (row < count)[:, None] & (column < SHAPE.width)[None, :]
+                at = row.to(tl.int64)[:, None] * SHAPE.stride + column[None, :]
+                acc += tl.load(part.first + at, inside, 0.0)
+        if SHAPE.whole:
+            tl.store(part.out, tl.sum(tl.sum(acc, 1), 0))
+        else:
+            column = tile * COLUMNS + tl.arange(0, COLUMNS)
+            tl.store(part.out + column, tl.sum(acc, 0), column < SHAPE.width)
+    return tile - TILES
+
+
 @triton.jit(do_not_specialize=["counts"])
 def add_slabs_kernel(
     parts,
@@ -60,24 +82,7 @@ def add_slabs_kernel(
 ):
     tile = tl.program_id(0)
     for i in tl.static_range(PARTS):
-        WIDTH: tl.constexpr = SHAPES[i].width
-        WHOLE: tl.constexpr = SHAPES[i].whole
-        TILES: tl.constexpr = 1 if WHOLE else (WIDTH + COLUMNS - 1) // COLUMNS
-        if (tile >= 0) & (tile < TILES):
-            acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for across in range(0, WIDTH if WHOLE else COLUMNS, COLUMNS):
-                column = tile * COLUMNS + across + tl.arange(0, COLUMNS)
-                for base in range(0, counts[i], ROWS):
-                    row = base + tl.arange(0, ROWS)
-                    inside = (row < counts[i])[:, None] & (column < WIDTH)[None, :]
-                    at = row.to(tl.int64)[:, None] * SHAPES[i].stride + column[None, :]
-                    acc += tl.load(parts[i].first + at, inside, 0.0)
-            if WHOLE:
-                tl.store(parts[i].out, tl.sum(tl.sum(acc, 1), 0))
-            else:
-                column = tile * COLUMNS + tl.arange(0, COLUMNS)
-                tl.store(parts[i].out + column, tl.sum(acc, 0), column < WIDTH)
-        tile -= TILES
+        tile = _add(parts[i], counts[i], tile, SHAPES[i], ROWS, COLUMNS)
 
 
 def added(summands: Sequence[Slabs]) -> list[list[Tensor]]:

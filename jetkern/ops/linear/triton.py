@@ -134,6 +134,43 @@ class Size(NamedTuple):
     n: int
 
 
+@triton.jit
+def _weights_tile(
+    factors,
+    tile,
+    start,
+    count,
+    SIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of a weight, if it is one; returns what number it is among the tiles behind."""
+    M: tl.constexpr = SIZE.m
+    N: tl.constexpr = SIZE.n
+    ACROSS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    TILES: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M * ACROSS
+    if (tile >= 0) & (tile < TILES):
+        inner = tl.arange(0, BLOCK_K)
+        row = tile // ACROSS * BLOCK_M + tl.arange(0, BLOCK_M)
+        column = tile % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
+        left_tile = factors.d_out + start * M + inner[None, :] * M + row[:, None]
+        right_tile = factors.x + start * N + inner[:, None] * N + column[None, :]
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for base in range(0, count, BLOCK_K):
+            inside = base + inner < count
+            left = tl.load(left_tile, (row < M)[:, None] & inside[None, :], 0.0)
+            right = tl.load(right_tile, inside[:, None] & (column < N)[None, :], 0.0)
+            acc = dot(left, right, acc, PRECISION)
+            left_tile += BLOCK_K * M
+            right_tile += BLOCK_K * N
+        slab = factors.out + tl.program_id(1).to(tl.int64) * (M * N)
+        at = row[:, None] * N + column[None, :]
+        tl.store(slab + at, acc, (row < M)[:, None] & (column < N)[None, :])
+    return tile - TILES
+
+
 @triton.jit(do_not_specialize=["rows", "part"])
 def linear_bwd_weights_kernel(
     factors,
@@ -147,33 +184,14 @@ def linear_bwd_weights_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """out[s] = d_out^T x over the rows s part ... (s + 1) part, of several weights."""
-    tile = tl.program_id(0)
     start = tl.program_id(1) * part
     count = tl.minimum(part, rows - start)
-    inner = tl.arange(0, BLOCK_K)
+    tile = tl.program_id(0)
     for i in tl.static_range(NUMBER):
-        M: tl.constexpr = SIZES[i].m
-        N: tl.constexpr = SIZES[i].n
-        ACROSS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-        TILES: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M * ACROSS
-        if (tile >= 0) & (tile < TILES):
-            row = tile // ACROSS * BLOCK_M + tl.arange(0, BLOCK_M)
-            column = tile % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
-            first = start.to(tl.int64)
-            left_tile = factors[i].d_out + first * M + inner[None, :] * M + row[:, None]
-            right_tile = factors[i].x + first * N + inner[:, None] * N + column[None, :]
-            acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            for base in range(0, count, BLOCK_K):
-                inside = base + inner < count
-                left = tl.load(left_tile, (row < M)[:, None] & inside[None, :], 0.0)
-                right = tl.load(right_tile, inside[:, None] & (column < N)[None, :], 0.0)
-                acc = dot(left, right, acc, PRECISION)
-                left_tile += BLOCK_K * M
-                right_tile += BLOCK_K * N
-            slab = factors[i].out + tl.program_id(1).to(tl.int64) * (M * N)
-            at = row[:, None] * N + column[None, :]
-            tl.store(slab + at, acc, (row < M)[:, None] & (column < N)[None, :])
-        tile -= TILES
+        tile = _weights_tile(
+            factors[i], tile, start.to(tl.int64), count, SIZES[i],
+            PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
 
 
 def _product(
