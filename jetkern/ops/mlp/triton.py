@@ -510,7 +510,7 @@ def fused_backward(
 def of_fused(found: tuple[list[Tensor], list[Tensor]]) -> tuple[Before, MLPParameters]:
     """The gradients by name, from what ``summed`` gives; the norms' are arbitrary without one."""
     (fc1, fc2, *out), parts = found
-    total = Sums(*parts, None)
+    total = Sums._make([*parts, None])
     before = Before(None, out[0] if out else None, total.norm_alpha, total.norm_gamma)
     of_mlp = MLPParameters(fc1, total.fc1_bias, total.alpha, total.gamma, fc2, total.fc2_bias)
     return before, of_mlp

@@ -411,7 +411,7 @@ def _gradient(
         SUMS=layout,
         **constants,
     )
-    found = Sums(*added([Slabs(slab, sizes)])[0], None)
+    found = Sums._make([*added([Slabs(slab, sizes)])[0], None])
     return (
         found.fc1_weight.view(hidden, 3).to(fc1_weight),
         found.fc1_bias.to(fc1_bias),

@@ -390,7 +390,7 @@ def _embed_backward(
         SUMS=layout,
         **_embed_constants(p, neighbours, precision),
     )
-    total = Sums(*added([Slabs(slabs, sizes)])[0], None)
+    total = Sums._make([*added([Slabs(slabs, sizes)])[0], None])
     fc1 = total.fc1.view(hidden, 16)
     found = MLPParameters(
         fc1[:, :7].contiguous(),
