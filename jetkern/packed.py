@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +182,13 @@ def true_rows(mask: Tensor, number: int | None) -> Tensor:
     if number is None:
         return mask.nonzero().squeeze(1)
     return torch.nonzero_static(mask, size=number).squeeze(1)
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N,) numbers, kept, so that a GPU is not waited for in every step."""
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def offsets_from_counts(counts: Tensor) -> Tensor:

@@ -25,19 +25,22 @@ from jetkern.data import Shards, select_classes
 from jetkern.evaluation.generate import is_generated
 from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
 from jetkern.machine import environment
+from jetkern.model.jet_decoder import NEXT_TOKEN, JetDecoder, jet_decoder_config
 from jetkern.model.pet import PET
 from jetkern.model.presets import model_preset
-from jetkern.objectives import Objective, parse_objective
+from jetkern.objectives import Objective, objective_of, parse_objective
 from jetkern.plots import training_figure
 from jetkern.tables import show
 from jetkern.tasks import Task, find_task
+from jetkern.tokenizers import Tokenizer
 from jetkern.training import masked
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, PretrainSettings
 from jetkern.training.data import check_same
-from jetkern.training.distributed import choose_device, join_world
+from jetkern.training.distributed import World, choose_device, join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.plugins import load_plugins
 from jetkern.training.schedule import thawed_at
+from jetkern.training.tokenize import tokenizer_for
 from jetkern.training.trainer import SIGNAL, Trainer, open_splits
 from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_matching, load_weights, model_config
@@ -56,7 +59,9 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     parts = parse_objective(settings.objective)
     with join_world(settings.run.device) as world:
         train, val = open_splits(settings.data, settings.classes)
-        tokenizer = masked.tokenizer_of(settings.masked, train)
+        tokenizer = tokenizer_for(settings.tokenizer, train)
+        if NEXT_TOKEN in parts:
+            return _next_token(settings, tokenizer, world, train, val)
         config = model_preset(
             settings.preset,
             parts,
@@ -79,6 +84,24 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         identity = {"perturbed": settings.perturbed}
         identity |= masked.identity(settings.masked, tokenizer)
         return Trainer(settings, objective, world, train, val, identity=identity).fit()
+
+
+def _next_token(
+    settings: PretrainSettings,
+    tokenizer: Tokenizer | None,
+    world: World,
+    train: Shards,
+    val: Shards | None,
+) -> dict[str, Any]:
+    """``pretrain`` of a decoder."""
+    if tokenizer is None:
+        raise ValueError("next-token predicts tokens: --tokenizer names a folder of tokenize")
+    torch.manual_seed(settings.seed)
+    model = JetDecoder(jet_decoder_config(settings.preset, tokenizer, inputs=settings.inputs))
+    model.keep_tokenizer(tokenizer)
+    objective = objective_of(model, settings.seed)
+    identity = {"tokenizer": tokenizer.fingerprint}
+    return Trainer(settings, objective, world, train, val, identity=identity).fit()
 
 
 def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:

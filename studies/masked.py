@@ -187,13 +187,11 @@ class Study:
         return out
 
     def _pretrain(self, body: Body, out: Path, seed: int) -> None:
-        masked = MaskedSettings()
+        masked, tokens = MaskedSettings(), None
         if body.target:
             kind = body.tokens if "tokens" in body.target else "scale"
             tokens = self.tokenizer(kind, body.data, 0, body.classes)
-            masked = replace(
-                masked, target=body.target, tokenizer=tokens, decoder_layers=body.layers
-            )
+            masked = replace(masked, target=body.target, decoder_layers=body.layers)
         steps = self.options.steps
         settings = pretrain_defaults(self.options.preset, "mpm" if body.target else "classifier")
         self.finished(
@@ -204,6 +202,7 @@ class Study:
                     out=out,
                     seed=seed,
                     classes=body.classes,
+                    tokenizer=tokens,
                     masked=masked,
                     perturbed=False,
                     optim=self.optim(steps, self.options.lr, self.options.batch_size),

@@ -17,18 +17,17 @@ from jetkern.data import Shards, Stream
 from jetkern.io import printable
 from jetkern.jets import Jets
 from jetkern.metrics import BinaryReport, MulticlassReport, binary_report, multiclass_report
-from jetkern.model.config import PETConfig
-from jetkern.model.pet import PET
+from jetkern.model.kinds import Model, ModelConfig
 from jetkern.tables import table
 from jetkern.training.checkpoints import RunError
 from jetkern.training.data import check_same
-from jetkern.training.weights import Weights, load_matching, load_weights, model_config
+from jetkern.training.weights import Weights, any_config, load_model, load_weights
 
 Report = BinaryReport | MulticlassReport
 Kept = TypeVar("Kept")
 
 
-def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> PET:
+def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> Model:
     """The model of a run (its best checkpoint, else its newest) or of one checkpoint that has a
     classifier, in evaluation mode.
 
@@ -38,19 +37,17 @@ def load_classifier(source: Path | str, device: torch.device | str = "cpu") -> P
     return load_part(source, "classifier", device)
 
 
-def load_part(source: Path | str, part: str, device: torch.device | str = "cpu") -> PET:
+def load_part(source: Path | str, part: str, device: torch.device | str = "cpu") -> Any:
     """As ``load_classifier``, for any part of a model."""
     weights = load_weights(source)
-    config = model_config(weights)
+    config = any_config(weights)
     if part not in config.parts:
         raise RunError(f"{weights.path} has no {part}, only {', '.join(config.parts)}")
-    model = PET(config)
-    load_matching(model, weights.state)
-    return model.to(device).eval()
+    return load_model(weights).to(device).eval()
 
 
 def ask(
-    model: PET,
+    model: Model,
     shards: Shards,
     answer: Callable[[Jets], Tensor],
     keep: Callable[[Jets], Kept],
@@ -100,7 +97,7 @@ def ask(
     return torch.cat(answers).numpy(), kept
 
 
-def check_classes(model: PET, shards: Shards) -> None:
+def check_classes(model: Model, shards: Shards) -> None:
     """Makes sure that a classifier can be judged by these jets.
 
     Raises:
@@ -117,7 +114,7 @@ def check_classes(model: PET, shards: Shards) -> None:
 
 def class_outputs(
     weights: Weights,
-    config: PETConfig,
+    config: ModelConfig,
     shards: Shards,
     class_map: Sequence[str] = (),
     *,
@@ -183,7 +180,7 @@ def joined(logits: NDArray[np.float32], outputs: Sequence[Sequence[int]]) -> NDA
 
 
 def predict(
-    model: PET,
+    model: Model,
     shards: Shards,
     *,
     batch_size: int = 1024,

@@ -52,6 +52,8 @@ class DecoderConfig:
     """"rope" turns queries and keys by the rank in the set (arXiv:2104.09864)"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "delays", tuple(self.delays))
         for name in ("dim", "layers", "heads", "expansion"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -212,10 +214,29 @@ class Decoder(Layer):
         Args:
             inputs, packed: as in ``jetkern.model.delay.Rows``.
         """
-        x = self.embed(inputs)
+        return self.mix(self.embed(inputs), packed)
+
+    def mix(self, x: Tensor, packed: Packed) -> Tensor:
+        """(R, D) what the heads read, of (R, D) embedded rows."""
         for block in self.blocks:
             x = block(x, packed)
         return x if self.norm is None else self.norm(x)
+
+    def target_losses(self, x: Tensor, targets: Tensor) -> Tensor:
+        """(R, S) -ln p in nats, 0 where there is no target.
+
+        Args:
+            x: (R, D) what the heads read; targets: as in ``jetkern.model.delay.Rows``.
+        """
+        losses = []
+        for head, target in zip(self.heads, targets.T, strict=True):
+            layer = cast(nn.Linear, head)
+            losses.append(
+                ops.linear_cross_entropy(
+                    x, layer.weight, layer.bias, target.contiguous(), precision=self.precision
+                )
+            )
+        return torch.stack(losses, 1)
 
     def row_losses(self, points: Tensor, offsets: Tensor | Packed) -> tuple[Tensor, Packed]:
         """(R, S) -ln p of what each row predicts, in nats, 0 where it predicts nothing, and the
@@ -224,15 +245,7 @@ class Decoder(Layer):
         self._check(points, packed)
         rows = delayed(points, packed, self.config.delays, self.config.classes)
         x = self(rows.inputs, rows.packed)
-        losses = []
-        for head, target in zip(self.heads, rows.targets.T, strict=True):
-            layer = cast(nn.Linear, head)
-            losses.append(
-                ops.linear_cross_entropy(
-                    x, layer.weight, layer.bias, target.contiguous(), precision=self.precision
-                )
-            )
-        return torch.stack(losses, 1), rows.packed
+        return self.target_losses(x, rows.targets), rows.packed
 
     def negative_log_likelihood(self, points: Tensor, offsets: Tensor | Packed) -> Tensor:
         """(B,) -ln p of each set, its end included, in nats: exact, from one pass.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jetkern.packed import Packed
+from jetkern.packed import Packed, constant
 
 
 class Rows(NamedTuple):
@@ -46,10 +46,11 @@ def delayed(points: Tensor, packed: Packed, delays: Sequence[int], classes: Sequ
 
     def values(source: Tensor, absent: Sequence[int]) -> Tensor:
         there = (source >= 0) & (source < length)
-        known = torch.cat([points, points.new_tensor([absent])])
+        missing = constant(tuple(absent), points.dtype, points.device)
+        known = torch.cat([points, missing[None]])
         return known.gather(0, torch.where(there, start + source, total))
 
-    due = rank[:, None] - points.new_tensor(delays)
+    due = rank[:, None] - constant(tuple(delays), points.dtype, points.device)
     targets = values(due, [-1] * len(delays))
     targets[:, 0] = targets[:, 0].masked_fill(rank == length[:, 0], classes[0])
     return Rows(rows, values(due - 1, classes), targets)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
+from jetkern import ops
 from jetkern.jets import (
     ORIGINS,
     Jets,
@@ -15,7 +19,10 @@ from jetkern.jets import (
     taken,
 )
 from jetkern.model.config import PETConfig, register_head
-from jetkern.model.layers import MLP, AttentionBlock, TokenBlock
+from jetkern.model.layers import MLP, AttentionBlock, Layer, TokenBlock
+
+if TYPE_CHECKING:
+    from jetkern.model.jet_decoder import JetDecoderConfig
 
 
 @register_head("classifier")
@@ -84,7 +91,7 @@ class AttentionProbe(nn.Module):
 
     WIDTH, BLOCKS = 128, 2
 
-    def __init__(self, config: PETConfig) -> None:
+    def __init__(self, config: PETConfig | JetDecoderConfig) -> None:
         super().__init__()
         width = min(self.WIDTH, config.dim)
         self.narrow = nn.Linear(config.dim, width)
@@ -100,6 +107,21 @@ class AttentionProbe(nn.Module):
         for block in self.attend:
             query = block(query, jet, rows, offsets)
         return self.out(query)
+
+
+class SumHead(Layer):
+    """A perceptron on the sum of ReLU(W x) of a set's rows: the "summation" head of OmniJet-alpha
+    (arXiv 2403.05618)."""
+
+    def __init__(self, config: JetDecoderConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.dim, config.dim)
+        self.out = nn.Linear(config.dim, config.num_classes)
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Rows (R, D) and offsets (B + 1,) to (B, num_classes) logits."""
+        each = relu(ops.linear(x, self.fc.weight, self.fc.bias, precision=self.precision))
+        return self.out(torch.segment_reduce(each, "sum", offsets=offsets, initial=0.0))
 
 
 @register_head("generator")

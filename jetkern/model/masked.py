@@ -11,18 +11,9 @@ from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import AttentionBlock
 from jetkern.model.targets import TARGETS, Hidden, Target
 from jetkern.model.targets.simple import Regression
-from jetkern.model.vqvae import VQTokenizer
-from jetkern.tokenizers import Tokenizer
+from jetkern.model.vqvae import blank_tokenizer
 
 MAX_MASKED = 150  # rows of the mask embedding, as in the reference
-
-
-def _tokenizer(config: PETConfig) -> Tokenizer:
-    """One whose numbers will be read; nothing of it learns."""
-    if not config.vqvae:
-        return Tokenizer.blank(config.target_features, config.codes)
-    found = VQTokenizer.blank(config.target_features, config.codes, config.vqvae)
-    return found.requires_grad_(False)
 
 
 @register_head("mpm")
@@ -60,7 +51,7 @@ class MaskedModel(nn.Module):
             if width != config.dim:
                 self.narrow = nn.Linear(config.dim, width)
         if config.target_features:
-            self.tokenizer = _tokenizer(config)
+            self.tokenizer = blank_tokenizer(config.target_features, config.codes, config.vqvae)
         for name in self.targets:
             setattr(self, self._attribute(name), TARGETS[name](config, width))
 

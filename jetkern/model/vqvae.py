@@ -156,6 +156,18 @@ class VQTokenizer(Tokenizer):
         raise ValueError("the codes of a VQ-VAE have no features outside a jet")
 
 
+def blank_tokenizer(features: Sequence[str], codes: int, shape: Sequence[int] = ()) -> Tokenizer:
+    """One whose numbers will be read from a checkpoint; nothing of it learns.
+
+    Args:
+        features: of ``FEATURES``; codes: K.
+        shape: of the networks of a VQ-VAE; () for a tokeniser without.
+    """
+    if not shape:
+        return Tokenizer.blank(features, codes)
+    return VQTokenizer.blank(features, codes, shape).requires_grad_(False)
+
+
 def _parts(jets: Jets) -> list[Jets]:
     """Jets for one pass each."""
     if len(jets) <= AT_ONCE:

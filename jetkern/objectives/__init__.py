@@ -4,7 +4,17 @@ A loss of yours is a subclass of ``Loss`` with the decorator ``register``: ``exa
 """
 
 from jetkern.objectives.losses import LOSSES, Loss, parse_objective, register
+from jetkern.objectives.next_token import objective_of
 from jetkern.objectives.objective import Objective, Sums
 from jetkern.objectives.views import View
 
-__all__ = ["LOSSES", "Loss", "Objective", "Sums", "View", "parse_objective", "register"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "Objective",
+    "Sums",
+    "View",
+    "objective_of",
+    "parse_objective",
+    "register",
+]

@@ -34,6 +34,7 @@ class Loss(ABC):
         part: the part of the model that it trains, and its name in ``--objective``.
         view: the pass that it looks at.
         name: in logs; by default that of the part.
+        alone: whether its model is another than that of all others.
         scale: its factor in the sum of all losses.
         fields: of ``Jets``, that it reads beside those that the model embeds.
         seed: of the objective that it is in, which sets it.
@@ -41,6 +42,7 @@ class Loss(ABC):
     """
 
     part: ClassVar[str]
+    alone: ClassVar[bool] = False
     view: MakeView = staticmethod(views.clean)
     scale = 1.0
     fields: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ def parse_objective(text: str) -> tuple[str, ...]:
     """ "classifier+mpm" to its parts in the model's order; "pretrain" means the study's three.
 
     Raises:
-        ValueError: for an unknown part.
+        ValueError: for an unknown part, or several of which one has a model of its own.
     """
     parts = {"classifier", "generator", "mpm"} if text == "pretrain" else set(text.split("+"))
     if unknown := sorted(parts - set(LOSSES)):
@@ -118,9 +120,14 @@ def parse_objective(text: str) -> tuple[str, ...]:
         raise ValueError(
             f"unknown objective {text!r} ({', '.join(unknown)})"
             + (f"; did you mean {near[0]}?" if near else "")
-            + f": join any of {', '.join(LOSSES)} with +, or say pretrain for "
-            "classifier+generator+mpm; --plugin names a module with further ones"
+            + f": join any of {', '.join(p for p in LOSSES if not LOSSES[p].alone)} with +, say "
+            "pretrain for classifier+generator+mpm, or one of "
+            f"{', '.join(p for p in LOSSES if LOSSES[p].alone)}; --plugin names a module with "
+            "further ones"
         )
+    alone = [p for p in parts if LOSSES[p].alone]
+    if alone and len(parts) > 1:
+        raise ValueError(f"{alone[0]} trains a model of its own: it cannot be joined, as in {text}")
     return tuple(p for p in LOSSES if p in parts)
 
 

@@ -11,9 +11,8 @@ The objectives of arXiv 2606.14870, Eq. 4 as written, all with weight 1 (``losse
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from jetkern.jets import Jets
 from jetkern.model.pet import PET
 from jetkern.objectives.losses import LOSSES, Loss
 from jetkern.objectives.views import DROP_LABEL, DROP_PID, DROP_TRACKS, MakeView, View, index_of
+from jetkern.packed import constant
 from jetkern.random import uniform
 
 
@@ -39,18 +39,11 @@ class Sums(NamedTuple):
     details: dict[str, Tensor]
 
 
-@functools.lru_cache(maxsize=16)
-def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(L,) kept, so that a GPU is not waited for in every step."""
-    with torch.inference_mode(False):  # whoever asks next may want gradients
-        return torch.tensor(values, dtype=dtype, device=device)
-
-
 class Objective(nn.Module):
     """Computes the losses of a batch, with noise, times and masks keyed by the jets' index.
 
     Args:
-        model: its config's ``parts`` are the objective, unless ``losses`` says another.
+        model: a ``PET``; its config's ``parts`` are the objective, unless ``losses`` says another.
         seed: of the noise, times, masks and feature dropout.
         perturbed: include the losses on the views of others, such as the noised and masked
             cross-entropies (Eq. 4).
@@ -59,7 +52,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        model: PET,
+        model: Any,
         seed: int = 0,
         *,
         perturbed: bool = True,
@@ -108,7 +101,7 @@ class Objective(nn.Module):
         values = torch.stack(list(sums.values())) / (len(jets) * mean).clamp(min=1e-9)
         scales = tuple(loss.scale for loss in self.losses)
         if set(scales) != {1.0}:
-            values = values * _kept(scales, values.dtype, values.device)
+            values = values * constant(scales, values.dtype, values.device)
         losses = dict(zip(sums, values.unbind(), strict=True))
         losses["loss"] = values.sum()
         return losses
@@ -150,7 +143,8 @@ class Objective(nn.Module):
         made.sort(key=lambda pair: pair[1].time is None)
         views = [view for _, view in made]
         times = [view.time for view in views if view.time is not None]
-        body = self.model.body
+        model: PET = self.model
+        body = model.body
         rows, offsets = body(
             Jets.concat([view.jets for view in views]),
             torch.cat(times) if times else None,
@@ -159,7 +153,7 @@ class Objective(nn.Module):
         )
         told = self._told(jets, index)
         # Sizes are known without asking the device: particles plus tokens of each view.
-        config = self.model.config
+        config = model.config
         tokens = config.global_tokens + bool(config.condition_dim)
         sizes = [
             len(v.jets.particles) + len(v.jets) * (tokens + (v.time is not None)) for v in views

@@ -221,6 +221,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("tensors by name", _is_weights),
     "average": ("tensors by name", lambda value: value is None or _is_weights(value)),
     "model_config": ("values by name", _is_record),
+    "kind": ("a name", lambda value: isinstance(value, str)),
     "optimizer": ("values by name", _is_record),
     "stream": ("values by name", _is_record),
     "best": ("a validation", _is_validation),

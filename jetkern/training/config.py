@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from jetkern.data.order import MAX_SEED
 from jetkern.machine import MAX_THREADS
+from jetkern.model.decoder import PRESETS as DECODERS
 from jetkern.model.presets import MASKED_SIZES, SIZES
 from jetkern.objectives import parse_objective
 from jetkern.objectives.masking import MASK_FRACTION
@@ -161,9 +162,6 @@ class MaskedSettings:
     target: str = "regression"
     """what is predicted of hidden particles: regression, identity, tokens, cfm, cnf, ssfm, or a sum
     of some, as regression+identity:0.3"""
-    tokenizer: Path | None = None
-    """folder of jetkern tokenize: the normal scale and the codes of the targets; None for the four
-    numbers as they are stored"""
     mask_fraction: tuple[float, ...] = (MASK_FRACTION,)
     """fraction of a jet's particles that is hidden; two numbers: drawn between them for each jet"""
     mask_tokens: Literal["rank", "shared"] = "rank"
@@ -200,11 +198,17 @@ class MaskedSettings:
 class PretrainSettings(TrainSettings):
     """Pre-training of a jet foundation model."""
 
-    preset: Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2"] = "micro"
+    preset: Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2", "omnijet"] = "micro"
     """model size; sets the defaults of the optimisation; mpm-v1 and mpm-v2 also those of masked
-    particle modelling (docs/masked.md)"""
+    particle modelling (docs/masked.md), omnijet next-token"""
     objective: str = "pretrain"
-    """any of classifier, generator, mpm joined with +; pretrain for all three"""
+    """any of classifier, generator, mpm joined with +; pretrain for all three; or next-token, a
+    causal model of the particles' tokens (docs/tokens.md)"""
+    tokenizer: Path | None = None
+    """folder of jetkern tokenize: tokens for next-token; the normal scale and the codes of mpm's
+    targets, where None takes the four numbers as they are stored"""
+    inputs: Literal["tokens", "features"] = "tokens"
+    """what a model of next-token reads: the tokens, or the numbers that they stand for"""
     perturbed: bool = True
     """train the classifier on noised and masked jets too (Eq. 4 of the paper)"""
     feature_drop: float = 0.1
@@ -213,10 +217,17 @@ class PretrainSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.masked != MaskedSettings() and "mpm" not in parse_objective(self.objective):
+        parts = parse_objective(self.objective)
+        if self.masked != MaskedSettings() and "mpm" not in parts:
             raise ValueError(
                 f"--objective {self.objective} has no masked particles: settings of these need mpm"
             )
+        if self.tokenizer is not None and not {"mpm", "next-token"} & set(parts):
+            raise ValueError(f"--objective {self.objective} has no use for a tokeniser")
+        if self.inputs != "tokens" and "next-token" not in parts:
+            raise ValueError(f"--inputs {self.inputs} is a choice of next-token")
+        if self.preset in MASKED_SIZES and "next-token" in parts:
+            raise ValueError(f"the preset {self.preset} is of masked particles, not of next-token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,15 +363,20 @@ def pretrain_defaults(
 
     Args:
         preset: model size.
-        objective: as in ``PretrainSettings``; None for pretrain, or mpm of mpm-v1 and mpm-v2.
+        objective: as in ``PretrainSettings``; None for pretrain, mpm of mpm-v1 and mpm-v2, or
+            next-token of omnijet.
         optimizer: lion or ranger; None takes Ranger for medium and for every objective with masked
-            particles, and Lion for the others, as the study did.
+            particles, and Lion for the others, as the study did; AdamW for next-token.
 
     Raises:
         SettingsError: for an unknown size.
         ValueError: for an unknown objective.
     """
     _check_size(preset)
+    if objective == "next-token" or (preset == "omnijet" and objective is None):
+        return _decoder_defaults(preset, optimizer or "adamw")
+    if preset in DECODERS:
+        raise SettingsError(f"the preset {preset} is of next-token, not of {objective}")
     if preset in MASKED_SIZES:
         return _masked_defaults(preset, objective or "mpm", optimizer or "adamw")
     objective = objective or "pretrain"
@@ -402,6 +418,8 @@ def finetune_defaults(
     from jetkern.training.weights import checkpoint_facts
 
     size = preset or "micro"
+    if size in DECODERS:
+        raise SettingsError(f"the preset {size} is of pretrain --objective next-token")
     if preset is None and source is not None:
         size = size_of(checkpoint_facts(source).get("model_config", {})) or "micro"
     _check_size(size)
@@ -454,6 +472,27 @@ def _masked_defaults(preset: str, objective: str, optimizer: str) -> PretrainSet
             warmup_steps=1000 if old else 50_000,
         ),
         validation=ValidationSettings(val_every=10_000, val_jets=1_000_000),
+    )
+
+
+def _decoder_defaults(preset: str, optimizer: str) -> PretrainSettings:
+    """OmniJet-alpha's optimiser and length; warm-up and cosine are ours."""
+    return PretrainSettings(
+        data=UNSET,
+        out=UNSET,
+        preset=preset,  # type: ignore[arg-type]
+        objective="next-token",
+        optim=OptimSettings(
+            optimizer=optimizer,  # type: ignore[arg-type]
+            lr=1e-3,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            clip=5.0,
+            batch_size=256,
+            steps=1_000_000,
+            warmup_steps=1000,
+        ),
+        validation=ValidationSettings(val_every=7800, val_jets=256_000, patience=20),
     )
 
 
@@ -518,6 +557,6 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_size(name: str) -> None:
-    known = SIZES | MASKED_SIZES
+    known = [*SIZES, *MASKED_SIZES, *DECODERS]
     if name not in known:
         raise SettingsError(f"unknown preset {name!r}: choose one of {', '.join(known)}")

@@ -15,24 +15,6 @@ from jetkern.objectives.targets import parse_targets, target_losses
 from jetkern.objectives.views import Masked
 from jetkern.tokenizers import Tokenizer
 from jetkern.training.config import MaskedSettings
-from jetkern.training.tokenize import load_tokenizer
-
-
-def tokenizer_of(settings: MaskedSettings, train: Shards) -> Tokenizer | None:
-    """The tokeniser of the targets, if there is one.
-
-    Raises:
-        ValueError: if it cannot be read, or reads what the jets do not have.
-    """
-    if settings.tokenizer is None:
-        return None
-    tokenizer = load_tokenizer(settings.tokenizer)
-    for name in tokenizer.fields:
-        if train.field(name) is None:
-            raise ValueError(
-                f"{settings.tokenizer} reads {name}, which the jets of {train.folder} lack"
-            )
-    return tokenizer
 
 
 def model_changes(settings: MaskedSettings, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -91,7 +73,7 @@ def identity(settings: MaskedSettings, tokenizer: Tokenizer | None) -> dict[str,
     found: dict[str, Any] = {
         f"masked.{f.name}": getattr(settings, f.name)
         for f in fields(settings)
-        if f.name != "tokenizer" and getattr(settings, f.name) != f.default
+        if getattr(settings, f.name) != f.default
     }
     if tokenizer is not None:
         found["masked.tokenizer"] = tokenizer.fingerprint

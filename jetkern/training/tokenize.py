@@ -137,6 +137,21 @@ def load_tokenizer(source: Path | str) -> Tokenizer:
     return _tokenizer_of(state, folder)
 
 
+def tokenizer_for(folder: Path | None, train: Shards) -> Tokenizer | None:
+    """The tokeniser that a training was told to use, if it was.
+
+    Raises:
+        ValueError: if it cannot be read, or reads what the jets do not have.
+    """
+    if folder is None:
+        return None
+    tokenizer = load_tokenizer(folder)
+    for name in tokenizer.fields:
+        if train.field(name) is None:
+            raise ValueError(f"{folder} reads {name}, which the jets of {train.folder} lack")
+    return tokenizer
+
+
 def _tokenizer_of(state: dict[str, Any], folder: Path) -> Tokenizer:
     try:
         scale, features = QuantileNormal(state["quantiles"]), list(state["features"])

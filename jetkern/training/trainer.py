@@ -25,8 +25,8 @@ from torch import Tensor
 from jetkern.data import Shards, Stream, select_classes
 from jetkern.io import explain, write_atomically
 from jetkern.machine import crowded, repeating
+from jetkern.model.kinds import Model, kind_of
 from jetkern.model.layers import set_precision
-from jetkern.model.pet import PET
 from jetkern.objectives import Objective
 from jetkern.training.checkpoints import RunError, checkpoint_folders
 from jetkern.training.config import TrainSettings, as_dict
@@ -89,7 +89,7 @@ class Trainer:
             torch.set_num_threads(settings.run.threads)
         set_precision(objective, settings.optim.precision)
         self.objective = objective.to(world.device)
-        self.model: PET = objective.model
+        self.model: Model = objective.model
 
         def flat(objective: Objective) -> FlatParameters:
             named = objective.model.named_parameters()
@@ -384,6 +384,7 @@ class Trainer:
         average = None if self.average is None else _apart(self.average.model)
         return {
             "step": self.step,
+            "kind": kind_of(self.model),
             "model_config": _plain(dataclasses.asdict(self.model.config)),
             "model": _apart(self.model),
             "average": average,
@@ -392,7 +393,12 @@ class Trainer:
 
     def _facts(self) -> dict[str, Any]:
         config = dataclasses.asdict(self.model.config)
-        return {"model_config": config, "best": self.best, "identity": self.identity}
+        return {
+            "kind": kind_of(self.model),
+            "model_config": config,
+            "best": self.best,
+            "identity": self.identity,
+        }
 
     def _save(self, run: Run | None) -> None:
         """Writes a checkpoint, unless its weights are known to be of no use."""
@@ -497,7 +503,7 @@ def _at_most(wanted: int | None, available: int) -> int | None:
     return None if wanted is None or wanted >= available else wanted
 
 
-def _apart(model: PET) -> dict[str, Tensor]:
+def _apart(model: Model) -> dict[str, Tensor]:
     """A copy of the state: saved views would each bring along their whole buffer."""
     return {name: value.clone() for name, value in model.state_dict().items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jetkern.interop import omnilearned
 from jetkern.io import printable
 from jetkern.model.config import PETConfig
-from jetkern.model.pet import PET
+from jetkern.model.kinds import KINDS, Model, ModelConfig, build
 from jetkern.model.presets import SIZES
 from jetkern.tables import table
 from jetkern.training.checkpoints import (
@@ -35,13 +35,15 @@ class Weights:
     """Model weights from a checkpoint.
 
     Attributes:
-        config: fields of the model's ``PETConfig``.
+        config: fields of the model's configuration.
         state: tensors by name.
         step: updates that made them.
         path: the checkpoint folder.
         sha256: digest of its state, which identifies it wherever it lies.
         data: what it was trained on, see ``jetkern.training.data.describe``, and the ``task``, if
             it was one; empty in older checkpoints and published ones.
+        kind: of the model, in ``jetkern.model.kinds``; PET in checkpoints from before there was
+            another.
     """
 
     config: dict[str, Any]
@@ -50,6 +52,7 @@ class Weights:
     path: Path
     sha256: str
     data: dict[str, Any] = field(default_factory=dict)
+    kind: str = "pet"
 
 
 def load_weights(source: Path | str) -> Weights:
@@ -70,8 +73,8 @@ def load_weights(source: Path | str) -> Weights:
         average = state.get("average")
         weights = state["model"] if average is None else average
         data = checked_description(state.get("data", {}), str(folder))
-        sha256 = digest_of(folder)
-        return Weights(state["model_config"], weights, state["step"], folder, sha256, data)
+        sha256, kind = digest_of(folder), state.get("kind", "pet")
+        return Weights(state["model_config"], weights, state["step"], folder, sha256, data, kind)
     except KeyError as error:
         raise RunError(f"checkpoint {folder} has no {error.args[0]!r}") from error
 
@@ -160,13 +163,39 @@ def load_matching(
 
 
 def model_config(weights: Weights) -> PETConfig:
+    """As ``any_config``, for commands that need a Point-Edge Transformer.
+
+    Raises:
+        RunError: also for weights of a model of another kind.
+    """
+    config = any_config(weights)
+    if not isinstance(config, PETConfig):
+        raise RunError(f"{weights.path} is a {weights.kind}; this needs a Point-Edge Transformer")
+    return config
+
+
+def load_model(weights: Weights) -> Model:
+    """The model that the weights are of, on the CPU, in training mode.
+
+    Raises:
+        RunError: naming the checkpoint and the field or tensor that does not fit.
+    """
+    model = build(any_config(weights))
+    load_matching(model, weights.state)
+    return model
+
+
+def any_config(weights: Weights) -> ModelConfig:
     """The model that the weights are of. The weights must be those of such a model, one by one.
 
     Raises:
         RunError: naming the checkpoint and the field or tensor that does not fit.
     """
     path, given = weights.path, weights.config
-    fields = {f.name: f for f in dataclasses.fields(PETConfig)}
+    if weights.kind not in KINDS:
+        raise RunError(f"{path} has a model of an unknown kind, {printable(weights.kind)!r}")
+    kind = KINDS[weights.kind]
+    fields = {f.name: f for f in dataclasses.fields(kind.config)}
     if strange := sorted(given.keys() - fields.keys()):
         raise RunError(f"{path}: model_config has an unknown {printable(strange[0])!r}")
     for name, value in given.items():
@@ -177,14 +206,17 @@ def model_config(weights: Weights) -> PETConfig:
             "tuple[float, ...] | None": lambda v: v is None or _is_numbers(v),
             "str | None": lambda v: v is None or isinstance(v, str),
             "int | None": lambda v: v is None or (type(v) is int and 0 <= v <= _LARGEST),
-            "tuple[int, ...]": lambda v: _is_numbers(v) and all(0 < n < _LARGEST for n in v),
+            "str": lambda v: isinstance(v, str),
+            "tuple[int, ...]": lambda v: (
+                _is_numbers(v) and all(type(n) is int and 0 <= n <= _LARGEST for n in v)
+            ),
         }.get(str(fields[name].type), lambda v: _is_names(v))
         if not fits(value):
             raise RunError(f"{path}: model_config.{name} is {printable(repr(value)[:60])}")
     try:
-        config = PETConfig(**given)
+        config: ModelConfig = kind.config(**given)
         with torch.device("meta"):  # no memory before it is known to be what the checkpoint has
-            expected = PET(config).state_dict()
+            expected = build(config).state_dict()
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise RunError(f"{path}: model_config is not of a model: {error}") from error
     for name, tensor in expected.items():

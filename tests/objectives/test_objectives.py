@@ -10,9 +10,9 @@ from jetkern.model.config import PARTS
 from jetkern.model.pet import PET
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives import Objective, flow, parse_objective
-from jetkern.objectives import objective as objectives
 from jetkern.objectives.masking import masked_counts, random_keep
 from jetkern.objectives.views import TIME
+from jetkern.packed import constant
 from jetkern.random import uniform
 
 # The reference code: 10 classes, tracks, MPM by regression, unconditional.
@@ -172,7 +172,7 @@ def test_a_batch_without_jets_or_without_particles():
 
 
 def test_what_inference_mode_leaves_behind_can_be_learned_with():
-    objectives._kept.cache_clear()
+    constant.cache_clear()
     flow._columns.cache_clear()
     learner = objective("pretrain")
     with torch.inference_mode():

@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+from jetkern.cli import tokenize
 from tests.factories import write_toy_shards
 
 
@@ -19,3 +21,14 @@ def toptag(tmp_path_factory):
     for seed, split in enumerate(("train", "val", "test")):
         write_toy_shards(folder / split, ["QCD", "top"], jets=512, seed=seed, extras=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(jetclass, tmp_path_factory):
+    """A tokeniser of eight codes."""
+    out = tmp_path_factory.mktemp("tokens") / "tokens"
+    threads = torch.get_num_threads()
+    flags = f"kmeans --data {jetclass} --out {out} --codes 8 --steps 5 --threads 1"
+    assert tokenize.main(flags.split()) == 0
+    torch.set_num_threads(threads)
+    return out

@@ -22,14 +22,6 @@ from jetkern.training.weights import load_weights, model_config
 TARGETS = "regression+identity:0.3+tokens+cfm+cnf+ssfm"
 
 
-@pytest.fixture(scope="module")
-def tokens(jetclass, tmp_path_factory):
-    out = tmp_path_factory.mktemp("tokens") / "tokens"
-    flags = f"kmeans --data {jetclass} --out {out} --codes 8 --steps 5 --threads 1"
-    assert tokenize.main(flags.split()) == 0
-    return out
-
-
 def masked(tokens, data, out, *words, target=TARGETS, **changes):
     words = ("--target", target, "--tokenizer", tokens, "--mask-fraction", 0.2, 0.6, *words)
     more = {"objective": "mpm", "steps": 8, "val_every": 4, "warmup_steps": 1} | changes

@@ -1,0 +1,34 @@
+"""The kinds of models that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from jetkern.model.config import PETConfig
+from jetkern.model.jet_decoder import JetDecoder, JetDecoderConfig
+from jetkern.model.pet import PET
+
+Model = PET | JetDecoder
+ModelConfig = PETConfig | JetDecoderConfig
+
+
+class Kind(NamedTuple):
+    """The class of a model, and that of its configuration."""
+
+    model: type[nn.Module]
+    config: type[Any]
+
+
+KINDS = {"pet": Kind(PET, PETConfig), "decoder": Kind(JetDecoder, JetDecoderConfig)}
+
+
+def kind_of(model: nn.Module) -> str:
+    """The name of a model's kind."""
+    return next(name for name, kind in KINDS.items() if isinstance(model, kind.model))
+
+
+def build(config: ModelConfig) -> Model:
+    """A new model of that configuration."""
+    return PET(config) if isinstance(config, PETConfig) else JetDecoder(config)
