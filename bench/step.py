@@ -1,6 +1,7 @@
 """Rate and memory of training steps and of inference, ours beside the reference's.
 
     python -m bench.step --device cpu [--sizes micro small medium] [--peer DIR] [--data DIR]
+    python -m bench.step --device cpu --sizes micro --objectives --targets "cfm" "cnf"
 
 Contenders of one case run in turn, step by step, each in a process of its own: jetkern's compiled
 ops, jetkern's reference ops, and eager omnilearned 0.2.0 (skipped if it cannot be imported; install
@@ -14,6 +15,9 @@ Memory is the process's peak during training above that with the model loaded, l
 momentum per weight, which every contender has. Divided by the jets it contains what is needed once;
 what each further jet needs is the rise of the peak when the batch is doubled: about 0 where the
 gradients of a large model, not its small batch, make the peak.
+
+With --targets there are rows of masked particle modelling by target, and how long each takes beside
+regression on the same scale.
 
 Where the time of "jetkern cpu" goes is taken from PyTorch's profiler in further train steps: the
 share of each op, forward and backward, and the fraction of the float32 matrix rate that the op's
@@ -43,7 +47,8 @@ from bench.jets import described, load_jets
 from bench.limits import model_products
 from bench.machine import command, describe, write_results
 from bench.peers import omnilearned, omnilearned_loss, padded_jets
-from jetkern import PET
+from bench.targets import CASES, learner
+from jetkern import PET, Jets
 from jetkern.cli.parser import threads
 from jetkern.machine import repeating
 from jetkern.model.presets import model_preset
@@ -79,11 +84,16 @@ class Steps(NamedTuple):
 LR, DECAY, CLIP = 1e-5, 0.1, 1.0
 
 
-def our_steps(size: str, objective: str, precision: str) -> Steps:
-    """Our train step, as ``Trainer`` makes it, and inference."""
-    torch.manual_seed(0)
-    model = PET(model_preset(size, parse_objective(objective)), precision=precision)
-    losses = Objective(model)
+def our_steps(size: str, objective: str, precision: str, jets: Jets | None = None) -> Steps:
+    """Our train step, as ``Trainer`` makes it, and inference; ``jets`` scale targets' features."""
+    if objective in CASES:
+        assert jets is not None
+        losses = learner(size, objective, jets, precision)
+        model = losses.model
+    else:
+        torch.manual_seed(0)
+        model = PET(model_preset(size, parse_objective(objective)), precision=precision)
+        losses = Objective(model)
     weights = FlatParameters([{"params": list(model.parameters())}])
     optimizer = Lion(weights.groups, lr=LR, weight_decay=DECAY)
     world = World(0, 1, torch.device("cpu"))
@@ -110,6 +120,8 @@ def without_gradients(model: Any, loss: Callable[[Any], Any]) -> Callable[[Any],
 
 def peer_steps(size: str, objective: str) -> Steps:
     """The same with omnilearned; raises ImportError without it, KeyError for no such mode."""
+    if objective in CASES:
+        raise KeyError(objective)
     torch.manual_seed(0)
     parts = parse_objective(objective)
     model = omnilearned(PET(model_preset(size, parts)))
@@ -151,7 +163,7 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
         return
     try:
         ours = name != "omnilearned"
-        steps = our_steps(size, objective, precision) if ours else peer_steps(size, objective)
+        steps = our_steps(size, objective, precision, jets) if ours else peer_steps(size, objective)
     except (ImportError, KeyError) as error:
         reason = f"no mode for {error}" if isinstance(error, KeyError) else str(error)
         pipe.send(f"skipped: {reason}")
@@ -292,7 +304,7 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
             cells.append(f"{other / seconds:.1f}" if other else "")
         cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
         cells.append(f"{row['further_mb_per_jet']:.2f}")
-        cells.append(f"{row['of_matrix_rate']:.0%}")
+        cells.append(f"{row['of_matrix_rate']:.0%}" if "of_matrix_rate" in row else "")
         lines.append(cells)
     return lines
 
@@ -300,6 +312,26 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
 def shown(results: list[dict[str, Any]]) -> str:
     """The table of some results, to paste."""
     return table([HEAD, *(row for r in results for row in rows_of(r))], "lllr", markdown=True)
+
+
+def beside_regression(results: list[dict[str, Any]]) -> str:
+    """Seconds of a training step with each target over those with regression, to paste."""
+    seconds = {
+        (r["size"], r["objective"], row["contender"]): row["train_seconds"]
+        for r in results
+        for row in r["rows"]
+        if r["objective"] in CASES and "skipped" not in row
+    }
+    names = list(dict.fromkeys(contender for _, _, contender in seconds))
+    rows = [["size", "target", *names]]
+    for size, case in dict.fromkeys((size, case) for size, case, _ in seconds):
+        cells = []
+        for name in names:
+            base = seconds.get((size, "regression", name))
+            own = seconds.get((size, case, name))
+            cells.append(f"{own / base:.2f}" if own and base else "")
+        rows.append([size, case, *cells])
+    return table(rows, "llr", markdown=True)
 
 
 def main() -> None:
@@ -310,7 +342,8 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--sizes", nargs="+", choices=BATCH, default=list(BATCH))
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
+    parser.add_argument("--objectives", nargs="*", choices=OBJECTIVES, default=OBJECTIVES)
+    parser.add_argument("--targets", nargs="*", choices=CASES, default=(), help="default: none")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--data", default="", help="folder of HDF5 files; without it, drawn jets")
     parser.add_argument("--peer", default="", help="folder that omnilearned is installed in")
@@ -337,11 +370,13 @@ def main() -> None:
     for size in settings.sizes:
         jets = load_jets(settings.data, settings.batch or BATCH[size])
         print(f"{size}: {described(jets, settings.data)}", flush=True)
-        for objective in settings.objectives:
+        for objective in (*settings.objectives, *settings.targets):
             rows = run_case((size, objective), settings)
-            products = model_products(size, parse_objective(objective), jets.counts)
+            products: dict[str, float] = {}
+            if objective not in CASES:
+                products = model_products(size, parse_objective(objective), jets.counts)
             for row in rows:
-                if "skipped" not in row:
+                if "skipped" not in row and products:
                     row["of_matrix_rate"] = 3 * sum(products.values()) / row["train_seconds"] / rate
                 if "profile_seconds" in row:
                     row["shares"] = shares(row, products, rate)
@@ -353,6 +388,8 @@ def main() -> None:
             document = {"machine": machine, "command": command(), "results": results}
             write_results(settings.json, document)
     print(f"\n{shown(results)}")
+    if settings.targets:
+        print(f"\nseconds of a step, over those of regression\n{beside_regression(results)}")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,44 @@ def test_entries_of_other_lists(text, expected):
     assert expression.names in ((), ("index",))
 
 
+def hadrons(codes=(421, -511, 4122, 310)):
+    return {
+        "at": Column(np.array([0.5, 2, 2, 7]), (np.array([3, 0, 1]),)),
+        "code": Column(np.array(codes), (np.array([3, 0, 1]),)),
+        "short": Column(np.array(codes[:2]), (np.array([1, 0, 1]),)),
+        "flat": Column(np.arange(3), ()),
+    }
+
+
+def test_tracks_come_from_the_hadrons_of_their_row():
+    z = np.array([0, 0.5, 2 + 5e-7, 2 + 5e-6, np.nan, 0, 0.5, 7, 9e-7])
+    rows = Lists(hadrons(), np.array([0, 0, 0, 0, 0, 1, 1, 2, 2]), 5)
+    expression = Expression("track_origin(z + 0, at, code)")
+    assert (expression.names, expression.lists) == (("z",), ("at", "code"))
+    found = expression.evaluate({"z": z}, rows)
+    np.testing.assert_array_equal(found, [0, 1, 2, 3, np.nan, 0, 3, 3, 0])
+    others = {410: 3, 411: 1, 435: 1, 436: 3, 4444: 1, 510: 3, 545: 2, -5121: 2, 5554: 2, 5555: 3}
+    for code, origin in others.items():
+        lists = Lists(hadrons((code, 1, 1, 1)), np.zeros(1, int), 0)
+        assert expression.evaluate({"z": np.array([0.5])}, lists) == origin
+    none = Lists(hadrons(), np.zeros(0, int), 0)
+    assert expression.evaluate({"z": np.zeros(0)}, none).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("track_origin(z, at, short)", "row 5: short has 1 entries, at has 3"),
+        ("track_origin(z, at, flat)", "flat holds no list in each row"),
+        ("track_origin(z, at)", "track_origin without a z and two columns"),
+        ("track_origin(z, at, 1)", "track_origin without a z and two columns"),
+    ],
+)
+def test_hadrons_that_are_not_there(text, says):
+    with pytest.raises(ValueError, match=says):
+        Expression(text).evaluate({"z": np.zeros(2)}, Lists(hadrons(), np.zeros(2, int), 5))
+
+
 def test_whole_numbers_that_are_taken_stay_whole():
     large = Column(np.array([2**60 + 1]), (np.array([1]),))
     found = Expression("take(n, 0)").evaluate({}, Lists({"n": large}, np.zeros(1, int), 0))

@@ -227,6 +227,9 @@ def test_btag(tmp_path):
         "trk_z0err": lists([[0.1, 0.2], [0.3]]),
         "trk_pdg_id": lists([[-211, 11], [13]], "i4"),
         "trk_vtx_index": lists([[0, 3], [-1]], "i4"),
+        "trk_prod_z": lists([[0, 1.5], [-2]]),
+        "hadron_z": lists([[1.5, 0.7, 1.5], []]),
+        "hadron_pdgid": lists([[-511, 421, 4122], []], "i4"),
         "jet_pt": np.array([30, 20], "f4"),
         "jet_eta": np.array([0.25, -1], "f4"),
         "jet_phi": np.array([3, 0], "f4"),
@@ -249,7 +252,7 @@ def test_btag(tmp_path):
     )
     assert jets.label.tolist() == [2, 0]
     assert jets.vertex.tolist() == [0, 3, 255]
-    assert jets.origin.tolist() == [255, 255, 255]
+    assert jets.origin.tolist() == [0, 2, 3]
 
 
 def test_rodem(tmp_path):

@@ -30,8 +30,8 @@ _ENERGY = ("energy", "ln_energy", "mass")
 MOMENTA = (*_TRANSVERSE, *_LONGITUDINAL, *_AZIMUTH, *CARTESIAN, *_ENERGY)
 TRACKS = ("d0", "d0_error", "dz", "dz_error")
 IDENTITY = ("pdg", "pid")
-VERTEX = "vertex"
-_PARTICLES = {*MOMENTA, *TRACKS, *IDENTITY, VERTEX, "count", "mask", "id"}
+VERTEX, ORIGIN = "vertex", "origin"
+_PARTICLES = {*MOMENTA, *TRACKS, *IDENTITY, VERTEX, ORIGIN, "count", "mask", "id"}
 _PARTICLE_SETTINGS = {"missing", "padding", "number"}
 _JETS = {"label", "files", "codes", "pt", "eta", "phi", "condition", "select", "first"}
 UNITS = {"GeV": 1.0, "MeV": 1e-3}
@@ -132,7 +132,10 @@ def _check(schema: dict[str, Any]) -> None:
         len({bool(set(IDENTITY) & set(p)) for p in particles}) == 1,
         "all particles need pdg or pid, or none",
     )
-    _need(len({VERTEX in p for p in particles}) == 1, "all particles need a vertex, or none")
+    for key in (VERTEX, ORIGIN):
+        _need(len({key in p for p in particles}) == 1, f"all particles need a {key}, or none")
+    known = ORIGIN not in particles[0] or VERTEX in particles[0]
+    _need(known, "particles.origin goes with particles.vertex")
     _check_jets(jets, schema)
     _check_constituents(constituents, particles, jets)
 

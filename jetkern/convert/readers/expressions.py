@@ -1,14 +1,18 @@
 """Small arithmetic over columns, for schemas: ``abs(FatJet_eta) < 2.4 and FatJet_pt > 200``.
 
 Python's syntax for numbers, names, ``+ - * / // % **``, ``& |``, comparisons, ``in (1, 2)``,
-``and or not``, ``a if condition else b``, the functions in ``FUNCTIONS`` and ``take``; nothing
-else, and nothing is run by Python itself. A name is a column, dotted as it is in the file; one that
-is no Python name goes in backquotes: ``` `Jet#3.index` ```.
+``and or not``, ``a if condition else b``, the functions in ``FUNCTIONS``, ``take`` and
+``track_origin``; nothing else, and nothing is run by Python itself. A name is a column, dotted as
+it is in the file; one that is no Python name goes in backquotes: ``` `Jet#3.index` ```.
 
 ``take(column, index)`` is the entry ``index`` of the list that the column has in the same row (of
 the same event): ``take(Track_d0, Cand_track)``. Of a list of lists ``take(column, index, k)`` is
 the entry k of the list that ``index`` names. An index below 0, and one that is NaN, as that of
 another ``take`` may be, names nothing: the value is NaN.
+
+``track_origin(z, hadron_z, hadron_pdg)`` is the origin of a track that was made at ``z``, given two
+lists of the same row: 0 primary vertex, 1 charm hadron, 2 bottom hadron, 3 other, NaN for a z of
+NaN.
 """
 
 from __future__ import annotations
@@ -53,6 +57,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pdg_mass": pdg_mass,
 }
 _ARGUMENTS = {"arctan2": 2, "hypot": 2, "minimum": 2, "maximum": 2, "where": 3}
+SAME_PLACE = 1e-6
+HADRONS = {  # PDG codes of charm and bottom mesons and baryons, by origin; later ones win
+    1: ((411, 435), (4121, 4444)),
+    2: ((511, 545), (5121, 5554)),
+}
 _BINARY: dict[type, Callable[..., Any]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
@@ -124,6 +133,39 @@ class Lists:
         values = np.full(len(some), np.nan)
         values[some] = column.values[at]
         return values
+
+    def origin(self, z: Any, places: str, codes: str) -> NDArray[np.float64]:
+        """(T,) origins by MPMv2's rule (arXiv 2409.12589, and its code): at a z of 0 primary; at
+        that of a charm hadron, or above all of a bottom hadron, theirs; to a millionth.
+
+        Args:
+            z: (T,) where the tracks were made; places, codes: columns with the z and PDG code of
+                each hadron of a row.
+
+        Raises:
+            ValueError: naming column and row, for lists of other depths or unlike lengths.
+        """
+        columns = [self._columns[name] for name in (places, codes)]
+        for name, column in zip((places, codes), columns, strict=True):
+            if len(column.counts) != 1:
+                raise ValueError(f"track_origin: {name} holds no list in each row")
+        sizes, others = (column.counts[0] for column in columns)
+        if (sizes != others).any():
+            at = int(np.argmax(sizes != others))
+            self._refuse(codes, np.int64(at), f"has {others[at]} entries, {places} has {sizes[at]}")
+        z = np.broadcast_to(np.asarray(z, np.float64), self._row.shape)
+        number = sizes[self._row]
+        track = np.repeat(np.arange(len(z)), number)
+        before = np.cumsum(number) - number
+        starts = np.cumsum(sizes) - sizes
+        hadron = starts[self._row][track] + np.arange(len(track)) - before[track]
+        close = np.abs(z[track] - columns[0].values[hadron]) < SAME_PLACE
+        code = np.abs(columns[1].values[hadron])
+        found = np.where(np.abs(z) < SAME_PLACE, 0.0, 3.0)
+        for origin, ranges in HADRONS.items():
+            of_kind = np.logical_or.reduce([(code >= low) & (code <= high) for low, high in ranges])
+            found[track[close & of_kind]] = origin
+        return np.where(np.isnan(z), np.nan, found)
 
     def _places(
         self,
@@ -238,6 +280,9 @@ class Expression:
             if name == "take":
                 self._check_take(node, depth)
                 return
+            if name == "track_origin":
+                self._check_origin(node, depth)
+                return
             if name not in FUNCTIONS or node.keywords:
                 self._refuse(node)
             if len(node.args) != _ARGUMENTS.get(name, 1):
@@ -259,6 +304,13 @@ class Expression:
         entry = node.args[2] if len(node.args) == 3 else ast.Constant(0)
         if not (isinstance(entry, ast.Constant) and type(entry.value) is int and entry.value >= 0):
             self._refuse(entry, f"take with {ast.unparse(entry)[:60]} for a number")
+
+    def _check_origin(self, node: ast.Call, depth: int) -> None:
+        lists = [self._name(argument) for argument in node.args[1:]]
+        if node.keywords or len(lists) != 2 or None in lists:
+            self._refuse(node, "track_origin without a z and two columns")
+        self._lists |= dict.fromkeys(map(str, lists))
+        self._check(node.args[0], depth + 1)
 
     def _value(self, node: Any, columns: Mapping[str, Any], lists: Lists | None) -> Any:
         def value(child: Any) -> Any:
@@ -286,14 +338,20 @@ class Expression:
         if isinstance(node, ast.IfExp):
             return np.where(value(node.test), value(node.body), value(node.orelse))
         if isinstance(node, ast.Call):
-            if node.func.id == "take":  # type: ignore[attr-defined]
-                if lists is None:
-                    raise ValueError(f"{self.text[:60]!r}: there is nothing here to take from")
+            function = node.func.id  # type: ignore[attr-defined]
+            if function in ("take", "track_origin") and lists is None:
+                raise ValueError(f"{self.text[:60]!r}: there is nothing here to take from")
+            if function == "track_origin":
+                names = [str(self._name(argument)) for argument in node.args[1:]]
+                return lists.origin(value(node.args[0]), *names)  # type: ignore[union-attr]
+            if function == "take":
                 entry = node.args[2].value if len(node.args) == 3 else None  # type: ignore
                 return _number(
-                    lists.take(str(self._name(node.args[0])), value(node.args[1]), entry)
+                    lists.take(  # type: ignore[union-attr]
+                        str(self._name(node.args[0])), value(node.args[1]), entry
+                    )
                 )
-            return FUNCTIONS[node.func.id](*map(value, node.args))  # type: ignore[attr-defined]
+            return FUNCTIONS[function](*map(value, node.args))
         result: Any = np.asarray(True)
         left = value(node.left)
         for op, right in zip(node.ops, node.comparators, strict=True):

@@ -12,6 +12,7 @@ from jetkern.convert.readers import Column, InputError
 from jetkern.convert.readers.description import (
     IDENTITY,
     MOMENTA,
+    ORIGIN,
     TRACKS,
     VERTEX,
     Array,
@@ -67,7 +68,7 @@ class Collection:
     """One table [particles] of a schema: its columns, and which of its rows are particles."""
 
     def __init__(self, table: dict[str, Any]) -> None:
-        keys = (*MOMENTA, *TRACKS, *IDENTITY, VERTEX)
+        keys = (*MOMENTA, *TRACKS, *IDENTITY, VERTEX, ORIGIN)
         self.values = {key: Value(table[key]) for key in keys if key in table}
         self.pdg, self.pid = "pdg" in table, "pid" in table
         self.count = Value(table["count"]) if "count" in table else None

@@ -19,6 +19,7 @@
     dz_error = "dz_err"
     missing = { d0 = -1, d0_error = -1, dz = -1, dz_error = -1, pdg = [-99, 0] }
     vertex = "vtx_index"              # that a particle comes from, 0 the primary; below 0: unknown
+    origin = "origin"                 # 0 primary, 1 charm, 2 bottom, 3 other; with a vertex only
 
     [jets]
     label = "flavour"                 # or a list of one-hot columns, in the order of the classes,
@@ -102,6 +103,7 @@ from jetkern.convert.readers.description import (
     CARTESIAN,
     IDENTITY,
     LENGTHS,
+    ORIGIN,
     TRACKS,
     UNITS,
     VERTEX,
@@ -122,7 +124,8 @@ __all__ = ["load", "open_source", "recognises"]
 NAME = "schema"
 SUFFIXES = (".h5", ".hdf5", ".root", ".parquet", ".npz")
 LOOKS_FOR = "a description with --schema"
-UNKNOWN_VERTEX = 255  # and what is no number of one
+UNKNOWN = 255  # a vertex or origin, and what is no number of one
+NUM_ORIGINS = 4  # primary, charm, bottom, other, as in jetkern.jets, which needs torch
 _EVENTS = 500  # read at a time: their particles are many more than those of their jets
 _INDEX_ROWS = 1 << 16
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a folder, as Hive, Spark and pyarrow write it
@@ -463,8 +466,7 @@ class Described(BaseSource):
             key = "pdg" if collection.pdg else "pid"
             found["code"] = np.where(collection.missing(key, p), 0, p[key])
             found["of_pdg"] = np.full(len(kept), float(collection.pdg))
-        if VERTEX in p:
-            found[VERTEX] = p[VERTEX]
+        found |= {key: p[key] for key in (VERTEX, ORIGIN) if key in p}
         if "d0" in p:
             none = np.ones(len(kept), bool)
             for pair in (TRACKS[:2], TRACKS[2:]):
@@ -602,10 +604,8 @@ class Described(BaseSource):
         label = self._label(jet, len(counts), start, faults)
         vertex = origin = None
         if self.layout.vertices:
-            number = p[VERTEX]
-            known = (number >= 0) & (number < UNKNOWN_VERTEX) & (number == np.floor(number))
-            vertex = np.where(known, number, UNKNOWN_VERTEX).astype(np.uint8)
-            origin = np.full(len(vertex), UNKNOWN_VERTEX, np.uint8)
+            vertex = _numbers(p[VERTEX], UNKNOWN)
+            origin = _numbers(p.get(ORIGIN, np.full(len(vertex), UNKNOWN)), NUM_ORIGINS)
         return Raw(
             counts=counts,
             particles=particles,
@@ -690,6 +690,12 @@ class Described(BaseSource):
     def close(self) -> None:
         """Closes the file."""
         self.table.close()
+
+
+def _numbers(values: Array, end: int) -> NDArray[np.uint8]:
+    """(T,) whole numbers below ``end``, 255 for all other values."""
+    known = (values >= 0) & (values < end) & (values == np.floor(values))
+    return np.where(known, values, UNKNOWN).astype(np.uint8)
 
 
 def _not_finite(p: dict[str, Array], owner: NDArray[np.int64], jets: int) -> list[Fault]:
