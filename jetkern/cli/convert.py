@@ -109,6 +109,12 @@ def parser() -> Parser:
         help="jets whose label is none of the classes'; --max-dropped does not count them",
     )
 
+    _add_values(p)
+    _add_shards(p)
+    return p
+
+
+def _add_values(p: Parser) -> None:
     g = p.add_argument_group("values")
     g.add_argument(
         "--bad-jets",
@@ -146,6 +152,8 @@ def parser() -> Parser:
         "where rows are no jets (default 0.25)",
     )
 
+
+def _add_shards(p: Parser) -> None:
     g = p.add_argument_group("shards")
     g.add_argument(
         "--tracks",
@@ -171,7 +179,6 @@ def parser() -> Parser:
         metavar="N",
         help="jets that a process holds at a time in the first pass (default 16384)",
     )
-    return p  # fmt: skip
 
 
 @command
