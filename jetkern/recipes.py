@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,11 @@ from jetkern.training.distributed import World, choose_device, join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.plugins import load_plugins
 from jetkern.training.schedule import thawed_at
+from jetkern.training.start import adapted, base_config, begun
 from jetkern.training.tokenize import tokenizer_for
 from jetkern.training.trainer import SIGNAL, Trainer, open_splits
 from jetkern.training.transfer import freeze, lr_factors
-from jetkern.training.weights import load_matching, load_weights, model_config
+from jetkern.training.weights import load_matching, load_weights
 
 
 def pretrain(settings: PretrainSettings) -> dict[str, Any]:
@@ -119,18 +119,13 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
         train, val = open_splits(settings.data, settings.classes)
         weights = None if settings.source is None else load_weights(settings.source)
         torch.manual_seed(settings.seed)
-        if weights is None or settings.preset is not None:
-            base = model_preset(settings.preset or "micro", ("classifier",))
-        else:
-            base = model_config(weights)
-        config = task.config(base, train, settings)
-        if settings.probe is not None and "classifier" not in config.parts:
-            raise ValueError("--probe reads classes from a body: not for a task without classes")
-        pool = "attention" if settings.probe == "attention" else settings.pool
-        config = replace(config, probe=pool if settings.probe else None)
-        if settings.probe is not None or settings.freeze is not None:
-            config = replace(config, feature_drop=0.0)  # of features that no longer learn from it
-        model = PET(config)
+        tokenizer = tokenizer_for(settings.tokenizer, train)
+        base = base_config(settings, weights, tokenizer)
+        if not isinstance(base, task.configs):
+            kinds = " or ".join(kind.__name__.removesuffix("Config") for kind in task.configs)
+            raise ValueError(f"the task {task.name} is for models of the kind {kinds}")
+        config = adapted(task.config(base, train, settings), settings)
+        model = begun(config, tokenizer)
         names = [name for name, _ in model.named_parameters()]
         new: set[str] = set()
         if weights is not None:
@@ -146,6 +141,8 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
             "source": None if weights is None else weights.sha256,
             "lr_factor": settings.lr_factor,
         }
+        if isinstance(model, JetDecoder):
+            identity["tokenizer"] = model.tokenizer.fingerprint
         identity |= task.identity(settings)
         if kept is not None:
             identity["freeze"] = kept
@@ -241,4 +238,6 @@ def _task_of(settings: EvaluateSettings) -> Task:
         return find_task(settings.task)
     if is_generated(settings.runs[0]):
         return find_task("jetnet")
-    return find_task(load_weights(settings.runs[0]).data.get("task") or "classify")
+    weights = load_weights(settings.runs[0])
+    untold = "next-token" if NEXT_TOKEN in weights.config.get("parts", ()) else "classify"
+    return find_task(weights.data.get("task") or untold)

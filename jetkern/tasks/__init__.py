@@ -8,6 +8,7 @@ from jetkern.tasks.classification import Classify, TopTagging
 from jetkern.tasks.distill import Distill
 from jetkern.tasks.flavour import Flavour
 from jetkern.tasks.jetnet import JetNet
+from jetkern.tasks.next_token import NextToken
 from jetkern.tasks.tracks import Origin, Vertices
 from jetkern.tasks.weak import Weak
 
@@ -17,6 +18,7 @@ __all__ = [
     "Distill",
     "Flavour",
     "JetNet",
+    "NextToken",
     "Origin",
     "Task",
     "TopTagging",

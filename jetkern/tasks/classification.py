@@ -23,9 +23,10 @@ from jetkern.evaluation import (
 from jetkern.metrics import BinaryReport
 from jetkern.metrics.classification import as_json
 from jetkern.model.config import PETConfig
+from jetkern.model.jet_decoder import JetDecoderConfig
 from jetkern.plots import roc_figure
 from jetkern.tasks.task import Task, register
-from jetkern.training.config import EvaluateSettings, FinetuneSettings
+from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
 from jetkern.training.weights import load_weights
 
 
@@ -35,17 +36,30 @@ class Classify(Task):
 
     name = "classify"
     reset = ("classifier.out",)
+    configs = (PETConfig, JetDecoderConfig)
+
+    def defaults(
+        self,
+        preset: str | None = None,
+        source: str | None = None,
+        num_jets: int | None = None,
+        tokenizer: str | None = None,
+    ) -> FinetuneSettings:
+        """Settings by model size, checkpoint, labelled jets, and the tokeniser of a decoder."""
+        return finetune_defaults(preset, source, num_jets, tokenizer)
 
     def outputs(self, train: Shards, settings: FinetuneSettings) -> int:
         """How many outputs the classifier gets."""
         return len(train.classes)
 
-    def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
+    def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:
         outputs = self.outputs(train, settings)
         if not 2 <= len(train.classes) <= outputs:
             raise ValueError(
                 f"{train.folder} has {len(train.classes)} classes, --num-classes is {outputs}"
             )
+        if isinstance(base, JetDecoderConfig):
+            return replace(base, parts=("classifier",), num_classes=outputs)
         return replace(
             base,
             parts=("classifier",),

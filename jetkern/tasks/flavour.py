@@ -3,8 +3,9 @@ The jets are those of ``jetkern simulate flavour``, or any of these three classe
 
 from __future__ import annotations
 
+from typing import Any
+
 from jetkern.data import Shards
-from jetkern.model.config import PETConfig
 from jetkern.tasks.classification import Classify
 from jetkern.tasks.task import register
 from jetkern.training.config import FinetuneSettings
@@ -18,7 +19,7 @@ class Flavour(Classify):
 
     name = "flavour"
 
-    def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
+    def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:
         if tuple(train.classes) != FLAVOURS:
             raise ValueError(
                 f"{train.folder} has the classes {', '.join(train.classes) or 'none'}, not "

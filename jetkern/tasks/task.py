@@ -11,8 +11,7 @@ import torch
 
 from jetkern.data import Shards
 from jetkern.model.config import PETConfig, unknown
-from jetkern.model.pet import PET
-from jetkern.objectives import Objective
+from jetkern.objectives import Objective, objective_of
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
 
 
@@ -22,10 +21,12 @@ class Task(ABC):
     Attributes:
         name: on the command line.
         reset: prefixes of parameters that are never taken from a checkpoint.
+        configs: of the kinds of models that it can be learned by.
     """
 
     name: ClassVar[str]
     reset: tuple[str, ...] = ()
+    configs: tuple[type[Any], ...] = (PETConfig,)
 
     def defaults(
         self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
@@ -34,16 +35,16 @@ class Task(ABC):
         return finetune_defaults(preset, source, num_jets)
 
     @abstractmethod
-    def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
-        """The model for these jets, given that of the checkpoint or preset.
+    def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:
+        """The model for these jets, given that of the checkpoint or preset, one of ``configs``.
 
         Raises:
             ValueError: for jets that lack what the task needs.
         """
 
-    def objective(self, model: PET, settings: FinetuneSettings) -> Objective:
+    def objective(self, model: Any, settings: FinetuneSettings) -> Objective:
         """The losses to train with; by default those of the model's parts."""
-        return Objective(model, settings.seed)
+        return objective_of(model, settings.seed)
 
     def identity(self, settings: FinetuneSettings) -> dict[str, Any]:
         """What else the result depends on, by the names of settings."""

@@ -23,9 +23,7 @@ from jetkern.jets import Jets
 from jetkern.metrics import BinaryReport, binary_report
 from jetkern.metrics.classification import as_json
 from jetkern.metrics.weak import Significance, significance_at_cut, significance_at_efficiency
-from jetkern.model.config import PETConfig
-from jetkern.model.pet import PET
-from jetkern.objectives import Objective
+from jetkern.objectives import Objective, objective_of
 from jetkern.objectives.losses import Classification
 from jetkern.objectives.views import View
 from jetkern.random import random_bits, uniform
@@ -95,7 +93,7 @@ class Weak(Classify):
     name = "weak"
     share = 0.0
 
-    def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
+    def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:
         if len(train.classes) != 2:
             raise ValueError(
                 f"{train.folder} has {len(train.classes)} classes; weak supervision needs two, "
@@ -113,8 +111,8 @@ class Weak(Classify):
         self.share = wanted / max(signal, 1)
         return super().config(base, train, settings)
 
-    def objective(self, model: PET, settings: FinetuneSettings) -> Objective:
-        return Objective(model, settings.seed, losses=[WeakLoss(self.share)])
+    def objective(self, model: Any, settings: FinetuneSettings) -> Objective:
+        return objective_of(model, settings.seed, losses=[WeakLoss(self.share)])
 
     def identity(self, settings: FinetuneSettings) -> dict[str, Any]:
         return {"signal_jets": settings.signal_jets}

@@ -22,6 +22,7 @@ from jetkern.objectives.masking import MASK_FRACTION
 from jetkern.objectives.targets import parse_targets
 from jetkern.objectives.views import Masked
 
+Preset = Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2", "omnijet"]
 UNSET = Path()  # where nobody has said which
 
 
@@ -198,7 +199,7 @@ class MaskedSettings:
 class PretrainSettings(TrainSettings):
     """Pre-training of a jet foundation model."""
 
-    preset: Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2", "omnijet"] = "micro"
+    preset: Preset = "micro"
     """model size; sets the defaults of the optimisation; mpm-v1 and mpm-v2 also those of masked
     particle modelling (docs/masked.md), omnijet next-token"""
     objective: str = "pretrain"
@@ -236,8 +237,17 @@ class FinetuneSettings(TrainSettings):
 
     source: Path | None = field(default=None, metadata={"flag": "from"})
     """run or checkpoint of a pre-training; None trains from scratch"""
-    preset: Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2"] | None = None
+    preset: Preset | None = None
     """model size; by default that of the checkpoint, or micro from scratch"""
+    tokenizer: Path | None = None
+    """folder of jetkern tokenize: a decoder from scratch, as pretrain --objective next-token makes
+    them; one of a checkpoint brings its own"""
+    inputs: Literal["tokens", "features"] | None = None
+    """what a decoder reads: the tokens, or the numbers that they stand for; by default as its
+    checkpoint, or tokens from scratch"""
+    head: Literal["sum", "attention"] | None = None
+    """what reads a decoder's rows: their sum, as in OmniJet-alpha, or a learned query that attends
+    to them; by default as its checkpoint, or sum"""
     lr_factor: float = 5.0
     """learning rate of the layers that are new, over that of the others"""
     layer_decay: float = 1.0
@@ -402,27 +412,35 @@ def pretrain_defaults(
 
 
 def finetune_defaults(
-    preset: str | None = None, source: str | None = None, num_jets: int | None = None
+    preset: str | None = None,
+    source: str | None = None,
+    num_jets: int | None = None,
+    tokenizer: str | None = None,
 ) -> FinetuneSettings:
-    """The study's top tagging: Lion, 35,130 updates of 1024 jets (512 for up to 1000 jets).
+    """The study's top tagging: Lion, 35,130 updates of 1024 jets (512 for up to 1000 jets); for
+    decoders OmniJet-alpha's: AdamW, batches of 512.
 
     Args:
         preset: model size; None takes that of the checkpoint, or micro without one.
         source: run or checkpoint to start from, or None for training from scratch.
         num_jets: labelled jets, None for all.
+        tokenizer: folder of one, for a decoder from scratch.
 
     Raises:
-        SettingsError: for an unknown size, or a checkpoint of no known size.
+        SettingsError: for an unknown size.
         RunError: if the checkpoint cannot be read.
     """
     from jetkern.training.weights import checkpoint_facts
 
     size = preset or "micro"
-    if size in DECODERS:
-        raise SettingsError(f"the preset {size} is of pretrain --objective next-token")
-    if preset is None and source is not None:
-        size = size_of(checkpoint_facts(source).get("model_config", {})) or "micro"
     _check_size(size)
+    facts = {} if source is None else checkpoint_facts(source)
+    if tokenizer is not None or facts.get("kind") == "decoder":
+        return _decoder_finetune(preset, source, num_jets, tokenizer)
+    if size in DECODERS:
+        raise SettingsError(f"the preset {size} needs tokens: --tokenizer names a folder of them")
+    if preset is None:
+        size = size_of(facts.get("model_config", {})) or "micro"
     if size in MASKED_SIZES:
         return _masked_finetune(size, preset, source, num_jets)
     lr, decay, warmup = (_SCRATCH if source is None else _FINETUNE)[size]
@@ -493,6 +511,30 @@ def _decoder_defaults(preset: str, optimizer: str) -> PretrainSettings:
             warmup_steps=1000,
         ),
         validation=ValidationSettings(val_every=7800, val_jets=256_000, patience=20),
+    )
+
+
+def _decoder_finetune(
+    preset: str | None, source: str | None, num_jets: int | None, tokenizer: str | None
+) -> FinetuneSettings:
+    """OmniJet-alpha's, with one rate for all; length and patience are ours."""
+    return FinetuneSettings(
+        data=UNSET,
+        out=UNSET,
+        preset=preset,  # type: ignore[arg-type]
+        source=None if source is None else Path(source),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        num_jets=num_jets,
+        lr_factor=1.0,
+        optim=OptimSettings(
+            optimizer="adamw",
+            lr=1e-4,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            batch_size=512,
+            steps=20_000,
+        ),
+        validation=ValidationSettings(val_every=500, patience=10),
     )
 
 

@@ -66,6 +66,6 @@ def lr_factors(
 def _depth(name: str, layers: int) -> int:
     """0 for what stands before the body's blocks, l + 1 for block l, all of them after these."""
     words = name.split(".")
-    if words[0] != "body" or words[1] == "norm":
+    if words[0] != "body" or words[1] in ("norm", "heads"):
         return layers
     return int(words[2]) + 1 if words[1] == "blocks" else 0

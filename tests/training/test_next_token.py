@@ -7,21 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_transfer import settings
+from test_transfer import moved, settings
 
 from jetkern.cli import pretrain as command
 from jetkern.data import Shards, Stream
+from jetkern.evaluation import load_classifier, predict
 from jetkern.model.jet_decoder import JetDecoder, jet_decoder_config
 from jetkern.model.vqvae import VQTokenizer
 from jetkern.objectives import objective_of
-from jetkern.recipes import pretrain
+from jetkern.recipes import evaluate, finetune, pretrain
+from jetkern.tasks import find_task
 from jetkern.tokenizers import Tokenizer
 from jetkern.training import step
 from jetkern.training.checkpoints import RunError
-from jetkern.training.config import pretrain_defaults
+from jetkern.training.config import EvaluateSettings, SettingsError, pretrain_defaults
 from jetkern.training.log import read_metrics
 from jetkern.training.tokenize import load_tokenizer
-from jetkern.training.weights import load_model, load_weights, model_config
+from jetkern.training.weights import any_config, load_model, load_weights, model_config
 
 SMALL = {"objective": "next-token", "steps": 4, "val_every": 2, "warmup_steps": 1}
 
@@ -43,9 +45,17 @@ def decoder(tokens, **changes):
     return model
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(jetclass, tokens, tmp_path, monkeypatch):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pretrain(next_token(tokens, jetclass, whole, "--ema-decay", 0.9))
+@pytest.fixture(scope="module")
+def pretrained(jetclass, tokens, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain(next_token(tokens, jetclass, out, "--ema-decay", 0.9))
+    return out
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    pretrained, jetclass, tokens, tmp_path, monkeypatch
+):
+    whole, parts = pretrained, tmp_path / "parts"
     done = step.Step.__call__
 
     def stopping(self, jets, number):
@@ -133,6 +143,80 @@ def test_losses_of_jets_alone_are_those_in_a_batch(jetclass, tokens):
         total = sum(n * loss for n, loss in zip(jets.counts, each, strict=True))
         together = objective(jets)["loss"]
     torch.testing.assert_close(total / len(jets.particles), together)
+
+
+def tuned(task, data, out, *words):
+    few = {"steps": 2, "val_every": 2, "warmup_steps": 0, "lr": 1e-3}
+    finetune(task, settings(find_task(task).defaults, *words, data=data, out=out, **few))
+    return load_weights(out)
+
+
+def judged(run, data, out, **changes):
+    more = {"split": "val", "bootstrap": 2, "num_jets": 32} | changes
+    return evaluate(EvaluateSettings(runs=(run,), data=data, out=out, **more))
+
+
+def test_a_decoder_becomes_a_classifier(pretrained, jetclass, tmp_path):
+    frozen = ("--from", pretrained, "--freeze", "body")
+    before = load_weights(pretrained)
+    after = tuned("classify", jetclass, tmp_path / "frozen", *frozen)
+    assert after.config["num_classes"] == 3
+    assert moved(before.state, after.state) == set()
+    assert {name.split(".")[0] for name in after.state} == {"body", "classifier", "tokenizer"}
+    assert not [name for name in after.state if name.startswith("body.heads")]
+    words = ("--from", pretrained, "--head", "attention", "--layer-decay", 0.5)
+    assert "classifier.query" in tuned("classify", jetclass, tmp_path / "fine", *words).state
+    (report,) = judged(tmp_path / "frozen", jetclass, tmp_path / "judged").values()
+    assert 0 < report.accuracy.value < 1
+    model = load_classifier(tmp_path / "fine")
+    one, other = (predict(model, Shards(jetclass / "val"), batch_size=n)[0] for n in (33, 256))
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-4)
+
+
+def test_from_scratch_it_is_the_same_model(pretrained, jetclass, tokens, tmp_path):
+    words = ("--tokenizer", tokens, "--inputs", "features")
+    scratch = tuned("classify", jetclass, tmp_path / "scratch", *words)
+    config, own = any_config(scratch), any_config(load_weights(pretrained))
+    assert replace(own, parts=("classifier",), num_classes=3, inputs="features") == config
+    kept = load_tokenizer(tokens)
+    assert load_model(scratch).tokenizer.fingerprint == kept.fingerprint
+
+
+def test_a_decoder_learns_other_jets_and_is_judged_by_them(pretrained, jetclass, tmp_path):
+    after = tuned("next-token", jetclass, tmp_path / "run", "--from", pretrained)
+    before = load_weights(pretrained)
+    assert before.state.keys() == after.state.keys()
+    assert "body.heads" in moved(before.state, after.state)
+    for run in (pretrained, tmp_path / "run"):  # a pre-training is judged by its own objective
+        (report,) = judged(run, jetclass, tmp_path / "judged", num_jets=None).values()
+        with torch.no_grad():
+            jets = some(jetclass / "val", 256)
+            nats = load_model(load_weights(run)).negative_log_likelihood(jets)
+        mean = float(nats.sum()) / len(jets.particles)
+        assert report.nats.value == pytest.approx(mean, rel=1e-5)
+        assert report.codes + report.ends == pytest.approx(mean, rel=1e-5)
+        assert (report.jets, report.particles) == (256, len(jets.particles))
+    records = [r for r in read_metrics(pretrained / "metrics.jsonl") if r["kind"] == "validation"]
+    assert report.frequencies == pytest.approx(records[-1]["next_token_trivial"], rel=1e-6)
+
+
+def test_transfers_that_do_not_fit_are_said(pretrained, jetclass, tokens, tmp_path, monkeypatch):
+    start = ("--from", pretrained)
+    for task, words, message in (
+        ("origin", start, "for models of the kind PET"),
+        ("classify", (*start, "--probe", "linear"), "--freeze body keeps it"),
+        ("classify", (*start, "--preset", "small"), "a decoder has the size of"),
+        ("classify", (*start, "--inputs", "features"), "reads tokens, not features"),
+        ("classify", ("--head", "sum"), "is a choice of decoders"),
+        ("next-token", (), "for models of the kind JetDecoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tuned(task, jetclass, tmp_path / "run", *words)
+    with pytest.raises(SettingsError, match="needs tokens"):
+        find_task("classify").defaults("omnijet")
+    monkeypatch.setattr(Tokenizer, "fingerprint", property(lambda self: str(id(self))))
+    with pytest.raises(ValueError, match="knows the tokens of the tokeniser"):
+        tuned("classify", jetclass, tmp_path / "run", *start, "--tokenizer", tokens)
 
 
 def test_what_does_not_fit_is_said(toptag, tokens, tmp_path, capsys):
