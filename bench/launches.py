@@ -87,6 +87,14 @@ def _line() -> str:
     return "autograd"
 
 
+def _copied(given: Any, out: Any) -> bool:
+    """Whether an op that may give a view, such as a change of dtype, did not."""
+    import torch
+
+    tensors = isinstance(given, torch.Tensor) and isinstance(out, torch.Tensor)
+    return tensors and given.untyped_storage().data_ptr() != out.untyped_storage().data_ptr()
+
+
 @contextlib.contextmanager
 def counting(counts: Counts, *, lines: bool = False) -> Iterator[None]:
     """Within it, ops of CPU tensors run as those of a GPU would, and are counted."""
@@ -119,9 +127,10 @@ def counting(counts: Counts, *, lines: bool = False) -> Iterator[None]:
             if name in WAITS or of_masks or unsized:
                 met("wait", name)
             views = any(a.alias_info and not a.alias_info.is_write for a in func._schema.arguments)
-            if not views and name not in FREE:
+            out = func(*args, **(kwargs or {}))
+            if name not in FREE and (not views or _copied(args[0], out)):
                 met("torch", name)
-            return func(*args, **(kwargs or {}))
+            return out
 
     def launch_nothing(kernel: Any, key: Any, signature: Any, *others: Any) -> None:
         pass

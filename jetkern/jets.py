@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -122,7 +123,7 @@ class Jets:
     @property
     def counts(self) -> Tensor:
         """(B,) number of particles of each jet."""
-        return self.offsets.diff()
+        return self.packed.counts
 
     @property
     def jet_of_particle(self) -> Tensor:
@@ -205,8 +206,11 @@ class Jets:
         return Jets(**taken)
 
     @classmethod
-    def concat(cls, batches: Sequence[Jets]) -> Jets:
+    def concat(cls, batches: Sequence[Jets], fields: Sequence[str] | None = None) -> Jets:
         """One batch of all jets, in order. Optional fields must be present in all or in none.
+
+        Args:
+            fields: the optional ones that are wanted; by default all.
 
         Raises:
             ValueError: if they are not, or without any batch.
@@ -215,6 +219,8 @@ class Jets:
             raise ValueError("concat needs at least one batch")
         merged: dict[str, Any] = {"offsets": Packed.concat([b.packed for b in batches])}
         for name in PER_PARTICLE + PER_JET:
+            if fields is not None and name not in ("particles", *fields):
+                continue
             values = [getattr(b, name) for b in batches]
             present = [v for v in values if v is not None]
             if present and len(present) < len(values):
@@ -327,23 +333,46 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     Returns:
         rows (sum T_s, ...) and offsets (B + 1,).
     """
-    offsets = torch.stack([o for _, o in sources]).sum(0)
-    order, places = _joined_rows([(rows.shape[0], own) for rows, own in sources], offsets)
+    offsets = functools.reduce(torch.add, [o for _, o in sources])
+    order, places = joined_rows([o for _, o in sources], [rows.shape[0] for rows, _ in sources])
     return reordered(torch.cat([rows for rows, _ in sources]), order, places), offsets
 
 
-def _joined_rows(sources: Sequence[tuple[int, Tensor]], offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of which row of the sources, back to back, each joined row is, and the inverse."""
-    if len(sources) <= 4 and (joined := kernel("joined_rows", offsets)) is not None:
-        return joined([own for _, own in sources], [total for total, _ in sources])
-    start = offsets[:-1]
+def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where rows go when each segment becomes the sources' segments, one after the other.
+
+    Args:
+        offsets: (B + 1,) int64 of each source; sizes: their numbers of rows.
+
+    Returns:
+        order (T,), the row of the sources laid back to back that each joined row is, and places
+        (T,), its inverse.
+    """
+    if len(sizes) <= 4 and (joined := kernel("joined_rows", offsets[0])) is not None:
+        return joined(offsets, sizes)
+    start = functools.reduce(torch.add, offsets)[:-1]
     places = []
-    for total, own in sources:
+    for total, own in zip(sizes, offsets, strict=True):
         shift = (start - own[:-1])[segment_index(own, total)]
-        places.append(torch.arange(total, device=offsets.device) + shift)
+        places.append(torch.arange(total, device=own.device) + shift)
         start = start + own.diff()
     place = torch.cat(places)
     return inverse(place), place
+
+
+def evenly(offsets: Tensor, each: int = 1) -> Tensor:
+    """(B + 1,) int64 offsets of as many segments as those of ``offsets``, of ``each`` rows."""
+    number, device = offsets.shape[0], offsets.device
+    if not plainly_eager():  # what a trace makes may not outlive it
+        return torch.arange(number, device=device) * each
+    return _evenly(number, each, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _evenly(number: int, each: int, device: torch.device) -> Tensor:
+    """Kept: batches of one size have the same."""
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        return torch.arange(number, device=device) * each
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Packed:
         self.known_pairs = num_pairs
         self.known_longest = longest
         self.known_counts: npt.NDArray[Any] | None = None
+        self._counts: Tensor | None = None
         self._pair_ends: Tensor | None = None
         self._owner: Tensor | None = None
         self._rank: Tensor | None = None
@@ -63,6 +64,7 @@ class Packed:
         packed.known_pairs = num_pairs
         packed.known_longest = longest
         packed.known_counts = counts
+        packed._counts = None
         packed._pair_ends = None
         packed._owner = None
         packed._rank = None
@@ -74,7 +76,12 @@ class Packed:
     @property
     def counts(self) -> Tensor:
         """(B,) rows of each jet."""
-        return self.offsets.diff()
+        if not plainly_eager():  # what a trace makes may not outlive it
+            return self.offsets.diff()
+        if self._counts is None:
+            with torch.inference_mode(False):  # whoever asks next may want gradients
+                self._counts = self.offsets.diff()
+        return self._counts
 
     def owner(self, total: int) -> Tensor:
         """(T,) int64 jet of each row.
@@ -82,10 +89,10 @@ class Packed:
         Args:
             total: T, the number of rows, so that a GPU need not be asked.
         """
-        if not plainly_eager():  # what a trace makes may not outlive it
+        if not plainly_eager():
             return segment_index(self.offsets, total)
         if self._owner is None:
-            with torch.inference_mode(False):  # whoever asks next may want gradients
+            with torch.inference_mode(False):
                 self._owner = segment_index(self.offsets, total)
         return self._owner
 

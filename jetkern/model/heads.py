@@ -12,7 +12,9 @@ from jetkern import ops
 from jetkern.jets import (
     ORIGINS,
     Jets,
+    evenly,
     join_segments,
+    joined_rows,
     last_rows,
     particle_pairs,
     reordered,
@@ -49,13 +51,12 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits."""
-        jet = torch.arange(offsets.shape[0], device=x.device)
-        token_offsets = jet * self.tokens
+        token_offsets = evenly(offsets, self.tokens)
         rest_offsets = offsets - token_offsets
-        first = offsets[:-1, None] + torch.arange(self.tokens, device=x.device)
-        left = x.shape[0] - first.numel()
-        order = torch.cat([first.flatten(), last_rows(offsets, rest_offsets, left)])
-        tokens, rest = reordered(x, order).split([first.numel(), left])
+        first = self.tokens * (offsets.shape[0] - 1)
+        sizes = [first, x.shape[0] - first]
+        places, order = joined_rows([token_offsets, rest_offsets], sizes)
+        tokens, rest = reordered(x, order, places).split(sizes)
         for block in self.blocks:
             tokens = block(tokens, token_offsets, rest, rest_offsets)
         return self.out(self.fc(tokens.reshape(offsets.shape[0] - 1, self.tokens * x.shape[1])))
@@ -78,8 +79,7 @@ class Probe(nn.Module):
         if self.pool == "token":
             rows = offsets[:-1, None] + torch.arange(self.tokens, device=x.device)
             return self.out(x[rows.flatten()].reshape(len(rows), self.tokens * x.shape[1]))
-        jet = torch.arange(offsets.shape[0], device=x.device)
-        rest = offsets - self.tokens * jet
+        rest = offsets - evenly(offsets, self.tokens)
         particles = x[last_rows(offsets, rest, x.shape[0] - self.tokens * (len(offsets) - 1))]
         sums = torch.segment_reduce(particles, "sum", offsets=rest, initial=0.0)
         return self.out(sums / rest.diff().clamp(min=1)[:, None].to(sums.dtype))
@@ -102,7 +102,7 @@ class AttentionProbe(nn.Module):
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Body rows (T', D) and offsets (B + 1,) to (B, num_classes) logits."""
         rows = self.narrow(x)
-        jet = torch.arange(offsets.shape[0], device=x.device)
+        jet = evenly(offsets)
         query = self.query.expand(offsets.shape[0] - 1, -1)
         for block in self.attend:
             query = block(query, jet, rows, offsets)
@@ -153,7 +153,7 @@ class Generator(nn.Module):
             return []
         if jets.label is None:
             raise ValueError("the generator needs the type of each jet as its label")
-        jet = torch.arange(jets.offsets.shape[0], device=jets.offsets.device)
+        jet = evenly(jets.offsets)
         last = self.type_embed.num_embeddings - 1
         types = torch.where(jets.label < 0, last, jets.label) if self.untyped else jets.label
         return [(self.type_mlp(self.type_embed(types)), jet)]

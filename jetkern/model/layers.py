@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jetkern import ops
+from jetkern.kernels import kernel
 from jetkern.ops import BlockParameters, MLPParameters
 from jetkern.ops.dispatch import PRECISIONS
 from jetkern.packed import Packed
@@ -131,6 +132,14 @@ class TokenBlock(Layer):
     def forward(
         self, tokens: Tensor, token_offsets: Tensor, rows: Tensor, row_offsets: Tensor
     ) -> Tensor:
+        if (fused := kernel("class_attention", tokens)) is not None:
+            weights = self.qkv_weight, self.out_weight, self.norm.alpha, self.norm.weight
+            out: Tensor | None = fused(
+                tokens, token_offsets, rows, row_offsets,
+                weights, self.mlp.weights, self.heads, self.precision,
+            )  # fmt: skip
+            if out is not None:
+                return out
         dim = tokens.shape[1]
 
         def product(x: Tensor, weight: Tensor) -> Tensor:

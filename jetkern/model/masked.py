@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
-from jetkern.jets import Jets, join_segments, last_rows, taken, true_rows
+from jetkern.jets import Jets, evenly, join_segments, last_rows, taken, true_rows
 from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import AttentionBlock
 from jetkern.model.targets import TARGETS, Hidden, Target
@@ -103,12 +103,11 @@ class MaskedModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Rows of the decoder, and (T,) which of them are the jets' particles; arguments as for
         ``forward``."""
-        jet = torch.arange(offsets.shape[0], device=x.device)
         if self.narrow is not None:
             x = self.narrow(x)
         prefix = self.global_tokens + self.conditional
         before = offsets[:-1, None] + torch.arange(prefix, device=x.device)
-        visible_offsets = offsets - prefix * jet
+        visible_offsets = offsets - evenly(offsets, prefix)
         visible = taken(x, last_rows(offsets, visible_offsets, x.shape[0] - before.numel()))
         masked_before = pad((~keep).cumsum(0), (1, 0))
         rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
@@ -116,7 +115,9 @@ class MaskedModel(nn.Module):
         last = self.mask_embeddings.shape[0] - 1
         particles = embedding(rank.clamp(max=last), self.mask_embeddings)
         particles = particles.index_put((true_rows(keep, visible.shape[0]),), visible)
-        sources = [(taken(x, before[:, : self.global_tokens].flatten()), jet * self.global_tokens)]
+        jet = evenly(offsets)
+        tokens = taken(x, before[:, : self.global_tokens].flatten())
+        sources = [(tokens, evenly(offsets, self.global_tokens))]
         if self.timed:
             sources.append((x.new_zeros(len(jets), x.shape[1]), jet))
         if self.conditional:

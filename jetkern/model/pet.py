@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jetkern import ops
-from jetkern.jets import IDENTITIES, Jets, join_segments
+from jetkern.jets import IDENTITIES, Jets, evenly, join_segments
 from jetkern.model.config import HEADS, PETConfig
 from jetkern.model.heads import AttentionProbe, Classifier, Generator, Probe
 from jetkern.model.layers import (
@@ -70,7 +70,10 @@ class Body(Layer):
             if values is None:
                 raise ValueError(f"this model embeds {name}, but the jets have none")
             extra = embed(values.to(dtype) if values.is_floating_point() else values)
-            x = x + (extra if keep is None else extra * keep[jets.jet_of_particle][:, None])
+            if keep is None:
+                x = x + extra
+            else:
+                x = torch.addcmul(x, extra, keep[jets.jet_of_particle][:, None])
         return x
 
     def forward(
@@ -121,9 +124,9 @@ class Body(Layer):
             jets: the batch.
             time: (M, D) time tokens of the first M jets, or None.
         """
-        jet = torch.arange(jets.offsets.shape[0], device=jets.offsets.device)
+        jet = evenly(jets.offsets)
         tokens = self.tokens.repeat(jets.offsets.shape[0] - 1, 1)
-        sources = [(tokens, jet * self.config.global_tokens)]
+        sources = [(tokens, evenly(jets.offsets, self.config.global_tokens))]
         if time is not None:
             sources.append((time, jet.clamp(max=time.shape[0])))
         if self.condition_embed is not None:

@@ -12,6 +12,7 @@ known under a name of ``--objective``; a module of yours that does so is named b
 from __future__ import annotations
 
 import difflib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -20,11 +21,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from jetkern.jets import Jets, offsets_from_counts
+from jetkern.jets import Jets
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.objectives import views
 from jetkern.objectives.views import MakeView, Masked, View, index_of
+from jetkern.packed import plainly_eager
+
+
+def number(value: int, like: Tensor) -> Tensor:
+    """() int64, on the device of ``like``."""
+    if not plainly_eager():  # what a trace makes may not outlive it
+        return torch.full((), value, device=like.device)
+    return _number(value, like.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _number(value: int, device: torch.device) -> Tensor:
+    """Kept: batches of one size have the same."""
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        return torch.full((), value, device=device)
 
 
 class Loss(ABC):
@@ -65,14 +81,12 @@ class Loss(ABC):
     def outputs(self, model: PET, seen: Sequence[View]) -> list[Any]:
         """What the part says to each view. Here all views go through it as one packed batch."""
         head = getattr(model, self.part)
-        rows, offsets = zip(*(view.read() for view in seen), strict=True)
-        counts = torch.cat([o.diff() for o in offsets])
-        out = head(torch.cat(rows), offsets_from_counts(counts))
+        out = head(*views.together(seen))
         return list(out.split([len(view.jets) for view in seen]))
 
     def weight(self, jets: Jets) -> Tensor:
         """() what the loss is a mean over: here the number of jets."""
-        return torch.full((), len(jets), device=jets.offsets.device)
+        return number(len(jets), jets.offsets)
 
     def trivial(self, model: PET, jets: Jets) -> float | None:
         """The lowest value for these jets of what does not look at them; None if not known."""

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from jetkern.jets import Jets
 from jetkern.model.pet import PET
 from jetkern.objectives.losses import LOSSES, Loss
-from jetkern.objectives.views import DROP_LABEL, DROP_PID, DROP_TRACKS, MakeView, View, index_of
+from jetkern.objectives.views import (
+    DROP_LABEL,
+    DROP_PID,
+    DROP_TRACKS,
+    MakeView,
+    Place,
+    View,
+    index_of,
+)
 from jetkern.packed import constant
 from jetkern.random import uniform
 
@@ -146,10 +154,9 @@ class Objective(nn.Module):
         model: PET = self.model
         body = model.body
         rows, offsets = body(
-            Jets.concat([view.jets for view in views]),
-            torch.cat(times) if times else None,
-            self._keep_feature(body.pid_embed, DROP_PID, index, len(views)),
-            self._keep_feature(body.track_embed, DROP_TRACKS, index, len(views)),
+            Jets.concat([view.jets for view in views], ("pid", "tracks", "condition")),
+            times[0] if len(times) == 1 else torch.cat(times) if times else None,
+            *self._keep_features(index, len(views)),
         )
         told = self._told(jets, index)
         # Sizes are known without asking the device: particles plus tokens of each view.
@@ -158,12 +165,15 @@ class Objective(nn.Module):
         sizes = [
             len(v.jets.particles) + len(v.jets) * (tokens + (v.time is not None)) for v in views
         ]
-        jet = 0
+        jet = row = 0
         for view, part in zip(views, rows.split(sizes), strict=True):
+            view.place = Place(rows, offsets, row, row + len(part), jet, jet + len(view.jets))
+            row, end = view.place.end_row, view.place.end_jet
             view.rows = part
-            view.offsets = offsets[jet : jet + len(view.jets) + 1] - offsets[jet]
+            own = offsets[jet : end + 1]
+            view.offsets = own - offsets[jet] if jet else own
             view.told = told
-            jet += len(view.jets)
+            jet = end
         return dict(made)
 
     def _told(self, jets: Jets, index: Tensor) -> Jets | None:
@@ -174,14 +184,26 @@ class Objective(nn.Module):
         keep = uniform(self.seed, DROP_LABEL, index) >= drop
         return jets.replace(label=torch.where(keep, jets.label, -1))
 
-    def _keep_feature(
-        self, embed: nn.Module | None, stream: int, index: Tensor, passes: int
-    ) -> Tensor | None:
-        """(passes B,) 1, or 0 with probability ``feature_drop``; None when not training."""
-        drop = self.model.config.feature_drop
-        if embed is None or not drop or not self.training:
-            return None
-        if not next(embed.parameters()).requires_grad:  # it would not learn from it
-            return None
-        draws = uniform(self.seed, tuple(range(stream, stream + passes)), index)
-        return (draws.flatten() >= drop).to(next(embed.parameters()).dtype)
+    def _keep_features(self, index: Tensor, passes: int) -> list[Tensor | None]:
+        """Of identities and of tracks: (passes B,) 1, or 0 with probability ``feature_drop``; None
+        when not training."""
+        model: PET = self.model
+        drop, body = model.config.feature_drop, model.body
+        kept: list[Tensor | None] = [None, None]
+        if not drop or not self.training:
+            return kept
+        asked = [
+            (place, embed, stream)
+            for place, (embed, stream) in enumerate(
+                ((body.pid_embed, DROP_PID), (body.track_embed, DROP_TRACKS))
+            )
+            # An embedding that is held would not learn from it.
+            if embed is not None and next(embed.parameters()).requires_grad
+        ]
+        if asked:
+            streams = [s + i for _, _, s in asked for i in range(passes)]
+            draws = uniform(self.seed, tuple(streams), index)
+            keep = (draws.view(len(asked), -1) >= drop).to(next(asked[0][1].parameters()).dtype)
+            for (place, _, _), own in zip(asked, keep.unbind(), strict=True):
+                kept[place] = own
+        return kept

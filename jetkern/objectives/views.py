@@ -6,9 +6,10 @@ A view is a function of the jets, their index and the seed. Further ones are wri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,23 @@ from torch import Tensor
 from jetkern.jets import Jets
 from jetkern.objectives import flow
 from jetkern.objectives.masking import MASK_FRACTION, drawn_counts, masked_counts, random_keep
+from jetkern.packed import offsets_from_counts
 from jetkern.random import uniform
 
 # Streams of random numbers: two uses never share one. Losses from elsewhere take 100 and above.
 TIME, NOISE, MASK, FRACTION, DROP_PID, DROP_TRACKS, DROP_LABEL = 1, 2, 3, 4, 10, 20, 30
+
+
+class Place(NamedTuple):
+    """Of a view in the pass over all of them: rows (R, D) and offsets of the pass, and its own
+    first and last of both."""
+
+    rows: Tensor
+    offsets: Tensor
+    first_row: int
+    end_row: int
+    first_jet: int
+    end_jet: int
 
 
 @dataclass
@@ -35,6 +49,7 @@ class View:
         told: the jets as the generator knows them, some without their type (label -1); None for
             ``whole``.
         rows, offsets: (T', D) and (B + 1,) of the body, once it has run.
+        place: where these are among those of other views.
     """
 
     jets: Jets
@@ -45,6 +60,7 @@ class View:
     told: Jets | None = None
     rows: Tensor | None = None
     offsets: Tensor | None = None
+    place: Place | None = None
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Rows and offsets of the body.
@@ -55,6 +71,23 @@ class View:
         if self.rows is None or self.offsets is None:
             raise RuntimeError("the body has not seen this view yet")
         return self.rows, self.offsets
+
+
+def together(views: Sequence[View]) -> tuple[Tensor, Tensor]:
+    """Rows and offsets of the body of several views, one after the other."""
+    places = [view.place for view in views]
+    first, last = places[0], places[-1]
+    follow = all(
+        a is not None and b is not None and a.rows is b.rows and a.end_jet == b.first_jet
+        for a, b in itertools.pairwise(places)
+    )
+    if first is not None and last is not None and follow and not first.first_jet:
+        whole = last.end_row == first.rows.shape[0]
+        rows = first.rows if whole else first.rows[: last.end_row]
+        return rows, first.offsets[: last.end_jet + 1]
+    seen = [view.read() for view in views]
+    counts = torch.cat([offsets.diff() for _, offsets in seen])
+    return torch.cat([rows for rows, _ in seen]), offsets_from_counts(counts)
 
 
 MakeView = Callable[[Jets, Tensor, int], View]

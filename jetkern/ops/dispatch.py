@@ -166,11 +166,19 @@ def triton_takes(tensor: Tensor) -> bool:
     return asked("auto") in ("auto", "triton") and not row.missing()
 
 
+BELOW = {
+    "random_numbers": "gpu.counters",
+    "class_attention": "attention_block.class_attention",
+    "clip": "gpu.update",
+    "lion": "gpu.update",
+}
+
+
 @functools.cache
 def kernel_below(name: str) -> Callable[..., Any]:
-    """The kernel of that name for what lies below the ops."""
-    module = "counters" if name == "random_numbers" else "segments"
-    kernel: Callable[..., Any] = getattr(importlib.import_module(f"jetkern.ops.gpu.{module}"), name)
+    """The kernel of that name for what is no op."""
+    module = importlib.import_module(f"jetkern.ops.{BELOW.get(name, 'gpu.segments')}")
+    kernel: Callable[..., Any] = getattr(module, name)
     return kernel
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jetkern.kernels import kernel
+
 NO_DECAY = ("norm", "scale")  # and parameters that are tokens themselves
 # Elements that a multi-tensor call takes, so that its result is not the size of the model.
 AT_ONCE = 1 << 21
@@ -75,6 +77,8 @@ class Lion(torch.optim.Optimizer):
                     if not self.state[p]:
                         self.state[p]["exp_avg"] = torch.zeros_like(p)
                 momenta = [self.state[p]["exp_avg"] for p in params]
+                if self._in_one_pass(params, grads, momenta, group):
+                    continue
                 if group["weight_decay"]:
                     torch._foreach_mul_(params, self._or(1 - lr * group["weight_decay"], 1.0))
                 updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
@@ -88,6 +92,19 @@ class Lion(torch.optim.Optimizer):
                 for m, g in zip(momenta, grads, strict=True):
                     m.copy_(torch.where(self.applied, m.lerp(g, 1 - beta2), m))
         return loss
+
+    def _in_one_pass(
+        self, params: list[Any], grads: list[Any], momenta: list[Tensor], group: dict[str, Any]
+    ) -> bool:
+        """Updates a single parameter by a kernel, where there is one."""
+        (p, *others), (g, *_), (m, *_) = params, grads, momenta
+        fused = kernel("lion", p)
+        plain = all(t.dtype == torch.float32 and t.dim() == 1 and t.is_contiguous() for t in (p, g))
+        if fused is None or others or self.applied is None or not plain:
+            return False
+        of_group = {"lr": group["lr"], "decay": group["weight_decay"], "betas": group["betas"]}
+        fused(p.detach(), m, g, self.applied, **of_group)
+        return True
 
     def _or(self, value: float, otherwise: float) -> Any:
         """``value``, or ``otherwise`` where nothing is applied."""

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from jetkern.jets import Jets
+from jetkern.kernels import kernel
+from jetkern.model.layers import Layer
 from jetkern.objectives import Objective
+from jetkern.ops.rounding import rounded_once
 from jetkern.packed import readable
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
@@ -83,10 +86,8 @@ class Step:
         thawed = 1.0 if self.thawed is None else self.thawed(number)
         for p in self.held:
             p.requires_grad_(thawed > 0)
-        unused = self.gradients(jets)
+        unused, finite = self.gradients(jets)
         self._updates += 1
-        finite = self.norm.isfinite()
-        self._skipped = torch.where(finite, 0, self._skipped + 1)
         self._last = jets
         if isinstance(self.optimizer, Lion) and not readable(finite):
             self.optimizer.applied = finite  # decided on the device
@@ -121,8 +122,35 @@ class Step:
             self.good = self._last
         return skipped
 
-    def gradients(self, jets: Jets) -> list[Any]:
-        """Finds the clipped gradient of the global batch; returns the weights that have none."""
+    def gradients(self, jets: Jets) -> tuple[list[Any], Tensor]:
+        """Finds the clipped gradient of the global batch.
+
+        Returns:
+            the weights that have none, and () bool whether it is finite.
+        """
+        with rounded_once(self.weights.values if self._rounds() else None):
+            unused, total = self._summed(jets)
+        if self.world.size > 1:
+            total = self.world.sum(total.div_(self.world.size))
+        self.norm = torch.linalg.vector_norm(total)
+        if (clip := kernel("clip", total)) is not None:
+            scale, finite = clip(self.norm, self.clip, self._skipped)
+        else:
+            scale = (self.clip / (self.norm + 1e-6)).clamp_(max=1.0)
+            finite = self.norm.isfinite()
+            self._skipped = torch.where(finite, 0, self._skipped + 1)
+        self.gradient = total.mul_(scale)
+        return unused, finite
+
+    def _rounds(self) -> bool:
+        """Whether Triton's products take weights in bfloat16."""
+        return kernel("clip", self.weights.values) is not None and any(
+            isinstance(part, Layer) and part.precision == "bf16"
+            for part in self.objective.modules()
+        )
+
+    def _summed(self, jets: Jets) -> tuple[list[Any], Tensor]:
+        """The weights that have no gradient, and (N,) the sum of those of all passes."""
         weights = self.world.sum(self.objective.weights(jets))
         per_jet = weights / (len(jets) * self.world.size)
         parameters = self.weights.parameters
@@ -131,21 +159,18 @@ class Step:
         for part in self._parts(jets):
             share = len(part) / len(jets)
             losses = self.objective(part, per_jet)
-            found = self._gradient(losses["loss"] * share)
+            loss = losses["loss"]
+            found = self._gradient(loss if share == 1 else loss * share)
             pairs = list(zip(parameters, found, strict=True))
             unused = [p for p, g in pairs if g is None]
             row = self.weights.row([torch.zeros_like(p) if g is None else g for p, g in pairs])
             total = row if total is None else total.add_(row)
             self._names = list(losses)
-            values = torch.stack(list(losses.values())).detach().double() * share
+            values = torch.stack(list(losses.values())).detach().double()
+            values = values if share == 1 else values * share
             self._sums = values if self._sums is None else self._sums.add_(values)
         assert total is not None
-        if self.world.size > 1:
-            total = self.world.sum(total.div_(self.world.size))
-        self.norm = torch.linalg.vector_norm(total)
-        scale = (self.clip / (self.norm + 1e-6)).clamp_(max=1.0)
-        self.gradient = total.mul_(scale)
-        return unused
+        return unused, total
 
     def _gradient(self, loss: Tensor) -> list[Tensor | None]:
         """Of all weights, None for those that have none."""

@@ -75,10 +75,10 @@ CANDIDATES = {
 
 
 class Projection(NamedTuple):
-    """DynamicTanh of (1,) alpha and (D,) gamma, then the (outputs, D) matrix."""
+    """DynamicTanh of (1,) alpha and (D,) gamma, or None, then the (outputs, D) matrix."""
 
-    alpha: Tensor
-    gamma: Tensor
+    alpha: Tensor | None
+    gamma: Tensor | None
     matrix: Tensor
 
 
@@ -118,9 +118,10 @@ def attention_block_project_fwd_kernel(
     i = tl.arange(0, PADDED_IN)
     in_i = i < INPUTS
     base, at, inside = tile_of(tile, i, rows, INPUTS, ROWS)
-    value = tl.load(x + base + at, inside, 0.0)
-    t = tanh(tl.load(weights.alpha).to(tl.float32) * value.to(tl.float32))
-    normed = optional_row(weights.gamma, i, in_i) * t
+    normed = tl.load(x + base + at, inside, 0.0).to(tl.float32)
+    if weights.alpha is not None:
+        t = tanh(tl.load(weights.alpha).to(tl.float32) * normed)
+        normed = optional_row(weights.gamma, i, in_i) * t
     for chunk in range(0, OUTPUTS, CHUNK):
         o = chunk + tl.arange(0, CHUNK)
         in_o = (o < OUTPUTS)[None, :]
@@ -150,7 +151,7 @@ def attention_block_project_bwd_kernel(
 ):
     """d_x = d_around + gradient through norm and projection; norm(x); sums of each tile.
 
-    A slab of ``sums`` is of ``Sums``.
+    A slab of ``sums`` is of ``Sums``. Without a norm neither ``normed`` nor ``sums`` is written.
     """
     tile = tl.program_id(0)
     i = tl.arange(0, PADDED_IN)
@@ -166,17 +167,21 @@ def attention_block_project_bwd_kernel(
         )
         d_normed = dot(d, part, d_normed, PRECISION)
     base, at, inside = tile_of(tile, i, rows, INPUTS, ROWS)
-    value = tl.load(x + base + at, inside, 0.0).to(tl.float32)
-    slope = tl.load(weights.alpha).to(tl.float32)
-    scale = optional_row(weights.gamma, i, in_i)
-    t = tanh(slope * value)
-    tl.store(normed + base + at, scale * t, inside)
-    inner = d_normed * scale * (1.0 - t * t)
-    around = tl.load(d_around + base + at, inside, 0.0).to(tl.float32)
-    tl.store(d_x + base + at, slope * inner + around, inside)
-    slab = sums + tile.to(tl.int64) * SUMS.end
-    tl.store(slab + SUMS.gamma + i, tl.sum(d_normed * t, 0), in_i)
-    tl.store(slab + SUMS.alpha, tl.sum(tl.sum(inner * value, 1), 0))
+    d_value = d_normed
+    if weights.alpha is not None:
+        value = tl.load(x + base + at, inside, 0.0).to(tl.float32)
+        slope = tl.load(weights.alpha).to(tl.float32)
+        scale = optional_row(weights.gamma, i, in_i)
+        t = tanh(slope * value)
+        tl.store(normed + base + at, scale * t, inside)
+        inner = d_normed * scale * (1.0 - t * t)
+        d_value = slope * inner
+        slab = sums + tile.to(tl.int64) * SUMS.end
+        tl.store(slab + SUMS.gamma + i, tl.sum(d_normed * t, 0), in_i)
+        tl.store(slab + SUMS.alpha, tl.sum(tl.sum(inner * value, 1), 0))
+    if d_around is not None:
+        d_value += tl.load(d_around + base + at, inside, 0.0).to(tl.float32)
+    tl.store(d_x + base + at, d_value, inside)
 
 
 def _settings(kernel: Any, x: Tensor, precision: str) -> Settings:
@@ -215,15 +220,17 @@ def project(x: Tensor, p: Projection, precision: str) -> Tensor:
 
 
 def project_backward(
-    x: Tensor, d_out: Tensor, d_around: Tensor, p: Projection, precision: str
+    x: Tensor, d_out: Tensor, d_around: Tensor | None, p: Projection, precision: str
 ) -> tuple[Tensor, Unsummed]:
-    """d_x, to which d_around is added, and of the weights: matrix; gamma and alpha."""
+    """d_x, to which d_around is added if given, and of the weights: matrix; gamma and alpha."""
     outputs, inputs = p.matrix.shape
     settings = _settings(attention_block_project_bwd_kernel, x, precision)
     programs = cdiv(len(x), settings["ROWS"])
-    d_x, normed = torch.empty_like(x), torch.empty_like(x, dtype=stored_type(precision))
-    sizes = (inputs, 1)
-    layout = places(Sums, sizes)
+    d_x, normed = torch.empty_like(x), x
+    sizes: tuple[int, ...] = ()
+    if p.alpha is not None:
+        normed, sizes = torch.empty_like(x, dtype=stored_type(precision)), (inputs, 1)
+    layout = places(Sums, sizes or (0, 0))
     sums = x.new_empty(programs, layout.end, dtype=torch.float32)
     launch(
         attention_block_project_bwd_kernel,

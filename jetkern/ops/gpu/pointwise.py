@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from jetkern.ops import rounding
 from jetkern.ops.gpu.functions import tanh
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings, power_of_two
 from jetkern.ops.gpu.sums import Slabs, added
@@ -162,7 +163,7 @@ def stored_type(precision: str) -> torch.dtype:
 
 def rounded(weight: Tensor, precision: str) -> Tensor:
     """A matrix as the products read it: many tiles of rows read it, so it is rounded once."""
-    return weight.bfloat16() if precision == "bf16" else weight
+    return rounding.rounded(weight) if precision == "bf16" else weight
 
 
 def padded(width: int) -> int:

@@ -25,6 +25,7 @@ from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
 from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.gpu.sums import Slabs, added
 from jetkern.ops.linear import reference
+from jetkern.ops.rounding import rounded
 
 DEFAULTS: dict[str, Settings] = {
     "ieee": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3},
@@ -222,7 +223,7 @@ def _product(
 def product(a: Tensor, b: Tensor, precision: str, dtype: torch.dtype) -> Tensor:
     """Rows a (T, K) times b (K, N), any strides, as ``dtype``; factors rounded to ``precision``."""
     if precision == "bf16":
-        a, b = a.bfloat16(), b.bfloat16()
+        a, b = a.bfloat16(), rounded(b)
         if not a.is_cuda:  # cuBLAS's products with float32 results have no twin on CPUs
             return (a.float() @ b.float()).to(dtype)
         return torch.mm(a, b) if dtype == torch.bfloat16 else torch.mm(a, b, out_dtype=dtype)
