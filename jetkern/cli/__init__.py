@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "train it on to a task, or from scratch to compare",
     "generate": "make jets with a trained generator",
     "evaluate": "judge trained models: tables and figures",
+    "export": "write a classifier for other programs: ONNX, torch.export",
     "study": "run a grid of trainings from a file, and report on it",
     "choose": "take the learning rate with the best validation loss",
     "baseline": "train boosted trees on jet variables, to compare with",
@@ -39,6 +40,7 @@ EXTRAS = {
     "convert": "data",
     "verify": "data",
     "show": "data",
+    "export": "export",
     "study": "study",
     "baseline": "study",
 }
