@@ -2,9 +2,10 @@
 
 jetkern export runs/top --out top.onnx
 
-The file takes padded jets, particles (B, N, 4) and mask (B, N), with pid, tracks and condition where
-the model embeds them, and gives logits (B, classes), for any B and N. Neither this package nor, for
-ONNX, PyTorch is needed to run it. What it says of some jets is compared with the model first.
+The file takes padded jets, particles (B, N, 4) and mask (B, N), with pid, tracks and condition
+where the model embeds them, and gives logits (B, classes), for any B and N. Neither this package
+nor, for ONNX, PyTorch is needed to run it. What it says of some jets is compared with the model
+first.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ def main(arguments: list[str]) -> None:
     """Runs the command line."""
     options = parser().parse_args(arguments)
     from jetkern import __version__
-    from jetkern.evaluation.classify import load_classifier
+    from jetkern.evaluation.classify import load_part
     from jetkern.interop.padded import FORMATS, write
     from jetkern.io import printable
-    from jetkern.training.weights import load_weights
+    from jetkern.training.weights import load_weights, model_config
 
     weights = load_weights(options.run)
+    model_config(weights)  # a Point-Edge Transformer
     facts = {
         "jetkern": __version__,
         "checkpoint_sha256": weights.sha256,
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> None:
         "classes": weights.data.get("classes", []),
         "columns": weights.data.get("fields", {}),
     }
-    error = write(load_classifier(options.run), options.out, facts)
+    error = write(load_part(options.run, "classifier"), options.out, facts)
     what = FORMATS[options.out.suffix]
     print(
         f"{printable(options.out)}: {what}, step {weights.step:,}; largest difference from the "

@@ -1,9 +1,9 @@
 """Classifiers as one plain PyTorch module on padded jets, for other programs to run.
 
 ``PaddedClassifier`` computes what ``PET.classify`` does, with the weights of a ``PET``, by PyTorch's
-own operators and without sizes that depend on values: what ``torch.export`` and ONNX take. ``write``
-makes a file of it (``jetkern export``) and compares what the file says with the model. Of particles
-at equal distances those may count as neighbours that ``PET`` leaves out.
+own operators and without sizes that depend on values: what ``torch.export`` and ONNX take.
+``write`` makes a file of it (``jetkern export``) and compares what the file says with the model. Of
+particles at equal distances those may count as neighbours that ``PET`` leaves out.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class PaddedClassifier(nn.Module):
         for block in body.local.blocks:
             assert isinstance(block, AttentionBlock)
             local = block_rows(block, local, exists)
-        share = exists.sum(-1, keepdim=True) + 1e-9 * place.shape[2]
+        share = exists.to(dtype).sum(-1, keepdim=True).clamp(min=1)
         x = x + (local * exists[..., None]).sum(2) / share
         if body.pid_embed is not None:
             x = x + body.pid_embed(torch.where(mask, given["pid"], 0))

@@ -79,8 +79,9 @@ def test_onnx_runs_in_onnxruntime(tmp_path):
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["inputs"]) == ["particles", "mask", "tracks", "condition"]
     jets = drawn(model, (6, 2, 0))
-    given = zip(json.loads(facts["inputs"]), padded_inputs(jets, list(json.loads(facts["inputs"]))))
-    (out,) = session.run(None, {name: value.numpy() for name, value in given})
+    names = [given.name for given in session.get_inputs()]
+    values = [value.numpy() for value in padded_inputs(jets, names)]
+    (out,) = session.run(None, dict(zip(names, values, strict=True)))
     with torch.no_grad():
         torch.testing.assert_close(
             torch.from_numpy(out), model.classify(jets), rtol=1e-4, atol=1e-5
