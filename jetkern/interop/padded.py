@@ -1,9 +1,9 @@
 """Classifiers as one plain PyTorch module on padded jets, for other programs to run.
 
-``PaddedClassifier`` computes what ``PET.classify`` does, with the weights of a ``PET``, by PyTorch's
-own operators and without sizes that depend on values: what ``torch.export`` and ONNX take.
-``write`` makes a file of it (``jetkern export``) and compares what the file says with the model. Of
-particles at equal distances those may count as neighbours that ``PET`` leaves out.
+``PaddedClassifier`` computes what ``PET.classify`` does, with the weights of a ``PET``, by
+PyTorch's own operators and without sizes that depend on values: what ``torch.export`` and ONNX
+take. ``write`` makes a file of it (``jetkern export``) and compares what the file says with the
+model. Of particles at equal distances those may count as neighbours that ``PET`` leaves out.
 """
 
 from __future__ import annotations
