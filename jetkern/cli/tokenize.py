@@ -23,10 +23,10 @@ def parser() -> Parser:
     """The command line."""
     p = Parser("tokenize", __doc__)
     add = p.add_argument
-    add("kind", choices=KINDS, help="kmeans, vqvae, or scale for the scale without codes")
+    add("kind", choices=KINDS, help="kmeans, vqvae, bins, or scale for no codes")
     add("--data", type=user_path, required=True, metavar="FOLDER", help="shards: train and val")
     add("--out", type=user_path, required=True, metavar="FOLDER", help="where the tokeniser goes")
-    add("--codes", type=positive, default=1024, metavar="N", help="of the codebook")
+    add("--codes", type=positive, default=1024, metavar="N", help="of the codebook; bins: at most")
     features = "of a particle; by default delta_eta delta_phi ln_pt, and tracks if there are any"
     add("--features", nargs="+", choices=FEATURES, metavar="NAME", help=features)
     add("--seed", type=seed, default=0, metavar="N", help="of the order of jets and all choices")

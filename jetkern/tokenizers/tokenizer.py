@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jetkern import ops
 from jetkern.jets import Jets
+from jetkern.packed import constant
 from jetkern.tokenizers.scale import QuantileNormal
 
 KINEMATICS = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
@@ -71,12 +72,12 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: for jets without tracks, if these are among the features.
         """
-        columns = [jets.particles[:, self._kinematic]]
+        columns = [_columns(jets.particles, self._kinematic)]
         known = torch.ones_like(columns[0], dtype=torch.bool)
         if self._tracked:
             if jets.tracks is None:
                 raise ValueError("this tokeniser reads tracks, but the jets have none")
-            columns.append(jets.tracks[:, self._tracked].to(columns[0].dtype))
+            columns.append(_columns(jets.tracks, self._tracked).to(columns[0].dtype))
             tracked = (jets.tracks != 0).any(1, keepdim=True).expand(-1, len(self._tracked))
             known = torch.cat([known, tracked], 1)
         return torch.cat(columns, 1), known
@@ -134,6 +135,10 @@ class Tokenizer(nn.Module):
         if "ln_energy" not in self.features:
             particles[:, 3] += particles[:, 2] - jets.particles[:, 2]
         return jets.replace(particles=particles)
+
+
+def _columns(x: Tensor, columns: list[int]) -> Tensor:
+    return x.index_select(1, constant(tuple(columns), torch.int64, x.device))
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:

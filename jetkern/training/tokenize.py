@@ -22,6 +22,7 @@ from jetkern.jets import Jets
 from jetkern.model.vqvae import Shape, VQTokenizer
 from jetkern.tables import show
 from jetkern.tokenizers import KINEMATICS, TRACKS, KMeans, QuantileNormal, Tokenizer
+from jetkern.tokenizers.bins import bin_centres
 from jetkern.tokenizers.report import Quality, quality, quality_table
 from jetkern.tokenizers.tokenizer import check_features
 from jetkern.training.checkpoints import RunError, find_checkpoint, read_checkpoint
@@ -31,7 +32,7 @@ from jetkern.training.signals import StopSignal
 from jetkern.training.trainer import open_splits
 from jetkern.training.vqvae import VQFit
 
-KINDS = ("kmeans", "vqvae", "scale")
+KINDS = ("kmeans", "vqvae", "bins", "scale")
 SAVE_SECONDS = 60.0
 VQ_STEPS = 5000  # of a VQ-VAE, unless it is told how many
 PARTICLES_PER_CODE = 400  # of the whole fit, unless it is told how many updates to make
@@ -45,10 +46,10 @@ class TokenizeSettings:
     """What a tokeniser is fitted to.
 
     Attributes:
-        kind: "kmeans", "vqvae", or "scale" for a scale alone.
+        kind: "kmeans", "vqvae", "bins", or "scale" for a scale alone.
         data: folder with the shard folders train and, to judge it, val.
         out: run folder.
-        codes: K.
+        codes: K; of bins at most so many.
         features: of ``FEATURES``; None for delta eta, delta phi, ln pT and tracks, where the jets
             have them.
         seed: of the order of the jets and all choices.
@@ -180,7 +181,10 @@ def _fit(
         scale = _tokenizer_of({**state, "codes": torch.zeros(0, len(features))}, settings.out).scale
     tokenizer = Tokenizer(features, scale, torch.zeros(0, len(features))).to(world.device)
     step = 0
-    if settings.kind != "scale":
+    if settings.kind == "bins":
+        centres = bin_centres(settings.codes, len(features))
+        tokenizer = Tokenizer(features, scale, centres).to(world.device)
+    elif settings.kind != "scale":
         fit = (_kmeans if settings.kind == "kmeans" else _vqvae)(settings, tokenizer, train, world)
         if not _loop(settings, fit, tokenizer, train, world, run, state):
             return None

@@ -28,6 +28,16 @@ def fit(shards: Path, out: Path, *more: str) -> None:
     assert end.value.code == 0
 
 
+def test_bins_are_found_without_a_fit(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bins"
+    words = f"bins --data {shards} --out {out} --codes 70 --features delta_eta delta_phi ln_pt"
+    with pytest.raises(SystemExit) as end:
+        cli.run("tokenize", [*words.split(), "--threads", "1"])
+    assert end.value.code == 0
+    assert len(load_tokenizer(out).codes) == 64
+    assert json.loads((out / "report.json").read_text())["dead"] < 0.2
+
+
 def points(n: int, seed: int = 0) -> torch.Tensor:
     """Points about twelve centres far apart."""
     g = generator(seed)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from jetkern import Jets
+from jetkern import Jets, ops
 from jetkern.tokenizers import QuantileNormal, Tokenizer
+from jetkern.tokenizers.bins import bin_centres
 from jetkern.tokenizers.report import quality
 from tests.ops.helpers import generator, random_particles
 
@@ -54,6 +55,23 @@ def test_codes_of_particles_are_their_own_tokens_and_decode_to_them() -> None:
     assert found.perplexity == pytest.approx(61)
     assert max(found.error.values()) < 1e-10
     assert abs(found.observables["pT"].width) < 1e-3
+
+
+def test_bins_are_a_grid_whose_cells_are_used_alike() -> None:
+    centres = bin_centres(130, 3)
+    assert centres.shape == (125, 3)
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(20_000, 3, generator=g).clamp(-5.2, 5.2)
+    edges = (centres[:5, 2][1:] + centres[:5, 2][:-1]) / 2
+    places = torch.searchsorted(edges, points.T.contiguous())
+    tokens = ops.nearest_code(points, centres)
+    assert (tokens == places[0] * 25 + places[1] * 5 + places[2]).double().mean() > 0.9999
+    for column in places:
+        shares = column.bincount(minlength=5).double() / len(points)
+        assert shares.amin() > 0.15
+        assert shares.amax() < 0.25
+    with pytest.raises(ValueError, match="7 codes are fewer than two bins in each of 3 features"):
+        bin_centres(7, 3)
 
 
 def test_the_fingerprint_is_that_of_features_scale_and_codes() -> None:

@@ -116,6 +116,9 @@ def test_codes_of_a_vqvae_are_learned_from(jetclass):
     assert model.tokenizer.fingerprint == tokenizer.fingerprint
     jets = some(jetclass / "val", 8, fields=())
     assert model.read(jets).targets.unique().numel() > 2
+    half = JetDecoder(model.config, precision="bf16")
+    half.load_state_dict(model.state_dict())
+    assert half.read(jets).targets.equal(model.read(jets).targets)  # whatever products round to
     objective_of(model)(jets)["loss"].backward()
     learning = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert learning == {"body"}
