@@ -361,7 +361,11 @@ def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor
 
 
 def evenly(offsets: Tensor, each: int = 1) -> Tensor:
-    """(B + 1,) int64 offsets of as many segments as those of ``offsets``, of ``each`` rows."""
+    """(B + 1,) int64 offsets of as many segments as those of ``offsets``, of ``each`` rows.
+
+    Args:
+        offsets: (B + 1,) int64.
+    """
     number, device = offsets.shape[0], offsets.device
     if not plainly_eager():  # what a trace makes may not outlive it
         return torch.arange(number, device=device) * each
