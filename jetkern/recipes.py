@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from jetkern.data import Shards, select_classes
 from jetkern.evaluation.generate import is_generated
 from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
 from jetkern.machine import environment
+from jetkern.model.config import PETConfig
+from jetkern.model.epic import EPIC_SIZES, EPiCConfig, epic_preset
 from jetkern.model.jet_decoder import NEXT_TOKEN, JetDecoder, jet_decoder_config
+from jetkern.model.kinds import build
 from jetkern.model.pet import PET
 from jetkern.model.presets import model_preset
 from jetkern.objectives import Objective, objective_of, parse_objective
@@ -33,6 +37,7 @@ from jetkern.tables import show
 from jetkern.tasks import Task, find_task
 from jetkern.tokenizers import Tokenizer
 from jetkern.training import masked
+from jetkern.training.columns import columns_of, conditions_of
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, PretrainSettings
 from jetkern.training.data import check_same
 from jetkern.training.distributed import World, choose_device, join_world
@@ -62,6 +67,8 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         tokenizer = tokenizer_for(settings.tokenizer, train)
         if NEXT_TOKEN in parts:
             return _next_token(settings, tokenizer, world, train, val)
+        if settings.columns is not None or settings.preset in EPIC_SIZES:
+            return _columns(settings, world, train, val)
         config = model_preset(
             settings.preset,
             parts,
@@ -104,6 +111,30 @@ def _next_token(
     return Trainer(settings, objective, world, train, val, identity=identity).fit()
 
 
+def _columns(
+    settings: PretrainSettings, world: World, train: Shards, val: Shards | None
+) -> dict[str, Any]:
+    """``pretrain`` of a generator of identities and tracks, too, or of EPiC."""
+    base: PETConfig | EPiCConfig
+    if settings.preset in EPIC_SIZES:
+        base = replace(epic_preset(settings.preset), **conditions_of(train))
+    else:
+        types = len(train.classes) or 1
+        plain = {"use_pid": False, "use_tracks": False, "num_classes": types}
+        base = model_preset(settings.preset, ("generator",), **plain)
+    columns = columns_of(
+        base,
+        settings.columns,
+        train,
+        fresh=True,
+        num_jets=settings.num_jets,
+        seed=settings.seed,
+    )
+    torch.manual_seed(settings.seed)
+    model = build(replace(base, **columns))
+    return Trainer(settings, objective_of(model, settings.seed), world, train, val).fit()
+
+
 def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
     """Trains a model for a task, from a checkpoint or from scratch, or continues it.
 
@@ -130,7 +161,8 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
         new: set[str] = set()
         if weights is not None:
             check_same(weights.data, train, config.fields, str(weights.path))
-            report = load_matching(model, weights.state, reset=task.reset)
+            state = task.state(weights, config, train)
+            report = load_matching(model, state, reset=task.reset)
             new = set(report.new) & set(names)
             if world.is_main:
                 print(f"from {weights.path}:\n{report}")

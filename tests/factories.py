@@ -98,8 +98,11 @@ def write_toy_shards(folder, classes, *, jets=512, seed=0, extras=True, block=64
     return write_folder(folder, [blocks], make_fields(pid=extras, tracks=extras), classes)
 
 
-def write_jetnet_shards(folder, counts, *, types=None, masses=None, classes=JETNET, seed=0):
-    """Jets of ``counts`` particles, with conditions and classes as JetNet's."""
+def write_jetnet_shards(
+    folder, counts, *, types=None, masses=None, classes=JETNET, seed=0, extras=False
+):
+    """Jets of ``counts`` particles, with conditions and classes as JetNet's; with ``extras``, also
+    identities and tracks, of which type 0 has photons more often and type 1 displaced ones."""
     draw = np.random.default_rng(seed)
     counts = np.asarray(counts)
     types = np.arange(len(counts)) % len(classes) if types is None else np.asarray(types)
@@ -113,5 +116,13 @@ def write_jetnet_shards(folder, counts, *, types=None, masses=None, classes=JETN
         "label": types,
         "condition": np.stack([np.full(len(counts), 1000.0), masses, counts / 100], axis=1),
     }
-    fields = make_fields(condition=("jet_pt", "jet_mass", "multiplicity/100"))
+    if extras:
+        owner = np.repeat(types, counts)
+        pid = draw.integers(1, 9, len(owner))
+        pid[(owner == 0) & (draw.uniform(size=len(owner)) < 0.5)] = 6
+        d0 = draw.normal(0, np.where(owner == 1, 0.5, 0.05))
+        tracks = np.stack([np.tanh(d0), np.full_like(d0, 0.02), np.tanh(-d0), abs(d0)], 1)
+        block |= {"pid": pid, "tracks": tracks * ~np.isin(pid, (6, 7))[:, None]}
+    names = ("jet_pt", "jet_mass", "multiplicity/100")
+    fields = make_fields(pid=extras, tracks=extras, condition=names)
     return write_folder(folder, [[block]], fields, classes)

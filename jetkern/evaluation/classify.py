@@ -180,7 +180,7 @@ def joined(logits: NDArray[np.float32], outputs: Sequence[Sequence[int]]) -> NDA
 
 
 def predict(
-    model: Model,
+    model: Any,
     shards: Shards,
     *,
     batch_size: int = 1024,

@@ -38,14 +38,16 @@ from jetkern.io import (
 from jetkern.jets import Jets
 from jetkern.machine import environment
 from jetkern.metrics.substructure import jet_eta, mass_and_pt
-from jetkern.model.config import PETConfig
+from jetkern.model.columns import track_scale, without_columns
+from jetkern.model.config import PETConfig, fields_of, noise_of
+from jetkern.model.epic import EPiC, EPiCConfig
 from jetkern.model.pet import PET
 from jetkern.sampling import (
     FLOW_MAP,
-    PETVelocity,
     SamplingError,
     Scheme,
     Velocity,
+    field_of,
     fit,
     guided,
     noise_jets,
@@ -54,7 +56,7 @@ from jetkern.sampling import (
     with_evaluations,
 )
 from jetkern.training.distributed import World
-from jetkern.training.weights import Weights, load_matching, load_weights, model_config
+from jetkern.training.weights import Weights, any_config, load_model, load_weights
 
 PART = 2000  # jets of a part, and of a shard
 EVALUATIONS = 12  # of the fitted scheme
@@ -84,7 +86,7 @@ class GenerateSettings:
     device: str = "auto"
 
 
-def load_generator(source: Path | str) -> tuple[PET, Weights]:
+def load_generator(source: Path | str) -> tuple[Any, Weights]:
     """The generator of a run or checkpoint, its averaged weights if it has them.
 
     Raises:
@@ -92,12 +94,12 @@ def load_generator(source: Path | str) -> tuple[PET, Weights]:
         SamplingError: if it has no generator, or one that needs what is not generated.
     """
     weights = load_weights(source)
-    model = PET(model_config(weights))
-    load_matching(model, weights.state)
+    model = load_model(weights)
     try:
-        PETVelocity(model)
+        field_of(model)
     except SamplingError as error:
         raise SamplingError(f"{weights.path}: {error}") from error
+    assert isinstance(model, PET | EPiC)
     return model.eval(), weights
 
 
@@ -111,7 +113,8 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
         ValueError: for a model and conditions that do not fit, or a folder of other jets.
     """
     model, weights = load_generator(settings.source)
-    velocity = PETVelocity(model.to(world.device))
+    velocity = field_of(model.to(world.device))
+    columns = model.config.columns
     request = _request(settings, weights)
     wanted = request.jets
     field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
@@ -144,6 +147,7 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
                 index=some.index,
                 label=some.label,
                 condition=some.condition,
+                statistics=noise_of(model.config),
             ).to(world.device)
             made = sample(
                 field,
@@ -153,13 +157,14 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
                 progress=world.is_main,
             ).to("cpu")
             content = io.BytesIO()  # written by NumPy, a full disk would have no name
-            np.save(content, _sorted_by_pt(made).numpy(), allow_pickle=False)
+            rows = _as_rows(without_columns(made, columns)).numpy()
+            np.save(content, rows, allow_pickle=False)
             write_atomically(path, content.getvalue())
         world.any(False)  # all parts are there
         if not world.is_main:
             return None
         if not (settings.out / RECORD).exists():
-            _assemble(settings.out, request, identity)
+            _assemble(settings.out, request, identity, columns)
         return Shards(settings.out / "shards")
 
 
@@ -223,15 +228,18 @@ def jets_per_type(text: str, classes: tuple[str, ...]) -> list[int]:
     return numbers
 
 
-def first_jets(shards: Shards, num_jets: int | None = None) -> Jets:
+def first_jets(shards: Shards, num_jets: int | None = None, fields: tuple[str, ...] = ()) -> Jets:
     """The first jets in the order of the files, numbered from 0; all by default.
+
+    Args:
+        shards: the folder; num_jets: how many; fields: optional ones to read, such as pid.
 
     Raises:
         ValueError: if there are fewer.
     """
     if num_jets is not None and not 1 <= num_jets <= shards.num_jets:
         raise ValueError(f"{shards.folder} has {shards.num_jets} jets, {num_jets} are asked for")
-    stream = Stream(shards, batch_size=PART, shuffle=False, epochs=1, fields=(), num_jets=None)
+    stream = Stream(shards, batch_size=PART, shuffle=False, epochs=1, fields=fields, num_jets=None)
     found, total = [], 0
     for jets in stream:
         found.append(jets)
@@ -243,7 +251,7 @@ def first_jets(shards: Shards, num_jets: int | None = None) -> Jets:
 
 
 def default_scheme(
-    config: PETConfig, solver: str | None = None, evaluations: int | None = None
+    config: PETConfig | EPiCConfig, solver: str | None = None, evaluations: int | None = None
 ) -> tuple[str, int]:
     """The solver and number of evaluations for a model, where they are not given.
 
@@ -268,7 +276,8 @@ def _scheme(
     settings: GenerateSettings, velocity: Velocity, weights: Weights, wanted: Jets, world: World
 ) -> Scheme:
     """The solver that was asked for; a fitted one is kept beside the checkpoint."""
-    config = model_config(weights)
+    config = any_config(weights)
+    assert isinstance(config, PETConfig | EPiCConfig)
     solver, evaluations = default_scheme(config, settings.solver, settings.evaluations)
     if solver != "fitted":
         return with_evaluations(solver, evaluations)
@@ -286,7 +295,11 @@ def _scheme(
             some = wanted.select(slice(0, FITTED_ON))
             # Noise of other numbers than that of the jets to be made.
             start = noise_jets(
-                some.counts, seed=~settings.seed, label=some.label, condition=some.condition
+                some.counts,
+                seed=~settings.seed,
+                label=some.label,
+                condition=some.condition,
+                statistics=noise_of(config),
             ).to(world.device)
             fitted = fit(velocity, trajectory(velocity, start), evaluations)
             known[name] = fitted.as_json()
@@ -324,17 +337,31 @@ def _part(parts: Path, number: int) -> Path:
     return parts / f"part-{number:06d}.npy"
 
 
-def _sorted_by_pt(jets: Jets) -> torch.Tensor:
-    """The particles, each jet's in descending pT."""
+def _as_rows(jets: Jets) -> torch.Tensor:
+    """(T, 4 + ...) particles, each jet's in descending pT, identities and tracks."""
     order = (-jets.particles[:, 2]).argsort(stable=True)
-    return jets.particles[order[jets.jet_of_particle[order].argsort(stable=True)]]
+    rows = [jets.particles]
+    if jets.pid is not None:
+        rows.append(jets.pid[:, None].to(jets.particles.dtype))
+    if jets.tracks is not None:
+        rows.append(jets.tracks)
+    return torch.cat(rows, 1)[order[jets.jet_of_particle[order].argsort(stable=True)]]
 
 
-def _assemble(out: Path, request: Request, identity: dict[str, Any]) -> None:
-    particles = [np.load(p, allow_pickle=False) for p in sorted((out / "parts").glob("*.npy"))]
-    jets = request.jets.replace(particles=torch.from_numpy(np.concatenate(particles)))
+def _assemble(
+    out: Path, request: Request, identity: dict[str, Any], columns: tuple[str, ...]
+) -> None:
+    parts = [np.load(p, allow_pickle=False) for p in sorted((out / "parts").glob("*.npy"))]
+    rows = torch.from_numpy(np.concatenate(parts))
+    jets, scale = request.jets.replace(particles=rows[:, :4].contiguous()), "tanh"
+    if "pid" in fields_of(columns):
+        jets = jets.replace(pid=rows[:, 4].long())
+    if "tracks" in fields_of(columns):
+        jets = jets.replace(tracks=rows[:, -4:].contiguous())
+        scale = track_scale(columns)
     names = request.condition if jets.condition is not None else ()
-    write_jets(out / "shards", jets, request.classes, names, {"generated": identity})
+    source = {"generated": identity}
+    write_jets(out / "shards", jets, request.classes, names, source, track_scale=scale)
     _write_jetnet(out / "jetnet", jets, request.classes)
     record = {**identity, "environment": environment()}
     write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
@@ -347,21 +374,33 @@ def write_jets(
     classes: Sequence[str],
     condition: Sequence[str] = (),
     source: Mapping[str, Any] | None = None,
+    *,
+    track_scale: str = "tanh",
 ) -> None:
     """Writes jets as shards.
 
     Args:
         folder: for the shards.
-        jets: their particles, labels and conditions are kept.
+        jets: their particles, identities, tracks, labels and conditions are kept.
         classes, condition: names.
         source: where they come from, for the manifest.
+        track_scale: of d0 and dz, as for ``make_fields``.
     """
     folder.mkdir(exist_ok=True)
-    fields = make_fields(label=jets.label is not None, condition=tuple(condition))
+    fields = make_fields(
+        pid=jets.pid is not None,
+        tracks=jets.tracks is not None,
+        label=jets.label is not None,
+        condition=tuple(condition),
+        track_scale=track_scale,
+    )
     rows, entries = [], []
     for number, first in enumerate(range(0, len(jets), PART)):
         part = jets.select(slice(first, first + PART))
         block = {"offsets": part.offsets.numpy(), "particles": part.particles.numpy()}
+        for name in ("pid", "tracks"):
+            value = getattr(part, name)
+            block |= {} if value is None else {name: value.numpy()}
         if part.label is not None:
             block["label"] = part.label.numpy()
         if condition and part.condition is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,14 @@ class Distance:
 class GenerationReport:
     """Distances by type and name; ``jets`` drawn for each resampling, by type.
 
-    ``evaluations`` of the network made a jet, None if that is not known.
+    ``evaluations`` of the network made a jet, None if that is not known. ``species``: what
+    ``jetkern.evaluation.species`` says of jets with identities.
     """
 
     distances: dict[str, dict[str, Distance]]
     jets: dict[str, int]
     evaluations: int | None = None
+    species: dict[str, Any] = field(default_factory=dict)
 
 
 def generation_report(

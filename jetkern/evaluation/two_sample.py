@@ -37,7 +37,8 @@ def two_sample_auc(
     """Area under the ROC curve of a micro PET that was trained to tell the two apart.
 
     0.5 for jets that it cannot tell apart (arXiv 1610.06545; the AUC as in arXiv 2106.05285). The
-    network sees the particles only, of all types together. The error is that of a bootstrap over
+    network sees the particles only, their identities and tracks where both have some, of all types
+    together. The error is that of a bootstrap over
     the jets judged, so it holds for this one training.
 
     Args:
@@ -80,9 +81,8 @@ def two_sample_auc(
             run=RunSettings(log_every=max(1, steps // 5)),
         )
         torch.manual_seed(seed)
-        config = model_preset(
-            "micro", ("classifier",), num_classes=2, use_pid=False, use_tracks=False
-        )
+        has = {f"use_{n}": getattr(both[0], n) is not None for n in ("pid", "tracks")}
+        config = model_preset("micro", ("classifier",), num_classes=2, feature_drop=0.0, **has)
         world = World(0, 1, torch.device(device))
         Trainer(settings, Objective(PET(config), seed), world, Shards(folder / "train"), None).fit()
         model = load_classifier(folder / "run", device)

@@ -9,10 +9,13 @@ and no tail that decides the width, as millimetres have. What shards with tanh h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
+from jetkern.model.config import fields_of
 
 CHARGE = "charge"
 KINDS = ("charged_hadron", "neutral_hadron", "photon", "electron", "muon")
@@ -24,12 +27,6 @@ NEGATIVE, POSITIVE = (1, 7, 6, 4, 5), (8, 7, 6, 3, 2)  # identities by kind
 CHARGED = (True, False, False, True, True)  # by kind
 UNIT = 0.1  # mm, about what separates a secondary vertex from the primary one
 EDGE = 1 - 2.0**-24  # of tanh in float32
-
-
-def fields_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The optional fields of jets that these columns are."""
-    found = (("pid", CHARGE), ("tracks", "d0_error"))
-    return tuple(field for field, column in found if column in names)
 
 
 def with_columns(jets: Jets, names: tuple[str, ...]) -> Jets:
@@ -84,6 +81,12 @@ def without_columns(jets: Jets, names: tuple[str, ...]) -> Jets:
     return jets.replace(columns=None, pid=pid, tracks=tracks)
 
 
+def track_scale(names: Sequence[str]) -> str:
+    """tanh, asinh or raw: what shards with these columns of tracks have d0 and dz as."""
+    prefix = names[-4].removesuffix("d0")
+    return prefix.rstrip("_") or "raw"
+
+
 def joined(jets: Jets) -> Tensor:
     """(T, 4 + C) kinematics and columns."""
     if jets.columns is None:
@@ -106,11 +109,19 @@ def _identity(pid: Tensor, names: tuple[str, ...], dtype: torch.dtype) -> Tensor
 
 
 def _tracks(tracks: Tensor, names: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-    values = tracks.double()
-    columns = list(values.unbind(1))
+    return (millimetres(tracks, names) / UNIT).asinh().to(dtype)
+
+
+def millimetres(tracks: Tensor, names: Sequence[str]) -> Tensor:
+    """(T, 4) float64 d0, d0 error, dz, dz error in mm; what tanh has lost is 8.7.
+
+    Args:
+        tracks: as shards have them; names: of columns, of which the last four are the tracks'.
+    """
+    columns = list(tracks.double().unbind(1))
     for column, name in ((0, names[-4]), (2, names[-2])):
         if name.startswith("tanh_"):
             columns[column] = columns[column].clamp(-EDGE, EDGE).atanh()
         elif name.startswith("asinh_"):
             columns[column] = columns[column].sinh()
-    return (torch.stack(columns, 1) / UNIT).asinh().to(dtype)
+    return torch.stack(columns, 1)

@@ -64,6 +64,12 @@ def check_conditions(config: Any) -> None:
         )
 
 
+def fields_of(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The optional fields of jets that these columns of a generator are."""
+    found = (("pid", "charge"), ("tracks", "d0_error"))
+    return tuple(field for field, column in found if column in columns)
+
+
 def check_columns(config: Any) -> None:
     """Makes columns names and their noise floats.
 
@@ -85,6 +91,11 @@ def check_columns(config: Any) -> None:
             raise ValueError(
                 f"{name} must be {number} finite numbers, widths above 0; got {values}"
             )
+
+
+def noise_of(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and width of a generator's noise; None for the study's, of kinematics alone."""
+    return None if config.noise_mean is None else (config.noise_mean, config.noise_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +160,37 @@ class PETConfig:
     """its blocks; None for head_layers"""
     decoder_heads: int | None = None
     """its attention heads; None for those of the body"""
+    columns: tuple[str, ...] = ()
+    """what the generator makes beside kinematics, see ``jetkern.model.columns``"""
+    noise_mean: tuple[float, ...] | None = None
+    """mean of the noise of kinematics and columns; None for the study's, of kinematics alone"""
+    noise_width: tuple[float, ...] | None = None
+    """its width; the loss is in its units"""
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The optional fields of jets that the model embeds."""
         used = (("pid", self.use_pid), ("tracks", self.use_tracks))
-        return tuple(name for name, is_used in used if is_used)
+        return tuple(name for name, is_used in used if is_used) + fields_of(self.columns)
 
     @property
     def decoder_shape(self) -> tuple[int, int]:
         """Attention heads and blocks of the decoder of hidden particles."""
         layers = self.head_layers if self.decoder_layers is None else self.decoder_layers
         return self.decoder_heads or self.heads, layers
+
+    def _check_generator(self) -> None:
+        check_conditions(self)
+        check_columns(self)
+        if self.columns and self.parts != ("generator",):
+            raise ValueError(
+                "columns are what a generator makes: a model of them has no other part"
+            )
+        if self.columns and (self.use_pid or self.use_tracks or self.few_steps):
+            raise ValueError(
+                "a model that makes columns embeds no identities or tracks as they are and is not "
+                "distilled"
+            )
 
     def _check_targets(self) -> None:
         for target in self.targets:
@@ -195,7 +225,7 @@ class PETConfig:
         object.__setattr__(self, "parts", tuple(p for p in HEADS if p in self.parts))
         if not self.parts:
             raise ValueError(f"a model needs at least one part of {', '.join(HEADS)}")
-        check_conditions(self)
+        self._check_generator()
         if self.probe is not None and self.probe not in PROBES:
             raise unknown("probe", self.probe, PROBES)
         object.__setattr__(self, "few_steps", tuple(map(int, self.few_steps)))

@@ -8,6 +8,7 @@ vector. What is the same for all particles of a jet enters a product once for ea
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch.nn.functional import leaky_relu
 
 from jetkern import ops
 from jetkern.jets import Jets
-from jetkern.model.columns import fields_of, joined
-from jetkern.model.config import check_columns, check_conditions
+from jetkern.model.columns import joined
+from jetkern.model.config import check_columns, check_conditions, fields_of, unknown
 from jetkern.model.layers import Layer, set_precision
 from jetkern.packed import Packed, segment_sums, spread
 
@@ -79,10 +80,45 @@ class EPiCConfig:
         return ()
 
 
+SPREAD = 5.0  # widths of the noise that the data are wide, as published
 EPIC_SIZES: dict[str, dict[str, Any]] = {
     "epic": {"layers": 20, "dim": 300, "latent": 16, "time_features": 32, "out_activation": True},
     "epic-small": {"layers": 6, "dim": 64, "latent": 16, "time_features": 6},
 }
+
+
+def epic_preset(size: str, **changes: Any) -> EPiCConfig:
+    """The configuration of one of ``EPIC_SIZES`` for kinematics with noise of width 1, or changes.
+
+    Raises:
+        ValueError: for an unknown size or a change that cannot be.
+    """
+    if size not in EPIC_SIZES:
+        raise unknown("size of EPiC", size, EPIC_SIZES)
+    noise = {"noise_mean": (0.0,) * 4, "noise_width": (1.0,) * 4}
+    return EPiCConfig(**{**EPIC_SIZES[size], **noise, **changes})
+
+
+def with_conditions(
+    state: Mapping[str, Tensor], before: EPiCConfig, after: EPiCConfig
+) -> dict[str, Tensor]:
+    """Weights for other types and conditions: those of the old ones go, new ones begin at zero.
+
+    Args:
+        state: of a model of ``before``.
+        after: the model that they are for.
+    """
+    old, new = (c.condition_dim + (c.num_classes > 1) * c.num_classes for c in (before, after))
+    result = dict(state)
+    for name, weight in state.items():
+        if not name.endswith((".global1.weight", ".global2.weight")):
+            continue
+        kept = weight[:, : weight.shape[1] - old]
+        result[name] = torch.cat([kept, kept.new_zeros(len(kept), new)], 1)
+        scale = name.replace(".weight", ".scale")
+        shorter = kept.norm(dim=1, keepdim=True) / weight.norm(dim=1, keepdim=True)
+        result[scale] = state[scale] * shorter  # the rest of the row stays as it was
+    return result
 
 
 class NormedLinear(Layer):

@@ -128,6 +128,8 @@ class SumHead(Layer):
 class Generator(nn.Module):
     """Predicts the flow-matching velocity of every particle, given the jet's type."""
 
+    noise_width: Tensor | None
+
     def __init__(self, config: PETConfig) -> None:
         super().__init__()
         dim = config.dim
@@ -140,10 +142,12 @@ class Generator(nn.Module):
             AttentionBlock(dim, config.heads, config.expansion) for _ in range(config.head_layers)
         )
         self.fc = MLP(dim, config.expansion * dim, dim, norm=False)
-        self.out = nn.Linear(dim, 4)
+        self.out = nn.Linear(dim, 4 + len(config.columns))
+        width = None if config.noise_width is None else torch.tensor(config.noise_width)
+        self.register_buffer("noise_width", width, persistent=False)
 
     def forward(self, x: Tensor, offsets: Tensor, jets: Jets) -> Tensor:
-        """Body rows (T', D) of ``jets`` to (T, 4) velocities of their particles."""
+        """Body rows (T', D) of ``jets`` to (T, 4 + C) velocities of their particles."""
         x, offsets = join_segments([*self.type_rows(jets), (x, offsets)])
         return self.mix(x, offsets, last_rows(offsets, jets.offsets, jets.particles.shape[0]))
 
@@ -162,7 +166,8 @@ class Generator(nn.Module):
         """All rows of the jets to the velocities of the rows ``particles`` (T,)."""
         for block in self.blocks:
             x = block(x, offsets)
-        return self.out(self.fc(taken(x, particles)))
+        velocity = self.out(self.fc(taken(x, particles)))
+        return velocity if self.noise_width is None else velocity * self.noise_width
 
 
 @register_head("origin")

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from jetkern.model.config import PETConfig
+from jetkern.model.epic import EPiC, EPiCConfig
 from jetkern.model.jet_decoder import JetDecoder, JetDecoderConfig
 from jetkern.model.pet import PET
 
-Model = PET | JetDecoder
-ModelConfig = PETConfig | JetDecoderConfig
+Model = PET | JetDecoder | EPiC
+ModelConfig = PETConfig | JetDecoderConfig | EPiCConfig
 
 
 class Kind(NamedTuple):
@@ -21,7 +22,11 @@ class Kind(NamedTuple):
     config: type[Any]
 
 
-KINDS = {"pet": Kind(PET, PETConfig), "decoder": Kind(JetDecoder, JetDecoderConfig)}
+KINDS = {
+    "pet": Kind(PET, PETConfig),
+    "decoder": Kind(JetDecoder, JetDecoderConfig),
+    "epic": Kind(EPiC, EPiCConfig),
+}
 
 
 def kind_of(model: nn.Module) -> str:
@@ -31,4 +36,6 @@ def kind_of(model: nn.Module) -> str:
 
 def build(config: ModelConfig) -> Model:
     """A new model of that configuration."""
+    if isinstance(config, EPiCConfig):
+        return EPiC(config)
     return PET(config) if isinstance(config, PETConfig) else JetDecoder(config)

@@ -22,6 +22,26 @@ from jetkern.model.layers import (
 from jetkern.model.masked import MaskedModel
 
 
+class Columns(nn.Module):
+    """Embeds the columns that a generator makes, in units of their noise."""
+
+    mean: Tensor
+    width: Tensor
+
+    def __init__(self, config: PETConfig) -> None:
+        super().__init__()
+        assert config.noise_mean is not None
+        assert config.noise_width is not None
+        for name, values in (("mean", config.noise_mean), ("width", config.noise_width)):
+            self.register_buffer(name, torch.tensor(values[4:]), persistent=False)
+        hidden = config.expansion * config.dim
+        self.mlp = MLP(len(config.columns), hidden, config.dim, bias=False)
+
+    def forward(self, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        """(T, C) columns to (T, D)."""
+        return self.mlp(((columns - self.mean) / self.width).to(dtype))
+
+
 class Body(Layer):
     """Embeds particles, mixes them with their neighbours, and runs the biased transformer."""
 
@@ -43,6 +63,7 @@ class Body(Layer):
         self.time_embed = MLP(dim, hidden, dim, bias=False) if timed else None
         stepping = timed and bool(config.few_steps)
         self.step_embed = MLP(dim, hidden, dim, bias=False) if stepping else None
+        self.column_embed = Columns(config) if config.columns else None
         self.blocks = nn.ModuleList(
             AttentionBlock(dim, heads, config.expansion) for _ in range(config.layers)
         )
@@ -74,7 +95,11 @@ class Body(Layer):
                 x = x + extra
             else:
                 x = torch.addcmul(x, extra, keep[jets.jet_of_particle][:, None])
-        return x
+        if self.column_embed is None:
+            return x
+        if jets.columns is None:
+            raise ValueError(f"this model makes {', '.join(self.config.columns)}: jets have none")
+        return x + self.column_embed(jets.columns, dtype)
 
     def forward(
         self,
@@ -213,10 +238,12 @@ class PET(nn.Module):
         return self.classifier(*self.body(jets))
 
     def velocity(self, jets: Jets, time: Tensor) -> Tensor:
-        """(T, 4) flow-matching velocity (noise minus data) of noised jets.
+        """(T, 4) flow-matching velocity (noise minus data) of noised jets; (T, 4 + C) of a model
+        that makes further columns.
 
         Args:
-            jets: particles at ``time`` on the path, with ``label`` if there are several types.
+            jets: particles and columns at ``time`` on the path, with ``label`` if there are several
+                types.
             time: (B,), 1 for noise, 0 for data; (B, 2) for the mean velocity of steps from the
                 first time to the second, of a distilled model.
 

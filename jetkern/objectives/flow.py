@@ -1,13 +1,17 @@
-"""The flow-matching path between jets (t = 0) and noise (t = 1) of arXiv 2606.14870."""
+"""The flow-matching path between jets (t = 0) and noise (t = 1) of arXiv 2606.14870.
+
+Of kinematics as in the study, or of any columns (``jetkern.model.columns``) with noise whose means
+and widths come with the model.
+"""
 
 from __future__ import annotations
-
-import functools
 
 import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
+from jetkern.model.columns import joined, parted
+from jetkern.packed import constant
 from jetkern.random import normal
 
 # Means and widths of delta eta, delta phi, ln pT, ln E of the noise: the study's own, close to
@@ -15,29 +19,32 @@ from jetkern.random import normal
 NOISE_MEAN = (0.0, 0.0, 1.11398, 1.43384)
 NOISE_WIDTH = (0.270949, 0.27426, 1.30273, 1.33559)
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and width of each column
 
-def noise(jets: Jets, index: Tensor, seed: int, stream: int) -> Tensor:
-    """(T, 4) Gaussian noise, a pure function of (seed, stream, index of the jet, rank)."""
-    particles = jets.particles
-    feature = torch.arange(4, device=particles.device)
+
+def noise(
+    jets: Jets, index: Tensor, seed: int, stream: int, statistics: Statistics | None = None
+) -> Tensor:
+    """(T, F) Gaussian noise, a pure function of (seed, stream, index of the jet, rank).
+
+    Args:
+        jets: whose noise it is; index: (B,) int64 of each; seed, stream: of the random numbers.
+        statistics: mean and width of the F columns, kinematics first; None for the study's, of
+            kinematics alone.
+    """
+    dtype, device = jets.particles.dtype, jets.particles.device
+    mean, width = (NOISE_MEAN, NOISE_WIDTH) if statistics is None else statistics
+    feature = torch.arange(len(mean), device=device)
     rank = jets.rank_in_jet[:, None]
     draw = normal(seed, stream, index[jets.jet_of_particle][:, None], rank, feature)
-    mean, width = _columns(particles.dtype, particles.device)
-    return draw.to(particles.dtype) * width + mean
-
-
-@functools.lru_cache(maxsize=8)
-def _columns(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Means and widths, kept, so that a GPU is not waited for in every step."""
-    with torch.inference_mode(False):  # whoever asks next may want gradients
-        return torch.tensor([NOISE_MEAN, NOISE_WIDTH], dtype=dtype, device=device)
+    return draw.to(dtype) * constant(width, dtype, device) + constant(mean, dtype, device)
 
 
 def noised(jets: Jets, noise: Tensor, time: Tensor) -> tuple[Jets, Tensor]:
-    """The jets at ``time`` (B,) on the straight path, and the velocity (T, 4) to predict.
+    """The jets at ``time`` (B,) on the straight path, and the velocity (T, F) to predict.
 
-    z = (1 - t) x + t noise, velocity = noise - x.
+    z = (1 - t) x + t noise, velocity = noise - x, of kinematics and columns x.
     """
     t = time[jets.jet_of_particle][:, None]
-    z = (1 - t) * jets.particles + t * noise
-    return jets.replace(particles=z), noise - jets.particles
+    x = joined(jets)
+    return parted(jets, (1 - t) * x + t * noise), noise - x

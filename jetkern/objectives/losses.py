@@ -15,6 +15,7 @@ import difflib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +23,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jetkern.jets import Jets
-from jetkern.model.config import PETConfig
+from jetkern.model.config import PETConfig, noise_of
 from jetkern.model.pet import PET
 from jetkern.objectives import views
 from jetkern.objectives.views import MakeView, Masked, View, index_of
-from jetkern.packed import plainly_eager
+from jetkern.packed import constant, plainly_eager
 
 
 def number(value: int, like: Tensor) -> Tensor:
@@ -183,6 +184,10 @@ class FlowMatching(Loss):
     # A model may learn the logarithms and not the angles, whose noise is a fifth as wide.
     details = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
 
+    @classmethod
+    def of(cls, config: Any) -> list[Loss]:
+        return [cls()] if noise_of(config) is None else [ColumnFlow(config)]
+
     def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
         assert model.generator is not None
         return [
@@ -203,6 +208,41 @@ class FlowMatching(Loss):
         error = (output - view.target).square()
         share = 1 / jets.counts.clamp(min=1).to(error.dtype)
         return share[jets.jet_of_particle] @ error
+
+
+class ColumnFlow(FlowMatching):
+    """The same of kinematics, identities and tracks, in units of the noise's widths, of any field.
+
+    Args:
+        config: of the model: its columns and noise.
+    """
+
+    def __init__(self, config: Any) -> None:
+        statistics = noise_of(config)
+        assert statistics is not None
+        self.widths = statistics[1]
+        self.details = (*self.details, *config.columns)
+        self.view = views.Noised(config.columns, statistics)
+
+    def outputs(self, model: Any, seen: Sequence[View]) -> list[Tensor]:
+        if isinstance(model, PET):
+            return super().outputs(model, seen)
+        found = []
+        for view in seen:
+            told = view.whole if view.told is None else view.told
+            found.append(model.velocity(view.jets.replace(label=told.label), view.time))
+        return found
+
+    def sum(self, output: Tensor, view: View) -> Tensor:
+        return super().sum(*self._scaled(output, view))
+
+    def apart(self, output: Tensor, view: View) -> Tensor:
+        return super().apart(*self._scaled(output, view))
+
+    def _scaled(self, output: Tensor, view: View) -> tuple[Tensor, View]:
+        assert view.target is not None
+        widths = constant(self.widths, output.dtype, output.device)
+        return output / widths, replace(view, target=view.target / widths)
 
 
 @register

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
+from jetkern.model.epic import EPiC
 from jetkern.model.jet_decoder import NEXT_TOKEN, JetDecoder
+from jetkern.objectives.field import FieldObjective
 from jetkern.objectives.losses import Loss, register
 from jetkern.objectives.objective import Objective
 from jetkern.objectives.views import MakeView, View, index_of
@@ -72,5 +74,6 @@ class DecoderObjective(Objective):
 
 def objective_of(model: Any, seed: int = 0, **options: Any) -> Objective:
     """The ``Objective`` of a model, of its kind; arguments as for that."""
-    kind = DecoderObjective if isinstance(model, JetDecoder) else Objective
+    kinds = ((JetDecoder, DecoderObjective), (EPiC, FieldObjective))
+    kind = next((own for of, own in kinds if isinstance(model, of)), Objective)
     return kind(model, seed, **options)

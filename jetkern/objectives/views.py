@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
+from jetkern.model.columns import with_columns
 from jetkern.objectives import flow
 from jetkern.objectives.masking import MASK_FRACTION, drawn_counts, masked_counts, random_keep
 from jetkern.packed import offsets_from_counts
@@ -103,6 +104,27 @@ def noised(jets: Jets, index: Tensor, seed: int) -> View:
     time = uniform(seed, TIME, index).to(jets.particles.dtype)
     moved, velocity = flow.noised(jets, flow.noise(jets, index, seed, NOISE), time)
     return View(moved, jets, time=time, target=velocity)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """The same with identities and tracks as columns, and noise of a model's own.
+
+    Attributes:
+        columns: their names, see ``jetkern.model.columns``.
+        statistics: mean and width of the noise, kinematics first.
+    """
+
+    columns: tuple[str, ...]
+    statistics: flow.Statistics
+    __name__: ClassVar[str] = "noised"
+
+    def __call__(self, jets: Jets, index: Tensor, seed: int) -> View:
+        whole = with_columns(jets, self.columns)
+        time = uniform(seed, TIME, index).to(whole.particles.dtype)
+        noise = flow.noise(whole, index, seed, NOISE, self.statistics)
+        moved, velocity = flow.noised(whole, noise, time)
+        return View(moved, whole, time=time, target=velocity)
 
 
 @dataclass(frozen=True)

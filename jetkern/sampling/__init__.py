@@ -13,6 +13,7 @@ A velocity is any function of packed jets and times; a model is one. To sample f
     particles, mask = jets.to_padded()
 """
 
+from jetkern.sampling.epic import EPiCVelocity, field_of
 from jetkern.sampling.fitting import Trajectory, fit, trajectory
 from jetkern.sampling.pet import PETVelocity
 from jetkern.sampling.sampler import (
@@ -35,11 +36,13 @@ from jetkern.sampling.solvers import (
 __all__ = [
     "FLOW_MAP",
     "SOLVERS",
+    "EPiCVelocity",
     "PETVelocity",
     "SamplingError",
     "Scheme",
     "Trajectory",
     "Velocity",
+    "field_of",
     "fit",
     "guided",
     "integrate",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
+from jetkern.model.columns import joined
 from jetkern.sampling.sampler import Velocity, steps_of
 from jetkern.sampling.solvers import Floats, Scheme, integrate, scheme
 
@@ -29,7 +30,7 @@ RIDGE = 1e-4  # of the mean square of a velocity
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Positions and velocities (M + 1, T, 4) of jets at ``nodes`` (M + 1,), noise first."""
+    """Positions and velocities (M + 1, T, F) of jets at ``nodes`` (M + 1,), noise first."""
 
     jets: Jets
     nodes: Floats
@@ -66,7 +67,7 @@ def trajectory(velocity: Velocity, start: Jets, nodes: Floats | None = None) -> 
             velocities.append(v)
         return v
 
-    end = integrate(recorded, start.particles, fine)
+    end = integrate(recorded, joined(start), fine)
     last = steps_of(velocity, start, Scheme(nodes[-1:], np.zeros((1, 1))))
     positions.append(end)
     velocities.append(last(end, 0))
@@ -103,14 +104,15 @@ def fit_weights(
     velocity_at = steps_of(velocity, reference.jets, begin)
     start = reference.positions[0]
     steps = len(grid) - 1
-    weights = np.zeros((steps, steps, 4))
+    columns = start.shape[1]
+    weights = np.zeros((steps, steps, columns))
     known: list[Tensor] = []
     x = start
     with torch.no_grad():
         for k in range(steps):
             known.append(velocity_at(x, k))
             met = torch.stack(known).double()
-            prior = torch.from_numpy(np.repeat(begin.weights[k, : k + 1], 4, axis=1))
+            prior = torch.from_numpy(np.repeat(begin.weights[k, : k + 1], columns, axis=1))
             moved = (reference.positions[places[k + 1]] - start).double()
             rest = moved - torch.einsum("jf,jtf->tf", prior.to(met), met)
             gram = torch.einsum("itf,jtf->fij", met, met) / len(rest)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from jetkern.jets import Jets, join_segments, last_rows, segment_index
+from jetkern.model.columns import parted
 from jetkern.model.pet import PET
 from jetkern.sampling.sampler import SamplingError, Steps
 from jetkern.sampling.solvers import FLOW_MAP
@@ -33,12 +36,12 @@ class PETVelocity:
         self.model = model
 
     def __call__(self, jets: Jets, time: Tensor) -> Tensor:
-        self._check(jets, time)
+        check_request(self.model.config, jets, time)
         return self.model.velocity(jets, time)
 
     def prepare(self, jets: Jets, times: Tensor) -> Steps:
         """Rows of tokens and types, their places and the time table; as ``Velocity`` says."""
-        self._check(jets, times)
+        check_request(self.model.config, jets, times)
         body, generator = self.model.body, self.model.generator
         assert generator is not None
         table = body.embed_time(times)
@@ -53,8 +56,8 @@ class PETVelocity:
         places += len(types) * (1 + segment_index(offsets, len(rows)))
         result_rows = places[particle_rows]
 
-        def velocity(particles: Tensor, k: int) -> Tensor:
-            now = jets.replace(particles=particles)
+        def velocity(values: Tensor, k: int) -> Tensor:
+            now = parted(jets, values)
             x = rows.index_copy(0, particle_rows, body.embed_particles(now, None, None))
             x = x.index_copy(0, time_rows, table[k].expand(len(time_rows), -1))
             x = body.mix(x, offsets, now)
@@ -63,26 +66,34 @@ class PETVelocity:
 
         return velocity
 
-    def _check(self, jets: Jets, times: Tensor) -> None:
-        config = self.model.config
-        if (times.dim() == 2) != bool(config.few_steps):
+
+def check_request(config: Any, jets: Jets, times: Tensor) -> None:
+    """Makes sure that a model has learned to make such jets; looks at their types.
+
+    Args:
+        config: of the model; jets, times: to be made.
+
+    Raises:
+        SamplingError: naming what it has not learned.
+    """
+    if (times.dim() == 2) != bool(config.few_steps):
+        raise SamplingError(
+            f"{FLOW_MAP} and distilled models (finetune distill) go with each other only"
+        )
+    if config.condition_dim and (
+        jets.condition is None or jets.condition.shape[1] != config.condition_dim
+    ):
+        given = "none" if jets.condition is None else str(jets.condition.shape[1])
+        raise SamplingError(f"the model takes {config.condition_dim} conditions, given {given}")
+    if config.num_classes > 1:
+        if jets.label is None:
+            raise SamplingError("the model needs the type of each jet as its label")
+        if not config.label_drop and len(jets) and int(jets.label.min()) < 0:
             raise SamplingError(
-                f"{FLOW_MAP} and distilled models (finetune distill) go with each other only"
+                "this model has not been trained on jets without a type (--label-drop)"
             )
-        if config.condition_dim and (
-            jets.condition is None or jets.condition.shape[1] != config.condition_dim
-        ):
-            given = "none" if jets.condition is None else str(jets.condition.shape[1])
-            raise SamplingError(f"the model takes {config.condition_dim} conditions, given {given}")
-        if config.num_classes > 1:
-            if jets.label is None:
-                raise SamplingError("the model needs the type of each jet as its label")
-            if not config.label_drop and len(jets) and int(jets.label.min()) < 0:
-                raise SamplingError(
-                    "this model has not been trained on jets without a type (--label-drop)"
-                )
-            if len(jets) and int(jets.label.max()) >= config.num_classes:
-                raise SamplingError(
-                    f"type {int(jets.label.max())} is unknown: the model has types 0 to "
-                    f"{config.num_classes - 1}"
-                )
+        if len(jets) and int(jets.label.max()) >= config.num_classes:
+            raise SamplingError(
+                f"type {int(jets.label.max())} is unknown: the model has types 0 to "
+                f"{config.num_classes - 1}"
+            )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jetkern.jets import Jets, offsets_from_counts
+from jetkern.model.columns import joined, parted
 from jetkern.objectives import flow
 from jetkern.sampling.solvers import Scheme, integrate
 
@@ -28,15 +29,16 @@ class Velocity(Protocol):
     """A packed velocity field: dx/dt of all particles, t = 1 noise, t = 0 data.
 
     A field may also have a method ``prepare(jets, times)``, which does once what is the same at
-    every evaluation and returns a function of the (T, 4) particles and the number of the
-    evaluation, at ``times[k]``. ``jets`` are those to be made, their particles the noise.
+    every evaluation and returns a function of the (T, 4) particles, with further columns (T, 4 +
+    C), and the number of the evaluation, at ``times[k]``. ``jets`` are those to be made, their
+    particles and columns the noise.
 
     A field of mean velocities, for schemes with ``ends``, gets (B, 2) times: where a step begins
     and where it ends.
     """
 
     def __call__(self, jets: Jets, time: Tensor, /) -> Tensor:
-        """(T, 4) velocity of ``jets`` at ``time`` (B,), or between the times (B, 2)."""
+        """(T, 4), or (T, 4 + C), velocity of ``jets`` at ``time`` (B,), or between times (B, 2)."""
 
 
 def noise_jets(
@@ -48,6 +50,7 @@ def noise_jets(
     condition: Tensor | None = None,
     max_particles: int = MAX_PARTICLES,
     dtype: torch.dtype = torch.float32,
+    statistics: flow.Statistics | None = None,
 ) -> Jets:
     """Jets of noise, the start of sampling; a pure function of (seed, index) jet by jet.
 
@@ -59,6 +62,8 @@ def noise_jets(
         label: (B,) int64 types; condition: (B, C); as the velocity needs them.
         max_particles: largest count allowed.
         dtype: of the particles.
+        statistics: mean and width of the noise of kinematics and further columns; None for the
+            study's, of kinematics alone.
 
     Raises:
         SamplingError: naming the jet, for a count out of 1 to ``max_particles``, a condition that
@@ -87,7 +92,7 @@ def noise_jets(
         condition=condition,
         index=numbers,
     )
-    return jets.replace(particles=flow.noise(jets, numbers, seed, STREAM))
+    return parted(jets, flow.noise(jets, numbers, seed, STREAM, statistics))
 
 
 @torch.no_grad()
@@ -125,24 +130,22 @@ def _integrate(velocity: Velocity, jets: Jets, scheme: Scheme) -> Jets:
     # One look at the end, so that a GPU is not waited for at every evaluation.
     failed = torch.full((len(jets.particles),), scheme.evaluations, device=jets.offsets.device)
 
-    def checked(particles: Tensor, k: int) -> Tensor:
-        v = steps(particles, k)
-        if v.shape != particles.shape:
-            raise SamplingError(
-                f"the velocity has shape {tuple(v.shape)}, not {tuple(particles.shape)}"
-            )
+    def checked(x: Tensor, k: int) -> Tensor:
+        v = steps(x, k)
+        if v.shape != x.shape:
+            raise SamplingError(f"the velocity has shape {tuple(v.shape)}, not {tuple(x.shape)}")
         failed.clamp_(max=torch.where(v.isfinite().all(1), scheme.evaluations, k))
         return v
 
-    particles = integrate(checked, jets.particles, scheme)
-    if len(particles) and (first := int(failed.min())) < scheme.evaluations:
+    end = integrate(checked, joined(jets), scheme)
+    if len(end) and (first := int(failed.min())) < scheme.evaluations:
         owners = jets.jet_of_particle[failed == first].unique()
         names = owners if jets.index is None else jets.index[owners]
         raise SamplingError(
             f"the velocity is not finite at evaluation {first + 1} of {scheme.evaluations} "
             f"(t = {scheme.times[first]:.4g}): {_named(names)}"
         )
-    return jets.replace(particles=particles)
+    return parted(jets, end)
 
 
 def steps_of(velocity: Velocity, jets: Jets, scheme: Scheme) -> Steps:
@@ -197,7 +200,7 @@ def _prepared(velocity: Velocity, jets: Jets, times: Tensor) -> Steps:
     if prepare is not None:
         return prepare(jets, times)
     size = (len(jets), *times.shape[1:])
-    return lambda x, k: velocity(jets.replace(particles=x), times[k].expand(size))
+    return lambda x, k: velocity(parted(jets, x), times[k].expand(size))
 
 
 def _batches(jets: Jets, size: int) -> Iterator[Jets]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,7 @@ class Distill(JetNet):
 
     name = "distill"
     reset = ()
+    configs: tuple[type[Any], ...] = (PETConfig,)
 
     def defaults(
         self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
@@ -120,6 +122,8 @@ class Distill(JetNet):
     def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
         if settings.source is None or settings.preset is not None:
             raise ValueError("distill takes its model, a trained generator, from --from RUN alone")
+        if base.columns:
+            raise ValueError(f"{settings.source} makes columns beside kinematics: not distilled")
         if base.few_steps:
             raise ValueError(f"{settings.source} is distilled already")
         for what, ours, theirs in (

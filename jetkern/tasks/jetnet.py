@@ -1,15 +1,16 @@
-"""Making jets of the five types of JetNet, conditioned on pT, mass and multiplicity."""
+"""Making jets of given types, conditioned on pT, mass and multiplicity, such as JetNet's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jetkern.data import Shards
 from jetkern.evaluation.conditions import learn_conditions
@@ -29,23 +30,30 @@ from jetkern.evaluation.generation import (
     generation_table,
     jets_of_type,
 )
+from jetkern.evaluation.species import Species, species_report, species_table
 from jetkern.evaluation.two_sample import two_sample_auc
 from jetkern.jets import Jets
 from jetkern.metrics.classification import Estimate
-from jetkern.model.config import PETConfig
-from jetkern.sampling import PETVelocity, noise_jets, sample, with_evaluations
+from jetkern.model.columns import without_columns
+from jetkern.model.config import PETConfig, noise_of
+from jetkern.model.epic import EPiCConfig, with_conditions
+from jetkern.sampling import field_of, noise_jets, sample, with_evaluations
 from jetkern.tasks.task import Task, register
+from jetkern.training.columns import columns_of, conditions_of
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
+from jetkern.training.data import check_same, describe
+from jetkern.training.weights import Weights, any_config, load_weights
 
 AUC = "AUC of a classifier"
-SCALES = {"jet_pt": 1000.0, "jet_mass": 100.0}  # GeV; multiplicity comes as n / 100
 
 
 @register
 class JetNet(Task):
-    """Conditional generation as in arXiv 2606.14870: kinematics only, the type after the body."""
+    """Conditional generation as in arXiv 2606.14870, the type after the body; of kinematics only,
+    or with identities and tracks, by a PET or an EPiC (arXiv 2312.00123)."""
 
     name = "jetnet"
+    configs: tuple[type[Any], ...] = (PETConfig, EPiCConfig)
     reset: tuple[str, ...] = ("generator.type_embed", "generator.out", "body.condition_embed")
 
     def defaults(
@@ -57,6 +65,8 @@ class JetNet(Task):
         1e-5 from a checkpoint (5e-6 for medium and large).
         """
         base = super().defaults(preset, source, num_jets)
+        if base.optim.optimizer == "adamw" and base.optim.ema_decay is not None:  # of EPiC
+            return base
         rate = 5e-5 if source is None else 5e-6 if preset in ("medium", "large") else 1e-5
         return replace(
             base,
@@ -72,19 +82,37 @@ class JetNet(Task):
             validation=replace(base.validation, patience=None, val_jets=None),
         )
 
-    def config(self, base: PETConfig, train: Shards, settings: FinetuneSettings) -> PETConfig:
+    def config(
+        self, base: Any, train: Shards, settings: FinetuneSettings
+    ) -> PETConfig | EPiCConfig:
         if not train.condition:
             raise ValueError(f"{train.folder} has no conditions; jets of JetNet have them")
-        return replace(
+        fresh = settings.source is None or settings.preset is not None
+        told = conditions_of(train) | {"label_drop": settings.label_drop}
+        told |= columns_of(
             base,
-            parts=("generator",),
-            num_classes=len(train.classes),
-            condition_dim=len(train.condition),
-            condition_scale=tuple(SCALES.get(name, 1.0) for name in train.condition),
-            use_pid=False,
-            use_tracks=False,
-            label_drop=settings.label_drop,
+            settings.columns,
+            train,
+            fresh=fresh,
+            num_jets=settings.num_jets,
+            seed=settings.seed,
         )
+        if isinstance(base, EPiCConfig):
+            return replace(base, **told)
+        return replace(base, parts=("generator",), use_pid=False, use_tracks=False, **told)
+
+    def state(
+        self, weights: Weights, config: PETConfig | EPiCConfig, train: Shards
+    ) -> Mapping[str, Tensor]:
+        """Of an EPiC that has learned other types or conditions, without what is known of these."""
+        if not isinstance(config, EPiCConfig):
+            return weights.state
+        before = any_config(weights)
+        here, there = describe(train), weights.data
+        same = all(here[name] == list(there.get(name, ())) for name in ("classes", "condition"))
+        if same or not isinstance(before, EPiCConfig):
+            return weights.state
+        return with_conditions(weights.state, before, config)
 
     def complete(self, train: Shards, settings: FinetuneSettings) -> None:
         """Learns the conditions, for ``generate --conditions model``."""
@@ -100,7 +128,9 @@ class JetNet(Task):
         if settings.coverage:
             import_module("ot")  # rather than after all else
         if not is_generated(run):
-            load_generator(run)
+            _, weights = load_generator(run)
+            config = any_config(weights)
+            check_same(weights.data, shards, config.fields, str(weights.path))
         elif (found := read_generated(run)[0].classes) != shards.classes:
             raise ValueError(
                 f"{run} has jets of {', '.join(found)}, {shards.folder} of "
@@ -120,10 +150,11 @@ class JetNet(Task):
         A run makes a jet for each of the first jets of ``shards``; a folder of ``generate`` has
         its jets.
         """
-        real = first_jets(shards, settings.num_jets)
+        fields = _made_fields(run, shards)
+        real = first_jets(shards, settings.num_jets, fields)
         if is_generated(run):
             source, evaluations = read_generated(run)
-            made = first_jets(source)
+            made = first_jets(source, None, fields)
         else:
             made, evaluations = _imitate(run, real, settings, device)
         stem = label.replace("/", "-")
@@ -138,14 +169,23 @@ class JetNet(Task):
         )
         if settings.two_sample:
             report.distances[AVERAGE][AUC] = _two_sample(real, made, settings, device)
-        return replace(report, evaluations=evaluations)
+        species: dict[str, dict[str, Species]] = {}
+        if "pid" in fields:
+            tracks = shards.field("tracks") if "tracks" in fields else None
+            columns = () if tracks is None else tracks.columns
+            species = species_report(real, made, shards.classes, columns, seed=settings.seed)
+        return replace(report, evaluations=evaluations, species=species)
 
     def draw(self, reports: Mapping[str, GenerationReport], shards: Shards, out: Path) -> None:
         if len({r.evaluations for r in reports.values()}) > 1:
             quality_figure(reports, out / "evaluations.png")
 
     def table(self, reports: Mapping[str, GenerationReport]) -> str:
-        return "\n\n".join(f"**{name}**\n\n{generation_table(r)}" for name, r in reports.items())
+        parts: list[str] = []
+        for name, report in reports.items():
+            parts += [f"**{name}**", generation_table(report)]
+            parts += [species_table(report.species)] if report.species else []
+        return "\n\n".join(parts)
 
     def record(self, report: GenerationReport) -> dict[str, Any]:
         def plain(value: Estimate) -> list[float]:
@@ -159,7 +199,30 @@ class JetNet(Task):
             "distances": distances,
             "resampled": report.jets,
             "evaluations": report.evaluations,
+            "species": {
+                kind: {name: asdict(found) for name, found in all_.items()}
+                for kind, all_ in report.species.items()
+            },
         }
+
+
+def _made_fields(run: Path, shards: Shards) -> tuple[str, ...]:
+    """The fields that the jets of a run or folder have beside kinematics.
+
+    Raises:
+        ValueError: if the real jets lack one, or have it on another scale.
+    """
+    if not is_generated(run):
+        return any_config(load_weights(run)).fields
+    source, fields = read_generated(run)[0], []
+    for name in ("pid", "tracks"):
+        made, real = source.field(name), shards.field(name)
+        if made is None:
+            continue
+        if real is None or real.columns != made.columns:
+            raise ValueError(f"{run} has {name} on a scale that {shards.folder} does not have")
+        fields.append(name)
+    return tuple(fields)
 
 
 def _imitate(
@@ -167,17 +230,24 @@ def _imitate(
 ) -> tuple[Jets, int]:
     """A jet like each of ``real``, and the evaluations that each took."""
     model, _ = load_generator(run)
-    start = noise_jets(real.counts, seed=settings.seed, label=real.label, condition=real.condition)
-    few = bool(model.config.few_steps)
-    scheme = with_evaluations(*default_scheme(model.config, None if few else "ab2"))
+    config = model.config
+    few = bool(config.few_steps)
+    scheme = with_evaluations(*default_scheme(config, None if few else "ab2"))
+    start = noise_jets(
+        real.counts,
+        seed=settings.seed,
+        label=real.label,
+        condition=real.condition,
+        statistics=noise_of(config),
+    )
     made = sample(
-        PETVelocity(model.to(device)),
+        field_of(model.to(device)),
         start.to(device),
         scheme,
         batch_size=settings.batch_size,
         progress=True,
     )
-    return made.to("cpu"), scheme.evaluations
+    return without_columns(made.to("cpu"), config.columns), scheme.evaluations
 
 
 def _two_sample(

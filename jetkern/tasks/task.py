@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from jetkern.data import Shards
 from jetkern.model.config import PETConfig, unknown
 from jetkern.objectives import Objective, objective_of
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
+from jetkern.training.weights import Weights
 
 
 class Task(ABC):
@@ -33,6 +35,10 @@ class Task(ABC):
     ) -> FinetuneSettings:
         """Settings by model size, checkpoint and number of labelled jets."""
         return finetune_defaults(preset, source, num_jets)
+
+    def state(self, weights: Weights, config: Any, train: Shards) -> Mapping[str, Tensor]:
+        """The tensors of a checkpoint as the model for these jets takes them."""
+        return weights.state
 
     @abstractmethod
     def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:

@@ -16,13 +16,16 @@ from typing import Any, Literal
 from jetkern.data.order import MAX_SEED
 from jetkern.machine import MAX_THREADS
 from jetkern.model.decoder import PRESETS as DECODERS
+from jetkern.model.epic import EPIC_SIZES
 from jetkern.model.presets import MASKED_SIZES, SIZES
 from jetkern.objectives import parse_objective
 from jetkern.objectives.masking import MASK_FRACTION
 from jetkern.objectives.targets import parse_targets
 from jetkern.objectives.views import Masked
 
-Preset = Literal["micro", "small", "medium", "large", "mpm-v1", "mpm-v2", "omnijet"]
+Preset = Literal[
+    "micro", "small", "medium", "large", "mpm-v1", "mpm-v2", "omnijet", "epic", "epic-small"
+]
 UNSET = Path()  # where nobody has said which
 
 
@@ -201,7 +204,8 @@ class PretrainSettings(TrainSettings):
 
     preset: Preset = "micro"
     """model size; sets the defaults of the optimisation; mpm-v1 and mpm-v2 also those of masked
-    particle modelling (docs/masked.md), omnijet next-token"""
+    particle modelling (docs/masked.md), omnijet next-token, epic and epic-small the generator of
+    EPiC-FM (docs/generation.md)"""
     objective: str = "pretrain"
     """any of classifier, generator, mpm joined with +; pretrain for all three; or next-token, a
     causal model of the particles' tokens (docs/tokens.md)"""
@@ -210,6 +214,9 @@ class PretrainSettings(TrainSettings):
     targets, where None takes the four numbers as they are stored"""
     inputs: Literal["tokens", "features"] = "tokens"
     """what a model of next-token reads: the tokens, or the numbers that they stand for"""
+    columns: str | None = None
+    """generator: what it makes of a particle, kinematics joined with any of identity and tracks, as
+    kinematics+identity; all that the jets have with epic, by default"""
     perturbed: bool = True
     """train the classifier on noised and masked jets too (Eq. 4 of the paper)"""
     feature_drop: float = 0.1
@@ -229,6 +236,9 @@ class PretrainSettings(TrainSettings):
             raise ValueError(f"--inputs {self.inputs} is a choice of next-token")
         if self.preset in MASKED_SIZES and "next-token" in parts:
             raise ValueError(f"the preset {self.preset} is of masked particles, not of next-token")
+        if parts != ("generator",) and (self.preset in EPIC_SIZES or self.columns is not None):
+            what = "columns" if self.columns is not None else f"the preset {self.preset}"
+            raise ValueError(f"{what}: for --objective generator alone, not {self.objective}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +282,10 @@ class FinetuneSettings(TrainSettings):
     label_drop: float = 0.0
     """jetnet: probability that a training jet's type is hidden, such as 0.1, for generate
     --guidance"""
+    columns: str | None = None
+    """jetnet: what is made of a particle, kinematics joined with any of identity and tracks, as
+    kinematics+identity; by default that of the checkpoint, or from scratch all that the jets have
+    with epic and kinematics with others"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -387,6 +401,8 @@ def pretrain_defaults(
         return _decoder_defaults(preset, optimizer or "adamw")
     if preset in DECODERS:
         raise SettingsError(f"the preset {preset} is of next-token, not of {objective}")
+    if preset in EPIC_SIZES:
+        return _epic_defaults(preset, objective or "generator", optimizer or "adamw")
     if preset in MASKED_SIZES:
         return _masked_defaults(preset, objective or "mpm", optimizer or "adamw")
     objective = objective or "pretrain"
@@ -441,6 +457,8 @@ def finetune_defaults(
         raise SettingsError(f"the preset {size} needs tokens: --tokenizer names a folder of them")
     if preset is None:
         size = size_of(facts.get("model_config", {})) or "micro"
+    if size in EPIC_SIZES:
+        return _epic_finetune(size, preset, source, num_jets)
     if size in MASKED_SIZES:
         return _masked_finetune(size, preset, source, num_jets)
     lr, decay, warmup = (_SCRATCH if source is None else _FINETUNE)[size]
@@ -538,6 +556,49 @@ def _decoder_finetune(
     )
 
 
+def _epic_optim(size: str, lr: float, optimizer: str = "adamw") -> OptimSettings:
+    """EPiC-FM's: 500 epochs of 3 million jets, the first 20 of warm-up; of epic-small ours."""
+    published = size == "epic"
+    return OptimSettings(
+        optimizer=optimizer,  # type: ignore[arg-type]
+        lr=lr,
+        weight_decay=5e-5,
+        betas=(0.9, 0.999),
+        clip=0.5,
+        batch_size=1024 if published else 128,
+        steps=1_464_844 if published else 20_000,
+        warmup_steps=58_594 if published else 500,
+        ema_decay=0.999,
+    )
+
+
+def _epic_defaults(preset: str, objective: str, optimizer: str) -> PretrainSettings:
+    return PretrainSettings(
+        data=UNSET,
+        out=UNSET,
+        preset=preset,  # type: ignore[arg-type]
+        objective=objective,
+        optim=_epic_optim(preset, 1e-3, optimizer),
+        validation=ValidationSettings(val_every=2500, val_jets=80_000),
+    )
+
+
+def _epic_finetune(
+    size: str, preset: str | None, source: str | None, num_jets: int | None
+) -> FinetuneSettings:
+    """From a checkpoint at a lower rate, which is ours."""
+    return FinetuneSettings(
+        data=UNSET,
+        out=UNSET,
+        preset=preset,  # type: ignore[arg-type]
+        source=None if source is None else Path(source),
+        num_jets=num_jets,
+        lr_factor=1.0,
+        optim=_epic_optim(size, 1e-3 if source is None else 3e-4),
+        validation=ValidationSettings(val_every=2500, val_jets=80_000),
+    )
+
+
 def _masked_finetune(
     size: str, preset: str | None, source: str | None, num_jets: int | None
 ) -> FinetuneSettings:
@@ -573,7 +634,7 @@ def evaluate_defaults() -> EvaluateSettings:
 
 def size_of(model_config: Mapping[str, Any]) -> str | None:
     """The preset that has these dimensions, or None."""
-    for name, dimensions in (SIZES | MASKED_SIZES).items():
+    for name, dimensions in (SIZES | MASKED_SIZES | EPIC_SIZES).items():
         if all(model_config.get(k) == v for k, v in dimensions.items()):
             return name
     return None
@@ -599,6 +660,6 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_size(name: str) -> None:
-    known = [*SIZES, *MASKED_SIZES, *DECODERS]
+    known = [*SIZES, *MASKED_SIZES, *DECODERS, *EPIC_SIZES]
     if name not in known:
         raise SettingsError(f"unknown preset {name!r}: choose one of {', '.join(known)}")

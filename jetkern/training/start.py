@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jetkern.model.epic import EPIC_SIZES, EPiCConfig, epic_preset
 from jetkern.model.jet_decoder import CLASSIFIER, JetDecoder, JetDecoderConfig, jet_decoder_config
 from jetkern.model.kinds import Model, ModelConfig, build
 from jetkern.model.presets import model_preset
@@ -32,7 +33,8 @@ def base_config(
         if getattr(settings, name) is not None:
             raise ValueError(f"--{name} is a choice of decoders: --from or --tokenizer makes one")
     if weights is None or settings.preset is not None:
-        return model_preset(settings.preset or "micro", (CLASSIFIER,))
+        size = settings.preset or "micro"
+        return epic_preset(size) if size in EPIC_SIZES else model_preset(size, (CLASSIFIER,))
     return any_config(weights)
 
 
@@ -64,6 +66,10 @@ def adapted(config: ModelConfig, settings: FinetuneSettings) -> ModelConfig:
     if isinstance(config, JetDecoderConfig):
         if settings.probe is not None:
             raise ValueError("--probe reads no decoder: --freeze body keeps it, --head reads it")
+        return config
+    if isinstance(config, EPiCConfig):
+        if settings.probe is not None or settings.freeze is not None:
+            raise ValueError("EPiC is trained as a whole: it has no body to probe or to freeze")
         return config
     if settings.probe is not None and CLASSIFIER not in config.parts:
         raise ValueError("--probe reads classes from a body: not for a task without classes")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from jetkern.jets import Jets
-from jetkern.model.columns import IDENTITY, UNIT, fields_of, joined, parted, with_columns
+from jetkern.model.columns import IDENTITY, UNIT, joined, parted, with_columns
 from jetkern.model.columns import without_columns as back
+from jetkern.model.config import fields_of
 
 TRACKS = {
     "tanh": ("tanh_d0", "d0_error", "tanh_dz", "dz_error"),
