@@ -173,7 +173,6 @@ def test_a_batch_without_jets_or_without_particles():
 
 def test_what_inference_mode_leaves_behind_can_be_learned_with():
     constant.cache_clear()
-    flow._columns.cache_clear()
     learner = objective("pretrain")
     with torch.inference_mode():
         learner(batch())

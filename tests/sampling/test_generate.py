@@ -17,6 +17,7 @@ from jetkern import PET, model_preset
 from jetkern.cli.generate import main
 from jetkern.data import Shards, Stream
 from jetkern.evaluation import generate as module
+from jetkern.sampling import PETVelocity
 from jetkern.training.checkpoints import write_checkpoint
 from tests.factories import JETNET, write_jetnet_shards
 
@@ -197,7 +198,7 @@ def test_a_network_that_breaks_leaves_nothing_half_written(inputs, tmp_path, cap
         return lambda x, k: torch.full_like(x, torch.nan if (jets.index == 4).any() else 0.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.PETVelocity, "prepare", breaks)
+        patch.setattr(PETVelocity, "prepare", breaks)
         assert run(inputs, tmp_path / "out") == 1
     assert "not finite at evaluation 1 of 2 (t = 1): jets 3, 4" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "out" / "parts").iterdir()) == ["part-000000.npy"]
