@@ -424,7 +424,7 @@ def write_jets(
         multiplicity=jets.counts.numpy().astype(np.uint8),
         fields=fields,
         classes=tuple(classes),
-        counts=np.bincount(labels, minlength=len(classes)),
+        counts=np.bincount(labels, minlength=len(classes)) if classes else (),
         shards=entries,
         extra={"source": dict(source or {}), "report": {}},
     )

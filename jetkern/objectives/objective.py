@@ -154,7 +154,7 @@ class Objective(nn.Module):
         model: PET = self.model
         body = model.body
         rows, offsets = body(
-            Jets.concat([view.jets for view in views], ("pid", "tracks", "condition")),
+            Jets.concat([view.jets for view in views], ("pid", "tracks", "columns", "condition")),
             times[0] if len(times) == 1 else torch.cat(times) if times else None,
             *self._keep_features(index, len(views)),
         )
