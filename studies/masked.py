@@ -40,6 +40,7 @@ from jetkern.training.log import read_metrics
 from jetkern.training.tokenize import TokenizeSettings, tokenize
 from jetkern.training.trainer import SIGNAL
 
+TUNE_LR, PROBE_LR = 1e-3, 1e-2  # a probe is small, and alone to learn
 SIX = ("QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql")  # MPM's split into known and new classes
 FOUR = ("Tbqq", "Tbl", "Wqq", "Zqq")
 
@@ -56,7 +57,6 @@ class Body:
 
 
 BODIES = {
-    "regression": Body("regression"),
     "regression, identity": Body("regression+identity:0.3"),
     "k-means, identity": Body("tokens+identity:0.3"),
     "VQ-VAE, identity": Body("tokens+identity:0.3", "vqvae"),
@@ -65,6 +65,7 @@ BODIES = {
     "SSFM": Body("ssfm"),
     "regression, identity, no decoder": Body("regression+identity:0.3", layers=0),
     "classifier, all labels": Body(""),
+    "regression": Body("regression"),
 }
 STARTS = ("from scratch", "pre-trained")
 NONE, SCRATCH = "probe of an untrained body", "from scratch, all weights"
@@ -206,7 +207,7 @@ class Study:
                     masked=masked,
                     perturbed=False,
                     optim=self.optim(steps, self.options.lr, self.options.batch_size),
-                    validation=ValidationSettings(val_every=steps // 2, val_jets=4000),
+                    validation=ValidationSettings(val_every=steps, val_jets=2000),
                     run=RunSettings(threads=1),
                 )
             )
@@ -228,16 +229,15 @@ class Study:
             preset=None if source is not None else self.options.preset,
             out=out,
             lr_factor=1.0,
-            optim=self.optim(steps, 1e-3, 64),
-            validation=ValidationSettings(val_every=steps // 6, val_jets=1500),
+            optim=self.optim(steps, PROBE_LR if changes.get("probe") else TUNE_LR, 64),
+            validation=ValidationSettings(val_every=steps, val_jets=500),
             run=RunSettings(threads=1),
             **changes,
         )
         self.finished(finetune(task, settings))
         shards = select_classes(Shards(settings.data / "test"), settings.classes)
-        judged = EvaluateSettings(
-            runs=(out,), data=settings.data, out=out, num_jets=min(8000, shards.num_jets)
-        )
+        jets = min(self.options.test_jets, shards.num_jets)
+        judged = EvaluateSettings(runs=(out,), data=settings.data, out=out, num_jets=jets)
         return find_task(task).judge(out, shards, judged, torch.device("cpu"), name)
 
     def probe(self, name: str, seed: int, labels: int) -> float:
@@ -388,12 +388,13 @@ def main() -> None:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--codes", type=int, default=512)
     add("--vq-steps", type=int, default=400, help="updates of a VQ-VAE, of 128 jets")
-    add("--steps", type=int, default=1200, help="updates of a pre-training")
+    add("--steps", type=int, default=600, help="updates of a pre-training")
     add("--batch-size", type=int, default=64, help="of a pre-training")
     add("--lr", type=float, default=2e-3, help="of a pre-training")
     add("--labels", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    add("--probe-steps", type=int, nargs="+", default=[300, 600, 1600], help="for each of these")
-    add("--tune-steps", type=int, default=300, help="updates of a fine-tuning")
+    add("--probe-steps", type=int, nargs="+", default=[200, 400, 1200], help="for each of these")
+    add("--tune-steps", type=int, default=200, help="updates of a fine-tuning")
+    add("--test-jets", type=int, default=4000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
