@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("kernels",),
     ("io", "build", "machine", "random", "packed"),
-    ("jets", "tables", "hdf5"),
+    ("jets", "showers", "tables", "hdf5"),
     ("ops", "data", "metrics"),
     ("tokenizers",),
     ("model", "convert", "plots"),

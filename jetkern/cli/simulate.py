@@ -1,4 +1,4 @@
-"""Simulates jets: ten JetClass-like classes, top tagging, five JetNet-like types, or flavours.
+"""Simulates jets (ten JetClass-like classes, top tagging, JetNet-like types, flavours) or showers.
 
 Example, 20,000 jets in ten classes on two cores:
 
@@ -7,7 +7,8 @@ Example, 20,000 jets in ten classes on two cores:
 
 The jets depend on the seed and the sizes asked for, not on the number of processes. The same
 command again makes only what is missing. Leading-order Pythia, a parametric detector and no
-pile-up: the jets are of the kinds in the public data sets, not those data sets.
+pile-up: the jets are of the kinds in the public data sets, not those data sets. Showers are
+those of photons in a calorimeter, from a parametrisation (one process, nothing to install).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jetkern.cli.parser import Parser, positive, processes, seed, threads
 from jetkern.io import user_path
 from jetkern.tables import show
 
+DATA_SETS = ("jetclass", "toptag", "jetnet", "flavour", "showers")
 LIBRARIES = ("pythia8mc", "fastjet", "awkward", "vector", "tqdm")
 
 
@@ -42,9 +44,15 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser("simulate", __doc__, renamed={"--plots": "--figure"})
     add = parser.add_argument
-    add("data_set", choices=("jetclass", "toptag", "jetnet", "flavour"), help="kinds of jets")
+    add("data_set", choices=DATA_SETS, help="kinds of jets, or showers")
     add("--out", type=user_path, required=True, metavar="DIR", help="folder for the files")
-    add("--jets-per-class", type=positive, default=2000, metavar="N", help="over all splits")
+    add(
+        "--jets-per-class",
+        type=positive,
+        default=2000,
+        metavar="N",
+        help="or showers, in all",
+    )
     add(
         "--splits",
         type=parse_splits,
@@ -67,6 +75,12 @@ def parser() -> Parser:
         metavar="FILE",
         help="also write the sanity sheet, by default to DIR/sanity.png",
     )
+    add(
+        "--calorimeter",
+        choices=("small", "full"),
+        default="small",
+        help="that sees the showers: of about 65 hits a shower, or of about 900",
+    )
     add("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -79,6 +93,8 @@ def main(arguments: list[str]) -> int:
         options.splits = (
             {} if options.data_set == "jetnet" else {"train": 0.8, "val": 0.1, "test": 0.1}
         )
+    if options.data_set == "showers":
+        return showers(options)
     needed = (*LIBRARIES, *(("matplotlib",) if options.figure else ()))
     if missing := [name for name in needed if find_spec(name) is None]:
         raise UsageError(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'")
@@ -97,4 +113,19 @@ def main(arguments: list[str]) -> int:
         from jetkern.simulate.plots import sanity_sheet
 
         show(sanity_sheet(options.out, options.data_set, figure))
+    return 0
+
+
+def showers(options: argparse.Namespace) -> int:
+    """Makes the files of showers; returns the exit code."""
+    from jetkern.simulate.showers import make_showers
+
+    if options.figure is not None or options.mpi is not None:
+        raise UsageError("showers have no sanity sheet and no multi-parton interactions")
+    number = options.jets_per_class
+    made = make_showers(
+        options.out, options.calorimeter, number, options.splits,
+        per_file=options.jets_per_shard, seed=options.seed,
+    )  # fmt: skip
+    print(f"{options.out}: {number} showers, {made} of them made now")
     return 0

@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from jetkern.io import FolderInUse, locked, read_json, remove_leftovers
+from jetkern.io import FolderInUse, locked, remove_leftovers
 from jetkern.simulate import SimulationError
-from jetkern.simulate.files import reading, replacing, writing
+from jetkern.simulate.files import check_configuration, check_splits, parts_of, reading, writing
 from jetkern.simulate.processes import DATA_SETS
 from jetkern.simulate.shard import REVISION, Unit, make_shard, versions
 
-CONFIGURATION = "simulation.json"
 POLL_SECONDS = 0.2
 LINE_SECONDS = 15.0
 
@@ -61,10 +60,7 @@ class Request:
         if self.seed < 0:
             raise SimulationError(f"the seed must not be negative, got {self.seed}")
         if self.splits:
-            if not (min(self.splits.values()) >= 0 and abs(sum(self.splits.values()) - 1) < 1e-6):
-                raise SimulationError(
-                    f"the fractions of the splits must sum to 1: {dict(self.splits)}"
-                )
+            check_splits(self.splits)
             if self.data_set == "jetnet":
                 raise SimulationError(
                     "jetnet is one file per type; it is split when it is converted"
@@ -110,11 +106,7 @@ class Request:
     def _jets_per_split(self) -> dict[str, int]:
         if not self.splits:
             return {"": self.jets_per_class}
-        edges, total = [0], 0.0
-        for fraction in self.splits.values():
-            total += fraction
-            edges.append(round(total * self.jets_per_class))
-        return {s: b - a for s, a, b in zip(self.splits, edges, edges[1:], strict=False) if b > a}
+        return {name: len(part) for name, part in parts_of(self.splits, self.jets_per_class)}
 
 
 def simulate(request: Request, jobs: int, progress: bool = True) -> tuple[int, int]:
@@ -134,7 +126,7 @@ def simulate(request: Request, jobs: int, progress: bool = True) -> tuple[int, i
             stack.enter_context(locked(request.out))
         except FolderInUse:
             raise SimulationError(f"{request.out}: another simulation is writing there") from None
-        _check_configuration(request)
+        check_configuration(request.out, request.configuration)
         units = request.units()
         for folder in {request.out, *(unit.path.parent for unit in units)}:
             remove_leftovers(folder)
@@ -240,21 +232,6 @@ class Progress:
             ncols=0,
         )
         print(meter, file=sys.stderr, flush=True)
-
-
-def _check_configuration(request: Request) -> None:
-    path, asked = request.out / CONFIGURATION, request.configuration
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(asked, indent=1) + "\n")
-        return
-    found = read_json(path, error=SimulationError).content
-    for name in asked:
-        if found.get(name) != asked[name]:
-            raise SimulationError(
-                f"{request.out} holds jets with {name} = {found.get(name)}, not {asked[name]}; "
-                "choose another --out"
-            )
 
 
 def jetnet_path(out: Path, kind: str) -> Path:

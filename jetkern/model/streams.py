@@ -1,0 +1,93 @@
+"""Streams of numbers of a decoder, and its end: what reads them and what predicts them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu, softplus
+
+from jetkern import ops
+from jetkern.model.layers import Layer
+
+HIDDEN = 64
+NARROWEST = 1e-4  # standard deviation: a repeated number would else have any density
+
+
+class ValueEmbedding(Layer):
+    """Numbers as vectors: fc1, SiLU, fc2; what is not there is a vector of its own.
+
+    Args:
+        dim: length D of the vectors.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1, HIDDEN)
+        self.fc2 = nn.Linear(HIDDEN, dim)
+        self.missing = nn.Parameter(torch.randn(dim))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(R, D) of (R,) numbers, NaN for what is not there."""
+        absent = values.isnan()
+        filled = values.masked_fill(absent, 0)[:, None]  # a NaN would spoil the gradients
+        hidden = silu(ops.linear(filled, self.fc1.weight, self.fc1.bias))
+        x = ops.linear(hidden, self.fc2.weight, self.fc2.bias, precision=self.precision)
+        return torch.where(absent[:, None], self.missing, x)
+
+
+class MixtureHead(Layer):
+    """A mixture of Gaussians, as of SPADE: widths are softplus(raw within ±4) + 1e-4.
+
+    Args:
+        width: numbers that it reads; components: Gaussians K.
+    """
+
+    def __init__(self, width: int, components: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 3 * components)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(R, K) ln weights, means and widths, of (R, width); float32 at least."""
+        raw = ops.linear(x, self.linear.weight, self.linear.bias)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        logits, means, widths = raw.chunk(3, 1)
+        return logits.log_softmax(1), means, softplus(widths.clamp(-4, 4)) + NARROWEST
+
+    def losses(self, x: Tensor, target: Tensor) -> Tensor:
+        """(R,) -ln of the density at (R,) numbers, 0 where they are NaN."""
+        absent = target.isnan()
+        weights, means, widths = self(x)
+        z = (target.masked_fill(absent, 0)[:, None] - means) / widths
+        each = weights - z.square() / 2 - widths.log() - math.log(2 * math.pi) / 2
+        return (-each.logsumexp(1)).masked_fill(absent, 0)
+
+    def draw(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """(R,) numbers from (R,) uniform and normal ones: the component, and the place in it."""
+        weights, means, widths = self(x)
+        reached = weights.exp().cumsum(1) < first[:, None]
+        chosen = reached.sum(1, keepdim=True).clamp(max=weights.shape[1] - 1)
+        return (means.gather(1, chosen) + widths.gather(1, chosen) * second[:, None])[:, 0]
+
+
+class EndHead(Layer):
+    """Whether a set ends before the next point: a logit of each row.
+
+    Args:
+        dim: numbers that it reads.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R,) logits, of (R, D); float32 at least."""
+        logit = ops.linear(x, self.linear.weight, self.linear.bias)[:, 0]
+        return logit.to(torch.promote_types(logit.dtype, torch.float32))
+
+    def losses(self, x: Tensor, target: Tensor) -> Tensor:
+        """(R,) -ln p of (R,) 1 for the end, 0 for another point, and 0 where it is -1."""
+        logit = self(x)
+        return softplus(torch.where(target > 0, -logit, logit)).masked_fill(target < 0, 0)

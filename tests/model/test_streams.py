@@ -1,0 +1,238 @@
+"""Decoders of numbers, ends apart, chains and conditions: exact likelihoods, and their traps."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from jetkern.model.decoder import Decoder, DecoderConfig, decoder_preset
+from jetkern.model.streams import NARROWEST, MixtureHead
+from jetkern.packed import Packed, offsets_from_counts
+
+KINDS = {
+    "as spade": {
+        "classes": (5, 3, 4, 0), "delays": (0, 1, 2, 3), "kv_heads": 1, "positions": "rope",
+        "end": "hazard", "norm": "layer", "head_hidden": 6, "condition": 2, "scale": (1, 1, 1, 0.9),
+        "shift": (0, 0, 0, -1.5),
+    },
+    "as combined": {"classes": (9, 0), "delays": (0, 1), "end": "hazard", "condition": 2},
+    "chain": {"classes": (5, 3, 0, 4), "delays": (0,) * 4, "joint": "chain", "end": "hazard"},
+    "chain, end token, types": {
+        "classes": (5, 0, 3), "delays": (0,) * 3, "joint": "chain", "head_hidden": 6, "types": 3,
+    },
+    "numbers alone": {"classes": (0, 0), "delays": (0, 2), "end": "hazard", "components": 1},
+}  # fmt: skip
+COUNTS = [3, 0, 11, 1, 2]
+
+
+def build(**changes) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(DecoderConfig(**{"dim": 16, "layers": 2, "heads": 4, **changes})).double()
+
+
+def sets_of(model: Decoder, counts: list[int] = COUNTS) -> tuple[Tensor, Packed, dict]:
+    g = torch.Generator().manual_seed(1)
+    columns = [
+        torch.randint(n, (sum(counts),), generator=g).double()
+        if n
+        else torch.randn(sum(counts), generator=g, dtype=torch.float64)
+        for n in model.config.classes
+    ]
+    known = {}
+    if model.config.condition:
+        known["condition"] = torch.randn(len(counts), 2, generator=g, dtype=torch.float64)
+    if model.config.types:
+        known["types"] = torch.arange(len(counts)) % 3
+    return torch.stack(columns, 1), Packed(offsets_from_counts(torch.tensor(counts))), known
+
+
+def of_set(known: dict, b: int) -> dict:
+    return {name: values[b : b + 1] for name, values in known.items()}
+
+
+def nats_of(model: Decoder, x: Tensor, s: int, value: float, read: list[float]) -> Tensor:
+    """-ln p of a value in stream s of a row, of the weights alone."""
+    config = model.config
+    if config.joint == "chain":
+        for link, before, n in zip(model.links, read, config.classes, strict=False):
+            x = x + link(
+                torch.tensor([int(before)]) if n else torch.tensor([before], dtype=torch.float64)
+            )
+    if config.head_hidden:
+        x = torch.nn.functional.gelu(model.hidden[s](x))
+    head = model.heads[s]
+    if not isinstance(head, MixtureHead):
+        return -head(x)[0].log_softmax(-1)[int(value)]
+    logits, means, raw = head.linear(x)[0].chunk(3)
+    widths = torch.nn.functional.softplus(raw.clamp(-4, 4)) + NARROWEST
+    law = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=logits), torch.distributions.Normal(means, widths)
+    )
+    scale = config.scale[s] if config.scale else 1
+    return -law.log_prob(torch.tensor(value, dtype=torch.float64)) - math.log(scale)
+
+
+def by_steps(model: Decoder, points: Tensor, known: dict) -> Tensor:
+    """-ln p of one set, row by row with keys and values kept, and the delays spelt out."""
+    config, n, nats = model.config, len(points), torch.zeros((), dtype=torch.float64)
+    values = points.clone()
+    for s, classes in enumerate(config.classes):
+        if not classes and config.scale:
+            values[:, s] = (values[:, s] - config.shift[s]) * config.scale[s]
+    context = model.known(**known)
+    cache: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.blocks]
+    for row in range(n + max(config.delays[-1], 1)):
+        inputs, due = [], []
+        for s, (late, classes) in enumerate(zip(config.delays, config.classes, strict=True)):
+            before, now = row - 1 - late, row - late
+            inputs.append(float(values[before, s]) if 0 <= before < n else classes or math.nan)
+            due.append(float(values[now, s]) if 0 <= now < n else None)
+        if row == n and config.end == "token":
+            due[0] = config.classes[0]
+        x = model.embed(torch.tensor([inputs], dtype=torch.float64))
+        x = x if context is None else x + context
+        for block, kept in zip(model.blocks, cache, strict=True):
+            q, k, v = block.project(x, torch.tensor([row]))
+            kept.append((k[0], v[0]))
+            shared = q.shape[1] // k.shape[1]
+            keys, seen = (
+                torch.stack(t).repeat_interleave(shared, 1) for t in zip(*kept, strict=True)
+            )
+            weights = (torch.einsum("hd,nhd->hn", q[0], keys) * q.shape[2] ** -0.5).softmax(-1)
+            x = block.finish(x, torch.einsum("hn,nhd->hd", weights, seen)[None])
+        x = x if model.norm is None else model.norm(x)
+        for s, value in enumerate(due):
+            if value is not None:
+                nats = nats + nats_of(model, x, s, value, due[:s])
+        if model.end is not None and row <= n:
+            logit = model.end.linear(x)[0, 0]
+            nats = nats - torch.nn.functional.logsigmoid(logit if row == n else -logit)
+    return nats
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_likelihood_of_one_pass_is_that_of_cached_steps(kind: dict) -> None:
+    model = build(**kind)
+    points, packed, known = sets_of(model)
+    found = model.negative_log_likelihood(points, packed, **known)
+    parts = points.split(COUNTS)
+    want = torch.stack([by_steps(model, p, of_set(known, b)) for b, p in enumerate(parts)])
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)
+    loss = model.loss(points, packed, **known)
+    torch.testing.assert_close(loss, want.sum() / 17, rtol=1e-10, atol=0)
+    single = model.float().negative_log_likelihood(points.float(), packed, **known)
+    torch.testing.assert_close(single.double(), want, rtol=1e-4, atol=1e-4)
+    for b, part in enumerate(parts):
+        alone = model.negative_log_likelihood(
+            part.float(), torch.tensor([0, len(part)]), **of_set(known, b)
+        )
+        torch.testing.assert_close(single[b : b + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_no_row_knows_what_it_predicts(kind: dict) -> None:
+    model = build(**kind)
+    points, packed, known = sets_of(model, [14])
+    points.requires_grad_(model.config.numbers)
+    before, _ = model.row_losses(points, packed, **known)
+    changed = points.detach().clone()
+    changed[8:] = (points[8:].detach() + 1) % points.new_tensor([n or 7 for n in kind["classes"]])
+    after, _ = model.row_losses(changed, packed, **known)
+    for s, late in enumerate(model.config.delays):
+        assert torch.equal(after[:8, s], before[:8, s])  # row 8 + 1 reads the first stream's 8
+        assert not torch.equal(after[8 + late :, s], before[8 + late :, s])
+    if model.end is not None:
+        assert torch.equal(after[:9, -1], before[:9, -1])
+    if points.requires_grad:  # a row's loss pulls at no later number
+        before[:8].sum().backward()
+        assert points.grad is not None
+        assert not points.grad[8:].any()
+        assert points.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["as spade", "chain, end token, types"])
+def test_the_kernels_gradients_are_those_of_float64(kind: str) -> None:
+    model = build(**KINDS[kind])
+    points, packed, known = sets_of(model, [3, 0, 17, 1, 150])
+    model.loss(points, packed, **known).backward()
+    want = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.float().loss(points.float(), packed, **known).backward()
+    for (name, p), exact in zip(model.named_parameters(), want, strict=True):
+        assert p.grad is not None
+        error = (p.grad.double() - exact).norm() / exact.norm().clamp(min=1e-6)
+        assert error < 1e-4, name
+
+
+def test_the_probabilities_of_a_chain_and_its_end_are_one() -> None:
+    model = build(classes=(2, 3), delays=(0, 0), joint="chain", end="hazard").requires_grad_(False)
+    one = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    of_one, _ = model.row_losses(one, torch.arange(len(one) + 1))
+    of_one = of_one.view(6, 2, 3)
+    ended = of_one.sum((1, 2)).neg().exp().sum()
+    none = model.negative_log_likelihood(one[:0], torch.tensor([0, 0])).neg().exp()
+    goes_on = (-of_one[:, 0].sum(1)).exp() * (1 - (-of_one[:, 1, 2]).exp())
+    assert float(ended + none + goes_on.sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_mixture_has_a_width_and_its_density_integrates_to_one() -> None:
+    torch.manual_seed(0)
+    head = MixtureHead(3, 4).requires_grad_(False)
+    x = torch.tensor([[1e4, -1e4, 5.0], [0.1, 0.2, 0.3]])
+    weights, means, widths = head(x.bfloat16().float())
+    assert widths.min() >= NARROWEST
+    assert torch.isfinite(head.losses(x, means[:, 0])).all(), "a number that is a mean"
+    grid = torch.linspace(-40, 40, 40001)
+    density = head.losses(x[1:].expand(len(grid), -1), grid).neg().exp()
+    assert float(torch.trapezoid(density, grid)) == pytest.approx(1, abs=1e-4)
+    assert head.losses(x, torch.full((2,), math.nan)).tolist() == [0, 0]
+    u, z = torch.rand(20000), torch.randn(20000)
+    drawn = head.draw(x[1:].expand(20000, -1), u, z)
+    mean = float((weights[1].exp() * means[1]).sum())
+    assert float(drawn.mean()) == pytest.approx(mean, abs=0.05)
+
+
+def test_presets_are_of_the_published_sizes() -> None:
+    spade = Decoder(decoder_preset("spade", layers=1))
+    assert [type(h).__name__ for h in spade.heads] == ["Linear"] * 3 + ["MixtureHead"]
+    assert decoder_preset("combined").classes == (27_000, 0)
+    assert decoder_preset("omnijet-c").classes == (65_536,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": (0,)}, "each stream must have classes"),
+        ({"joint": "chain", "classes": (2, 2), "delays": (0, 1)}, "a chain has no delays"),
+        ({"scale": (1.0, 2.0)}, "scale must have one of each of 1 streams"),
+        ({"scale": (0.0,)}, "scale must be positive"),
+        ({"end": "tokn"}, "did you mean token"),
+        ({"joint": "chian"}, "did you mean chain"),
+        ({"condition": -1}, "condition must not be negative"),
+        ({"components": 0}, "components must be at least 1"),
+    ],
+)
+def test_wrong_configurations_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig(**{"classes": (7,), "dim": 16, "layers": 1, "heads": 4, **changes})
+
+
+def test_wrong_points_and_conditions_are_named() -> None:
+    model = build(**KINDS["as combined"])
+    points, packed, known = sets_of(model)
+    for value, stream, message in (
+        (math.nan, 1, "point 2 of set 0 has the number nan in stream 1, which has finite numbers"),
+        (9.0, 0, "point 2 of set 0 has class 9.0 in stream 0, which has 9 classes"),
+        (1.5, 0, "class 1.5 in stream 0"),
+    ):
+        wrong = points.clone()
+        wrong[2, stream] = value
+        with pytest.raises(ValueError, match=message):
+            model.loss(wrong, packed, **known)
+    with pytest.raises(ValueError, match="must be floating"):
+        model.loss(points.long(), packed, **known)
+    with pytest.raises(ValueError, match="2 numbers of a condition"):
+        model.loss(points, packed)
+    with pytest.raises(ValueError, match="0 types of sets"):
+        model.loss(points, packed, types=torch.zeros(5, dtype=torch.int64), **known)
