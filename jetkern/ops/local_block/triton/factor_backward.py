@@ -48,10 +48,10 @@ FACTOR_BYTES = 512 * 2**20  # of the factors of the weights' gradients that exis
 CANDIDATES: dict[str, list[Settings]] = {
     "local_block_bwd_stream": [
         {"ROWS": r, "num_warps": w, "CHUNK": c, "GROUP": g, "num_stages": s}
-        for r, w in ((32, 8), (64, 8))
+        for r, w in ((32, 8), (64, 4), (64, 8), (128, 8))
         for c in (16, 32)
         for g in (16, 32, 64)
-        for s in (2, 3)
+        for s in (1, 2, 3)
     ],
     "local_block_bwd_weights": [
         {"ROWS": r, "num_warps": w, "num_stages": s}
@@ -368,6 +368,8 @@ def local_block_bwd_embed_kernel(
 def _stream_default(shape: Shape, precision: str) -> Settings:
     wide, few = shape.width > 64, set_rows(shape.k)
     half, exact = precision == "bf16", precision == "ieee"
+    if wide and half:  # spills a few hundred bytes for half the instructions of eight warps
+        return {"ROWS": 64, "CHUNK": 32, "GROUP": 32, "num_warps": 4, "num_stages": 1}
     return {
         "ROWS": few if exact else 64 if half or not wide else 32,
         "CHUNK": 32 if precision == "tf32" else 16,
