@@ -336,6 +336,14 @@ class Walk:
 
     do_vimnmx = do_imnmx
 
+    def do_viaddmnmx(self, kinds: list[str], o: tuple[str, ...]) -> None:
+        a, b, c, least = self.word(o[1]), self.word(o[2]), self.word(o[3]), self.truth(o[4])
+        if a is None or b is None or c is None or least is None:
+            self.put(o[0], None)
+        else:
+            key = int if "U32" in kinds else _signed
+            self.put(o[0], (min if least else max)(a + b & WORD, c, key=key))
+
     def do_sgxt(self, kinds: list[str], o: tuple[str, ...]) -> None:
         value, bits = self.word(o[1]), self.word(o[2])
         if value is None or bits is None:

@@ -103,11 +103,10 @@ def counting(counts: Counts, *, lines: bool = False) -> Iterator[None]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from bench.resources import PROCESSORS, StandIn
+    from bench.resources import StandIn
     from jetkern.ops import dispatch
     from jetkern.ops.gpu.launch import chosen_by, of_table
     from jetkern.ops.gpu.register import LAUNCHERS
-    from jetkern.ops.local_block.triton import narrow_backward
 
     def met(kind: str, name: str) -> None:
         counts[kind, name, _line() if lines else ""] += 1
@@ -154,9 +153,6 @@ def counting(counts: Counts, *, lines: bool = False) -> Iterator[None]:
         stack.enter_context(mock.patch.dict(dispatch.TABLE, triton=on_cpu, cpu=nowhere))
         stack.enter_context(mock.patch.object(JITFunction, "_do_compile", launch_nothing))
         stack.enter_context(mock.patch.object(JITFunction, "run", counted))
-        stack.enter_context(
-            mock.patch.object(narrow_backward, "processors", return_value=PROCESSORS)
-        )
         # Values are out of reach; nothing but the counting intercepts, as in a plain step.
         for name, answer in (("readable", False), ("plainly_eager", True)):
             for module in ours:

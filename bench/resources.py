@@ -49,7 +49,6 @@ WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectu
 # that was tried does without; in bf16 the setting that spills issues half of what the best of the
 # others does (sm_90: 21.1 of 42.8 thousand instructions for a particle).
 NAMED = {
-    ("local_block_bwd_narrow", "micro; tf32; local block"): 80,
     ("local_block_bwd_stream", "small; tf32; local block"): 40,
     ("local_block_bwd_stream", "small; bf16; local block"): 420,
     ("local_block_bwd_stream", "small; bf16; bf16 tensors; local block"): 420,
@@ -67,7 +66,6 @@ ARRAYS: dict[str, Callable[[int], int]] = {
     "pair_ends": lambda i: PER_JET**2 * (i + 1),
     "ends": lambda i: PER_JET * (PER_JET + 1) // 2 * (i + 1),
 }
-PROCESSORS = 132  # of the GPU that it is for
 
 
 class Launch(NamedTuple):
@@ -316,7 +314,6 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch, C
     from jetkern.ops import dispatch
     from jetkern.ops.gpu.launch import chosen_by, of_table
     from jetkern.ops.gpu.register import LAUNCHERS
-    from jetkern.ops.local_block.triton import narrow_backward
 
     found: list[tuple[str, Launch, Call]] = []
     use = ""
@@ -360,7 +357,6 @@ def recorded(size: str, precision: str, half: bool) -> list[tuple[str, Launch, C
             mock.patch.dict(dispatch.TABLE, triton=on_meta),
             mock.patch.object(JITFunction, "run", noting),
             mock.patch.object(JITFunction, "_do_compile", compile_nothing),
-            mock.patch.object(narrow_backward, "processors", return_value=PROCESSORS),
             chosen_by(of_table(architecture)),
             torch.device("meta"),
             Launching(),

@@ -20,9 +20,7 @@ from tests.ops.test_local_block import inputs
 pytest.importorskip("triton", reason="needs Triton")
 
 from jetkern.ops.gpu.launch import settings_asked
-from jetkern.ops.local_block.triton import factor_backward, narrow_backward
-from jetkern.ops.local_block.triton.launch import tiles_of
-from jetkern.ops.local_block.triton.layout import Shape
+from jetkern.ops.local_block.triton import backward
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +40,6 @@ def _round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
-@pytest.fixture(params=["with factors", "on chip"])
-def both_backwards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way to the gradients of narrow weights in "ieee", whose errors are the smallest."""
-    monkeypatch.setitem(narrow_backward.NARROW, "ieee", 32 if request.param == "on chip" else 0)
-
-
 def run(particles, neighbours, embed, blocks, heads, backend="auto", precision="ieee") -> Tensor:
     """On the device that ``backend`` needs, the result on the CPU."""
     device = triton_device() if backend == "triton" else "cpu"
@@ -65,7 +57,6 @@ def run(particles, neighbours, embed, blocks, heads, backend="auto", precision="
     return out.cpu()
 
 
-@pytest.mark.usefixtures("both_backwards")
 @pytest.mark.parametrize("counts", [[], [0, 0], [1], [0, 1, 2, 5, 0, 6], [7, 0]], ids=str)
 def test_accuracy(counts: list[int]) -> None:
     check_accuracy(run, *inputs(counts, 32, 32, 5), 4, fixed=(0,), backend="triton")
@@ -107,7 +98,6 @@ def test_accuracy_of_any_width_at_a_precision(precision: str) -> None:
     check_accuracy(run, *values, 3, fixed=(0,), backend="triton", precision=precision)
 
 
-@pytest.mark.usefixtures("both_backwards")
 @pytest.mark.parametrize("width", [16, 24])
 @pytest.mark.parametrize("k", [1, 7, 17])
 def test_any_number_of_neighbours(width: int, k: int) -> None:
@@ -115,7 +105,6 @@ def test_any_number_of_neighbours(width: int, k: int) -> None:
     check_accuracy(run, *inputs(counts, width, 32, k, 1), 2, fixed=(0,), backend="triton")
 
 
-@pytest.mark.usefixtures("both_backwards")
 @pytest.mark.parametrize("width", [16, 24])
 def test_accuracy_without_optional_weights(width: int) -> None:
     parts = {"bias1": False, "norm": False, "bias2": False}
@@ -123,7 +112,6 @@ def test_accuracy_without_optional_weights(width: int) -> None:
     check_accuracy(run, *values, 4, fixed=(0,), backend="triton")
 
 
-@pytest.mark.usefixtures("both_backwards")
 @pytest.mark.parametrize("width", [16, 24])
 def test_neighbours_may_be_missing_anywhere_and_come_in_any_order(
     width: int, monkeypatch: pytest.MonkeyPatch
@@ -154,7 +142,6 @@ def test_coinciding_particles() -> None:
     check_accuracy(run, particles, neighbours, embed, blocks, 2, fixed=(0,), backend="triton")
 
 
-@pytest.mark.usefixtures("both_backwards")
 @pytest.mark.parametrize("width", [16, 24])
 def test_the_same_bits_twice(width: int) -> None:
     values = (*inputs([5, 2], width, 32, 4, 1), 2)
@@ -167,7 +154,7 @@ def test_the_same_bits_twice(width: int) -> None:
 def test_particles_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = (*inputs([18, 2], 16, 32, 4, 1), 2)
     whole = result_and_gradients(run, values, torch.float32, "triton", (0,))
-    monkeypatch.setattr(factor_backward, "FACTOR_BYTES", 0)  # 16 particles at a time
+    monkeypatch.setattr(backward, "FACTOR_BYTES", 0)  # 16 particles at a time
     parts = result_and_gradients(run, values, torch.float32, "triton", (0,))
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -200,24 +187,6 @@ def test_gradient_of_the_particles_comes_from_the_reference(
         for b in ("auto", "reference")
     )
     torch.testing.assert_close(ours, reference)
-
-
-@pytest.mark.parametrize("rows", [512, 64], ids=["one round", "many rounds"])
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_programs_take_several_tiles(
-    precision: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More tiles than programs: sums on chip go through all tiles of a program, in passes."""
-    monkeypatch.setattr(narrow_backward, "ROUND_ROWS", rows)
-    monkeypatch.setattr(narrow_backward, "SLABS", 2)
-    if torch.cuda.is_available():
-        monkeypatch.setattr(narrow_backward, "processors", lambda _: 1)
-    values = (*inputs([30, 2, 31], 32, 64, 10), 4)
-    check_accuracy(run, *values, fixed=(0,), backend="triton", precision=precision)
-    shape = Shape(10, 32, 64, 64, 4, 2, True, True)
-    settings = narrow_backward.settings(shape, precision, torch.device("cpu"))
-    programs = narrow_backward.RESIDENT_WARPS // settings["num_warps"]
-    assert tiles_of(63, shape, settings) > 2 * programs
 
 
 def on_device(*values):

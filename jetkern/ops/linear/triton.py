@@ -267,7 +267,7 @@ def summed(parts: Sequence[Unsummed], precision: str) -> list[tuple[list[Tensor]
     slabs: dict[int, Tensor] = {}
     for rows in dict.fromkeys(len(x) for _, x in products):
         chosen = [i for i, (_, x) in enumerate(products) if len(x) == rows]
-        made = _weight_slabs([products[i] for i in chosen], rows, precision)
+        made = weight_slabs([products[i] for i in chosen], rows, precision)
         slabs.update(zip(chosen, made, strict=True))
     flat = [Slabs(slabs[i].flatten(1), (slabs[i][0].numel(),)) for i in range(len(products))]
     sums = added([*(part.slabs for part in parts), *flat])
@@ -275,12 +275,15 @@ def summed(parts: Sequence[Unsummed], precision: str) -> list[tuple[list[Tensor]
     return [([next(matrices) for _ in part.products], sums[i]) for i, part in enumerate(parts)]
 
 
-def _weight_slabs(
+def weight_slabs(
     products: Sequence[tuple[Tensor, Tensor]], rows: int, precision: str
 ) -> list[Tensor]:
-    """(S, M, N) of each product."""
+    """(S, M, N) of d_out^T x for each of ``products``, over that many rows: sums to be added."""
     device = products[0][1].device
-    settings = launch_settings(linear_bwd_weights_kernel, precision, device, DEFAULTS[precision])
+    deep = {"BLOCK_K": 64, "num_stages": 3} if precision == "bf16" else {}  # many rows
+    settings = launch_settings(
+        linear_bwd_weights_kernel, precision, device, {**DEFAULTS[precision], **deep}
+    )
     sizes = [Size(d_out.shape[1], x.shape[1]) for d_out, x in products]
     tiles = sum(cdiv(m, settings["BLOCK_M"]) * cdiv(n, settings["BLOCK_N"]) for m, n in sizes)
     # Not by the settings: the order of the sums does not depend on what was tuned.

@@ -1,7 +1,7 @@
 """The local block as Triton kernels, registered as operators.
 
 Widths of 16 and 32, and 64 and 128 if not in "ieee", run on the fused kernels of ``forward``,
-``narrow_backward`` and ``factor_backward``, all others on those of ``wide`` and large matrix
+``backward``, all others on those of ``wide`` and large matrix
 products between them.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from jetkern.ops.gpu.pointwise import stored_type
 from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.local_block import reference
-from jetkern.ops.local_block.triton import factor_backward, forward, narrow_backward, wide
+from jetkern.ops.local_block.triton import backward, forward, wide
 from jetkern.ops.local_block.triton.launch import MAX_NEIGHBOURS, fits
-from jetkern.ops.local_block.triton.layout import by_name, rows_of, shape_of
+from jetkern.ops.local_block.triton.layout import rows_of, shape_of
 from jetkern.ops.parameters import (
     BlockParameters,
     MLPParameters,
@@ -29,8 +29,7 @@ from jetkern.ops.parameters import (
 
 CANDIDATES = {
     **forward.CANDIDATES,
-    **narrow_backward.CANDIDATES,
-    **factor_backward.CANDIDATES,
+    **backward.CANDIDATES,
     **wide.CANDIDATES,
 }
 
@@ -75,10 +74,10 @@ def _backward(
 ) -> Tensor:
     embed, made = _unflatten(weights, blocks, embed_parts, parts)
     shape = shape_of(neighbours.shape[1], embed, made, heads)
-    run = narrow_backward if narrow_backward.narrow(shape, precision) else factor_backward
     rows = rows_of(embed, made, precision)
-    sums = run.backward(d_out, particles, neighbours, kept, rows, shape, precision)
-    d_embed, d_blocks = by_name(sums, shape)
+    d_embed, d_blocks = backward.backward(
+        d_out, particles, neighbours, kept, rows, shape, precision
+    )
 
     def wanted(gradients: MLPParameters, like: MLPParameters) -> MLPParameters:
         pairs = zip(gradients, like, strict=True)

@@ -4,7 +4,7 @@ A program takes a tile of whole neighbourhoods from the particles to their means
 stream from the second-level cache, a group of heads or a chunk of the hidden layer at a time.
 
 To train, it keeps the residual stream before each half of each block, (E, D) each, for
-``narrow_backward`` and ``factor_backward``.
+``backward``.
 """
 
 from __future__ import annotations

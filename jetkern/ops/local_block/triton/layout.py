@@ -2,7 +2,7 @@
 and writes.
 
 Matrices and vectors reach the kernels as one row each, the embedding's first, then block after
-block; sums for the vectors' gradients have the vectors' layout.
+block.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jetkern.ops.gpu.launch import power_of_two
 from jetkern.ops.gpu.layout import offsets, views
 from jetkern.ops.gpu.pointwise import stored_type
 from jetkern.ops.parameters import BlockParameters, MLPParameters
@@ -27,17 +26,6 @@ class EmbedVectors(NamedTuple):
     gamma: Any  # (C,)
     fc2_bias: Any  # (D,)
     alpha: Any
-    end: Any
-
-
-class EmbedSums(NamedTuple):
-    """A slab of the embedding's gradients."""
-
-    fc2_weight: Any  # (D, C)
-    fc1: Any  # (C, 16): weight, bias, 8 unused
-    gamma: Any  # (C,)
-    fc2_bias: Any  # (D,)
-    alpha: Any  # one for each chunk of the hidden layer
     end: Any
 
 
@@ -65,20 +53,6 @@ class BlockVectors(NamedTuple):
     end: Any
 
 
-class Factors(NamedTuple):
-    """Columns of an edge's factors of a block's weight gradients.
-
-    Gradients of queries, keys and values and of the hidden layer, what attention mixed, what fc2
-    takes.
-    """
-
-    d_qkv: Any  # 3 D
-    d_hidden: Any  # F
-    mixed: Any  # D
-    hidden: Any  # F
-    end: Any
-
-
 class Weights(NamedTuple):
     """Of embedding and blocks as the kernels read them, one row each."""
 
@@ -94,7 +68,6 @@ class Constants(NamedTuple):
     """
 
     K: int
-    K_PADDED: int
     SET: int
     D: int
     C: int
@@ -106,7 +79,6 @@ class Constants(NamedTuple):
     EMBED: EmbedVectors
     MATRICES: BlockMatrices
     VECTORS: BlockVectors
-    FACTORS: Factors
 
 
 def set_rows(k: int) -> int:
@@ -138,17 +110,11 @@ class Shape(NamedTuple):
         d, f = self.width, self.hidden
         return d, d, f, f, d, 1, 1, 1
 
-    def embed_sizes(self, chunk: int) -> tuple[int, ...]:
-        """Of ``EmbedSums`` where a program holds ``chunk`` hidden units at a time."""
-        d, c = self.width, self.embed_hidden
-        return d * c, 16 * c, c, d, -(-c // chunk)
-
     @property
     def constants(self) -> Constants:
         d, f = self.width, self.hidden
         return Constants(
             self.k,
-            power_of_two(self.k),
             set_rows(self.k),
             d,
             self.embed_hidden,
@@ -160,12 +126,15 @@ class Shape(NamedTuple):
             embed_offsets(self.embed_hidden, d),
             offsets(BlockMatrices, self.matrix_sizes),
             offsets(BlockVectors, self.vector_sizes),
-            offsets(Factors, (3 * d, f, d, f)),
         )
 
 
+def embed_sizes(hidden: int, width: int) -> tuple[int, ...]:
+    return 7 * hidden, hidden, hidden, width, 1
+
+
 def embed_offsets(hidden: int, width: int) -> EmbedVectors:
-    return offsets(EmbedVectors, (7 * hidden, hidden, hidden, width, 1))
+    return offsets(EmbedVectors, embed_sizes(hidden, width))
 
 
 def shape_of(k: int, embed: MLPParameters, blocks: Sequence[BlockParameters], heads: int) -> Shape:
@@ -215,54 +184,28 @@ def rows_of(embed: MLPParameters, blocks: Sequence[BlockParameters], precision: 
     return Weights(_row(matrices, stored_type(precision)), _row(vectors, torch.float32))
 
 
-class SlabSums(NamedTuple):
-    """Sums of the gradients of all weights, float32.
-
-    Attributes:
-        embed: a row of ``EmbedSums``. matrices, vectors: for each block a row of ``BlockMatrices``
-            and of ``BlockVectors``.
-    """
-
-    embed: Tensor
-    matrices: Tensor
-    vectors: Tensor
-
-
-def by_name(sums: SlabSums, shape: Shape) -> tuple[MLPParameters, list[BlockParameters]]:
-    """The gradients of each weight, views of the sums."""
+def matrices_of(weights: Weights, shape: Shape) -> tuple[Tensor, list[BlockMatrices]]:
+    """The embedding's fc2 and the blocks' matrices, views of the row."""
     d, c, f = shape.width, shape.embed_hidden, shape.hidden
-    *sizes, _ = shape.embed_sizes(c)
-    e = views(EmbedSums, (*sizes, len(sums.embed) - sum(sizes)), sums.embed)
-    fc1 = e.fc1.view(c, 16)
-    d_embed = MLPParameters(
-        fc1[:, :7],
-        fc1[:, 7],
-        e.alpha.sum(0, keepdim=True),
-        e.gamma,
-        e.fc2_weight.view(d, c),
-        e.fc2_bias,
-    )
-    made = []
-    for matrices, vectors in zip(sums.matrices, sums.vectors, strict=True):
-        m = views(BlockMatrices, shape.matrix_sizes, matrices)
-        v = views(BlockVectors, shape.vector_sizes, vectors)
-        mlp = MLPParameters(
+    embed, *blocks = weights.matrices.split([d * c] + shape.blocks * [sum(shape.matrix_sizes)])
+    made = [views(BlockMatrices, shape.matrix_sizes, row) for row in blocks]
+    return embed.view(d, c), [
+        BlockMatrices(
+            m.qkv_weight.view(3 * d, d),
+            m.out_weight.view(d, d),
             m.fc1_weight.view(f, d),
-            v.fc1_bias,
-            v.alpha,
-            v.gamma,
             m.fc2_weight.view(d, f),
-            v.fc2_bias,
+            None,
         )
-        made.append(
-            BlockParameters(
-                v.alpha1,
-                v.gamma1,
-                m.qkv_weight.view(3 * d, d),
-                m.out_weight.view(d, d),
-                v.alpha2,
-                v.gamma2,
-                mlp,
-            )
-        )
-    return d_embed, made
+        for m in made
+    ]
+
+
+def vectors_of(weights: Weights, shape: Shape) -> tuple[EmbedVectors, list[BlockVectors]]:
+    """The other weights of embedding and blocks, views of the row."""
+    sizes = embed_sizes(shape.embed_hidden, shape.width)
+    of_block = sum(shape.vector_sizes)
+    embed, *blocks = weights.vectors.split([sum(sizes)] + shape.blocks * [of_block])
+    return views(EmbedVectors, sizes, embed), [
+        views(BlockVectors, shape.vector_sizes, row) for row in blocks
+    ]
