@@ -18,7 +18,7 @@ help:  ## this list
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.kernels
 
-.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*.* csrc/cpu/*/* csrc/cuda/*)
+.venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*.* csrc/cpu/*/*)
 	$(PY) -m jetkern build
 	@touch $@
 
@@ -37,17 +37,12 @@ study: setup  ## a small grid of trainings end to end, with its report (30 to 45
 test: setup  ## the test suite (no network, no GPU)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
-test-sanitize: setup  ## the C++ and CUDA kernels under the address and undefined-behaviour sanitizers
+test-sanitize: setup  ## the C++ kernels under the address and undefined-behaviour sanitizers
 	$(PY) -m jetkern build --sanitize --into build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 JETKERN_CPU_LIBRARY=build/sanitize/_cpu.so OMP_NUM_THREADS=1 \
 	$(PY) -m pytest -q -p no:xdist -k "not compil" \
 	$(addprefix tests/ops/test_,$(addsuffix .py,knn pair_bias attention attention_block local_block mlp cpu_bf16 fuzz))
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	JETKERN_EMULATED_LIBRARY="$$($(PY) -m tests.csrc.emulated --sanitize)" \
-	$(PY) -m pytest -q -p no:xdist tests/ops/test_cuda_knn.py tests/ops/test_cuda_attention.py \
-	-k "not registration"
 
 resources: setup  ## what the presets launch on GPUs at float32 precisions, compiled without one
 	$(PY) -m bench.resources --precisions ieee tf32

@@ -1,4 +1,4 @@
-"""Ships the C++ and CUDA sources with the package, and compiles them where that can be done."""
+"""Ships the C++ sources with the package, and compiles them where that can be done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = HERE / "csrc"
 
 
 class BuildPy(build_py):
-    """Adds the sources and, with PyTorch and a compiler, the libraries to the package."""
+    """Adds the sources and, with PyTorch and a compiler, the library to the package."""
 
     def run(self) -> None:
         super().run()
@@ -31,13 +31,12 @@ class BuildPy(build_py):
         build = runpy.run_path(str(HERE / "jetkern" / "build.py"))
         try:
             build["build"](SOURCES, package)
-            build["build_cuda"](SOURCES, package)
         except build["BuildError"] as error:
-            print(f"jetkern: not all ops are compiled: {error}", file=sys.stderr)
+            print(f"jetkern: the ops are not compiled: {error}", file=sys.stderr)
 
 
 class Wheel(bdist_wheel):
-    """For one platform but every Python: the libraries know PyTorch's stable ABI only."""
+    """For one platform but every Python: the library knows PyTorch's stable ABI only."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -25,7 +25,7 @@ PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
     "cuda": {"micro": 160_000, "small": 80_000, "medium": 20_000, "large": 10_000},
 }
-MADE_FOR = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+MADE_FOR = {"cpu": ("cpu",), "cuda": ("triton",)}
 CODES = 1024  # of a codebook
 CLASSES = 8194  # of a vocabulary
 TINY = 1e-5  # error relative to the largest element that is never held against an op of this size

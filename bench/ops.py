@@ -234,7 +234,7 @@ def main() -> None:
             print(f"{size}, n = {length}: {described(jets, kind)}")
     names = ["eager", *([] if settings.no_compile else ["compiled"]), "sdpa", "sdpa 128"]
     if device == "cuda":
-        names += ["flex", "cuda"]
+        names += ["flex"]
     head = header(names, rates is not None)
     print(", ".join(head), flush=True)
     document["results"] = results = []

@@ -32,8 +32,7 @@ from jetkern.ops import dispatch
 from jetkern.ops.gpu import launch
 
 GAIN = 0.98  # of the default's time: a smaller gain is noise, and the default stays
-NOTE = "measured on"  # the table's entries that are no kernel
-GUESSED = "not measured"  # rows [kernel, key] that were chosen by registers and spills
+NOTE = "measured on"  # the table's entry that is no kernel
 AGREE = {"ieee": 1e-5, "tf32": 4e-3, "bf16": 3e-2}  # relative distance of two right results
 
 
@@ -122,9 +121,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def rows(table: dict[str, Any]) -> set[tuple[str, str]]:
-    """(kernel, key) of all settings in a table that were measured."""
-    found = {(kernel, key) for kernel in set(table) - {NOTE, GUESSED} for key in table[kernel]}
-    return found - {(kernel, key) for kernel, key in table.get(GUESSED, [])}
+    """(kernel, key) of all settings in a table."""
+    return {(kernel, key) for kernel in set(table) - {NOTE} for key in table[kernel]}
 
 
 def tune(
@@ -151,8 +149,6 @@ def tune(
         with launch.chosen_by(by_default):
             best, fraction = fastest(case, precision, kernel, key, tried, repeats)
         table.setdefault(kernel, {})[key] = best
-        if GUESSED in table:
-            table[GUESSED] = [row for row in table[GUESSED] if row != [kernel, key]]
         settled.add((kernel, key))
         write(table, path)
         print(

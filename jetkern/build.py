@@ -1,8 +1,7 @@
-"""Compiles the C++ ops of csrc/cpu into one library, the CUDA ops of csrc/cuda into another.
+"""Compiles the C++ ops of csrc/cpu into a library.
 
-The first needs a C++ compiler, the second nvcc as well (and no GPU). Run by ``pip install``
-(setup.py) and by ``jetkern build``. Imports nothing else of the package, so that it also runs where
-the package is not installed yet.
+Needs a C++ compiler. Run by ``pip install`` (setup.py) and by ``jetkern build``. Imports nothing
+else of the package, so that it also runs where the package is not installed yet.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 import platform
-import re
 import shlex
 import shutil
 import site
@@ -20,10 +18,9 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent
-LIBRARY, CUDA_LIBRARY = "_cpu.so", "_cuda.so"
+LIBRARY = "_cpu.so"
 FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
@@ -34,10 +31,6 @@ INSTRUCTION_SETS = {
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
     "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
 }
-ARCHITECTURES = (80, 90)
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
-# Only what PyTorch 2.9 has, so that the library works with that and all later ones.
-STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x0209000000000000"]
 
 
 class BuildError(Exception):
@@ -111,21 +104,6 @@ def compiler() -> list[str]:
     raise BuildError("no C++ compiler: install g++ 12 or later (or clang++), or set CXX")
 
 
-def nvcc() -> str:
-    """CUDA's compiler: $NVCC, or the one in $CUDA_HOME, where CUDA is installed or in the PATH.
-
-    Raises:
-        BuildError: if there is none.
-    """
-    if os.environ.get("NVCC"):
-        return os.environ["NVCC"]
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    places = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    if found := next((str(p) for p in places if p.is_file()), None) or shutil.which("nvcc"):
-        return found
-    raise BuildError("no CUDA compiler: install CUDA 12 or later, or set CUDA_HOME or NVCC")
-
-
 def instruction_sets() -> list[str]:
     """Those that the kernels are compiled for on this architecture, slowest first."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -193,90 +171,3 @@ def build(sources: Path, target: Path, *, sanitize: bool = False) -> Path:
     ]
     last = ["-shared", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lpthread"]
     return _library(jobs, [*cxx, *flags], last, target / LIBRARY)
-
-
-def build_cuda(sources: Path, target: Path) -> Path:
-    """Compiles ``sources/cuda`` to ``target/_cuda.so`` for all of ``ARCHITECTURES``.
-
-    Newer GPUs compile the kernels when they are first used. Arguments, result and errors are those
-    of ``build``.
-    """
-    cuda = sources / "cuda"
-    if not cuda.is_dir():
-        raise BuildError(f"no sources in {cuda}")
-    device, cxx = nvcc(), compiler()
-    torch = pytorch()
-    codes = [f"arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    codes.append(f"arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
-    kernels = [device, *NVCC_FLAGS, *(f"--generate-code={code}" for code in codes)]
-    host = [*cxx, *FLAGS, *STABLE_FLAGS, "-isystem", str(torch / "include")]
-    jobs = [(kernels, source, "device") for source in sorted(cuda.glob("*.cu"))]
-    jobs += [(host, source, "host") for source in sorted(cuda.glob("*.cpp"))]
-    link = [device, "-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL"]
-    last = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
-    return _library(jobs, link, last, target / CUDA_LIBRARY)
-
-
-class CudaKernel(NamedTuple):
-    """What the assembler says of a kernel, in the order of the rows of ``bench.resources``.
-
-    registers and spilled bytes of a thread, bytes of shared memory of a block of so many warps;
-    label is the kernel's template arguments.
-    """
-
-    op: str
-    kernel: str
-    label: str
-    architecture: int
-    warps: int
-    registers: int
-    spills: int
-    shared: int
-
-
-CUDA_WARPS = 4  # the launch bound of every kernel in csrc/cuda
-
-
-def cuda_resources(
-    sources: Path, architectures: tuple[int, ...] = ARCHITECTURES
-) -> list[CudaKernel]:
-    """Compiles the kernels of ``sources/cuda`` and returns what each of them takes.
-
-    Raises:
-        BuildError: without nvcc, or with its message when compilation fails.
-    """
-    tasks = [(f, a) for f in sorted((sources / "cuda").glob("*.cu")) for a in architectures]
-    device = nvcc()
-
-    def compiled(task: tuple[Path, int]) -> list[CudaKernel]:
-        source, architecture = task
-        with tempfile.TemporaryDirectory() as folder:
-            said = _run([device, *NVCC_FLAGS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin",
-                         str(source), "-o", f"{folder}/kernel.cubin"])  # fmt: skip
-        found = re.findall(
-            r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-            r".*?Used (\d+) registers([^\n]*)", said, re.DOTALL,
-        )  # fmt: skip
-        kernels = []
-        for symbol, stores, loads, registers, rest in found:
-            shared = re.search(r"(\d+) bytes smem", rest)
-            kernel, label = _kernel_name(symbol)
-            kernels.append(CudaKernel(
-                source.stem.split("_")[0], kernel, label, architecture, CUDA_WARPS, int(registers),
-                int(stores) + int(loads), int(shared[1]) if shared else 0,
-            ))  # fmt: skip
-        return kernels
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [kernel for made in pool.map(compiled, tasks) for kernel in made]
-
-
-def _kernel_name(symbol: str) -> tuple[str, str]:
-    """Name and template arguments of a kernel, as far as c++filt is there."""
-    if not shutil.which("c++filt"):
-        return symbol, ""
-    name = _run(["c++filt", symbol]).replace("(anonymous namespace)::", "")
-    for i, precision in enumerate(("ieee", "tf32", "bf16")):
-        name = name.replace(f"(jetkern::Precision){i}", precision)
-    match = re.search(r"(\w+)_kernel(?:<([^>]*)>)?\(", name)
-    return (match[1], (match[2] or "").replace("jetkern::", "")) if match else (name.strip(), "")

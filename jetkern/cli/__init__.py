@@ -33,7 +33,7 @@ COMMANDS = {
     "baseline": "train boosted trees on jet variables, to compare with",
     "report": "write tables, figures and verdicts of a study",
     "doctor": "say what this machine has, and which implementation of each op runs",
-    "build": "compile the C++ and CUDA ops for the PyTorch that is here",
+    "build": "compile the C++ ops for the PyTorch that is here",
 }
 EXTRAS = {
     "simulate": "simulation",

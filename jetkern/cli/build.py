@@ -1,15 +1,15 @@
-"""Compiles the C++ and CUDA ops for the PyTorch that is installed here.
+"""Compiles the C++ ops for the PyTorch that is installed here.
 
     jetkern build
 
 ``pip install`` does this itself where it finds PyTorch and a C++ compiler. The sources come with
-the package; the libraries go into it or, if it is read-only, into a cache below $XDG_CACHE_HOME or
-~/.cache, where they are found again.
+the package; the library goes into it or, if it is read-only, into a cache below $XDG_CACHE_HOME or
+~/.cache, where it is found again.
 """
 
 from __future__ import annotations
 
-from jetkern.build import BuildError, build, build_cuda, library_folder, nvcc, source_folder
+from jetkern.build import build, library_folder, source_folder
 from jetkern.cli import command
 from jetkern.cli.parser import Parser
 from jetkern.io import user_path
@@ -22,13 +22,12 @@ def parser() -> Parser:
         "--out",
         type=user_path,
         metavar="DIR",
-        help="folder for the libraries, to be named in JETKERN_CPU_LIBRARY and JETKERN_CUDA_LIBRARY"
-        " (default: where they are found)",
+        help="folder for the library, to be named in JETKERN_CPU_LIBRARY"
+        " (default: where it is found)",
     )
     parser.add_argument(
         "--sanitize", action="store_true", help="with the address and undefined sanitizers"
     )
-    parser.add_argument("--cuda", action="store_true", help="fail if CUDA ops cannot be compiled")
     return parser
 
 
@@ -38,11 +37,4 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     out = options.out or library_folder()
     print("compiled", build(source_folder(), out, sanitize=options.sanitize))
-    if not options.cuda:
-        try:
-            nvcc()
-        except BuildError as error:
-            print(f"CUDA ops skipped: {error}")
-            return 0
-    print("compiled", build_cuda(source_folder(), out))
     return 0

@@ -47,10 +47,7 @@ def _gpu_libraries() -> list[str]:
         triton = reason
     else:
         triton = f"{version('triton')}{', its interpreter' if dispatch.interpreted() else ''}"
-    return [
-        _wrapped("Triton     ", triton),
-        _wrapped("CUDA ops   ", dispatch.cuda_library() or "loaded, run when asked for by name"),
-    ]
+    return [_wrapped("Triton     ", triton)]
 
 
 def _passed_over(op: str, backend: str, device: str, dtype: torch.dtype) -> str:

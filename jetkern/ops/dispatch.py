@@ -1,10 +1,10 @@
 """Which implementation of an op runs: by device, dtype, availability and the caller's wish.
 
 Every op has ``reference.py``. Faster implementations are modules beside it with the name of their
-backend: ``cpu.py`` the compiled C++, ``triton.py`` Triton kernels, ``cuda.py`` compiled CUDA. Their
-function ``<op>`` has the signature of the reference and, where the op has products, the keyword
-``precision``; their function ``covers``, if there is one, takes the op's inputs and returns "" or
-why they are not for it. So "auto" finds another backend, and one asked for by name runs or raises.
+backend: ``cpu.py`` the compiled C++, ``triton.py`` Triton kernels. Their function ``<op>`` has the
+signature of the reference and, where the op has products, the keyword ``precision``; their function
+``covers``, if there is one, takes the op's inputs and returns "" or why they are not for it. So
+"auto" finds another backend, and one asked for by name runs or raises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from jetkern import build, kernels
 
 PRECISIONS = ("ieee", "tf32", "bf16")
 LIBRARY = Path(os.environ.get("JETKERN_CPU_LIBRARY") or build.library(build.LIBRARY))
-CUDA_LIBRARY = Path(os.environ.get("JETKERN_CUDA_LIBRARY") or LIBRARY.with_name("_cuda.so"))
 
 
 @functools.cache
@@ -45,12 +44,6 @@ def cpu_library() -> str:
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return ""
-
-
-@functools.cache
-def cuda_library() -> str:
-    """Loads the compiled CUDA ops, once. Returns "" or why they cannot be used."""
-    return _load(CUDA_LIBRARY)
 
 
 def _load(library: Path) -> str:
@@ -103,22 +96,21 @@ class Backend(NamedTuple):
 
 
 GPU_DTYPES = (torch.float32, torch.bfloat16)
-# Best first; the interpreter and, until it has won, CUDA run by name only.
+# Best first; the interpreter runs by name only.
 TABLE = {
     "cpu": Backend(("cpu",), (torch.float32,), lambda: cpu_library()),
     "triton": Backend(("cuda",), GPU_DTYPES, lambda: triton_package() or triton_gpu(), ("cpu",)),
-    "cuda": Backend(("cuda",), GPU_DTYPES, lambda: cuda_library(), ("cuda",)),
 }
 BACKENDS = ("auto", "reference", *TABLE)
 
 
 def register_compiled() -> None:
-    """Makes the C++ and CUDA ops known to ``torch.ops``, and loads the C++ library if it is there,
+    """Makes the C++ ops known to ``torch.ops``, and loads the C++ library if it is there,
     so that compiled and exported graphs find them, and the references, before an op was called.
     Kernels for what lies below the ops are made known there."""
     kernels.provide(triton_takes, kernel_below)
     for path in sorted(Path(__file__).parent.glob("*/*.py")):
-        if path.stem in ("cpu", "cuda", "reference"):
+        if path.stem in ("cpu", "reference"):
             importlib.import_module(f"jetkern.ops.{path.parent.name}.{path.stem}")
     _load(LIBRARY)
 
@@ -317,8 +309,8 @@ def run(
         op: name of a folder below ``jetkern/ops``.
         backend: one of ``BACKENDS``; "auto" follows the environment variable ``JETKERN_BACKEND``
             and, without it, takes the fastest one that runs. The variable is for a whole program:
-            where its backend is not made for an op, dtype or device (float64 on "cpu", all ops but
-            two on "cuda") the fastest other one runs, but a backend that is not available here is
+            where its backend is not made for an op, dtype or device (float64 on "cpu") the
+            fastest other one runs, but a backend that is not available here is
             an error.
         precision: one of ``PRECISIONS``, what the factors of products may be rounded to (sums are
             float32 or better); None for an op without products. It is a permission: the

@@ -115,6 +115,12 @@ def test_a_loop_over_data_is_not_counted() -> None:
     assert issued_by(LOOP.replace("@!P2 BRA", "@!P0 BRA"), 80, 2, use(10, 1)) is None
 
 
+def test_a_minimum_of_a_sum_is_followed() -> None:
+    """Trips are min(a + b, c), as where a program's last rows are fewer."""
+    code = LOOP.replace("IMAD.MOV.U32 R2, RZ, RZ, RZ", "VIADDMNMX R2, R0, -0x8, RZ, PT")
+    assert issued_by(code, 80, 1, use(2, 1)) == (6 + 8 * 3 + 4) * 2 / 10  # from 1 - 8 to 4
+
+
 def test_a_pointer_to_known_integers_is_followed() -> None:
     code = """
         /*0000*/                   IMAD.MOV.U32 R2, RZ, RZ, c[0x0][0x160] ;

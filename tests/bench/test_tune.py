@@ -88,28 +88,14 @@ def test_the_command_keeps_good_rows_and_tunes_again_from_the_default(
     assert new == {"knn": {"k15": {"ROWS": 32 if again else 64}}, "mlp": {"another": {"ROWS": 8}}}
 
 
-def test_rows_that_were_not_measured_are_tuned(
-    table: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = make("knn", "micro", batch("10", 2, "").to(triton_device()))
-    monkeypatch.setattr(tune, "candidates", lambda: {"knn": [{"ROWS": 16}]})
-    chosen: dict = {"knn": {"k15": {"ROWS": 32}, "k10": {}}, tune.GUESSED: [["knn", "k15"]]}
-    assert tune.rows(chosen) == {("knn", "k10")}
-    tune.tune(case, "ieee", chosen, tune.rows(chosen), table, repeats=1)
-    assert tune.rows(chosen) == {("knn", "k10"), ("knn", "k15")}
-    assert tune.rows(tune.read(table)) == tune.rows(chosen)
-
-
 def test_shipped_rows_are_those_of_presets_and_of_candidates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A row that no launch of a preset asks for, or of a setting that no kernel has, is dead."""
     shipped = {f: tune.read(launch.TABLES / f"sm{f}.json") for f in launch.FAMILIES}
-    wanted = {
-        (kernel, key)
-        for table in shipped.values()
-        for kernel, key in tune.rows(table) | {tuple(row) for row in table[tune.GUESSED]}
-    }
+    wanted = {row for table in shipped.values() for row in tune.rows(table)}
+    if not wanted:
+        pytest.skip("no table is shipped")
     with launch.settings_asked() as asked:
         for size, op in (("small", "local_block"),):
             case = make(op, size, batch("10", 2, "").to(triton_device()))

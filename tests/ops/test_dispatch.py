@@ -76,15 +76,14 @@ def test_what_a_backend_in_the_environment_is_not_made_for_runs_on_the_best_othe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("triton", reason="needs Triton")
-    monkeypatch.setattr(dispatch, "cuda_library", lambda: "")
-    monkeypatch.setenv("JETKERN_BACKEND", "cuda")
-    assert dispatch.choose("knn", "auto", "cuda", FLOAT32) == "cuda"
-    assert dispatch.choose("mlp", "auto", "cuda", FLOAT32) == "triton"
-    assert dispatch.choose("mlp", "auto", "cpu", FLOAT32) == "cpu"
+    monkeypatch.setattr(dispatch, "triton_gpu", lambda: "")
+    monkeypatch.setenv("JETKERN_BACKEND", "triton")
+    assert dispatch.choose("knn", "auto", "cuda", FLOAT32) == "triton"
+    assert dispatch.choose("nearest_code", "auto", "cpu", FLOAT32) == "cpu"
     assert dispatch.choose("knn", "auto", "cuda", FLOAT64) == "reference"
     assert dispatch.choose("pair_features", "auto", "cuda", FLOAT32) == "reference"
-    monkeypatch.setattr(dispatch, "cuda_library", lambda: "not compiled")
-    with pytest.raises(ValueError, match="cuda backend cannot run knn here: not compiled"):
+    monkeypatch.setattr(dispatch, "triton_gpu", lambda: "too old")
+    with pytest.raises(ValueError, match="triton backend cannot run knn here: too old"):
         dispatch.choose("knn", "auto", "cuda", FLOAT32)
 
 
@@ -159,7 +158,6 @@ def reasons(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], str]:
     """The report's table: (op, device, dtype, backend) and why, on a machine with a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(dispatch, "cuda_library", lambda: "")
     monkeypatch.setattr(dispatch, "triton_gpu", lambda: "")
     table = re.sub(r"\n +", " ", report().split("\n\n")[1])  # long reasons go on below themselves
     rows = [line.split(maxsplit=4) for line in table.splitlines()[1:]]
@@ -177,16 +175,15 @@ def test_the_report_has_a_reason_for_each_backend_passed_over(
     assert why["linear", "cpu", "float64", "reference"] == made
     assert why["knn", "cuda", "float32", "triton"] == "not cpu: the data is on cuda"
 
-    monkeypatch.setenv("JETKERN_BACKEND", "cuda")
+    monkeypatch.setenv("JETKERN_BACKEND", "reference")
     expected = "not cpu: the data is on cuda; not triton: by JETKERN_BACKEND"
-    assert reasons(monkeypatch)["knn", "cuda", "float32", "cuda"] == expected
+    assert reasons(monkeypatch)["knn", "cuda", "float32", "reference"] == expected
 
 
 @pytest.mark.filterwarnings("ignore:jetkern runs its reference ops here")
 def test_the_report_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "triton_package", lambda: "triton is not installed")
-    expected = "not cpu: the data is on cuda; not triton: triton is not installed; "
-    expected += "not cuda: by name only"
+    expected = "not cpu: the data is on cuda; not triton: triton is not installed"
     assert reasons(monkeypatch)["knn", "cuda", "float32", "reference"] == expected
 
 

@@ -25,7 +25,7 @@ from jetkern.ops import dispatch
 from tests.ops.helpers import random_particles
 
 pytestmark = pytest.mark.gpu
-BACKENDS = ("triton", "cuda")
+BACKENDS = ("triton",)
 ROOT = Path(__file__).parents[2]
 
 

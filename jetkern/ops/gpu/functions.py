@@ -85,6 +85,17 @@ def exp2(x):
 
 
 @triton.jit
+def log2(x):
+    """log2 x of float32 > 0 in a few instructions, absolute error 2^-22 between 1/2 and 2."""
+    if INTERPRETED:
+        return tl.log2(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def coarse_tanh(x):
     """tanh of float32 in one instruction, relative error 2^-11: enough for a factor in bfloat16."""
     if INTERPRETED:
@@ -167,8 +178,8 @@ def gelu_and_slope(x, PRECISION: tl.constexpr = "ieee"):
 
 @triton.jit
 def log_or_zero(x):
-    """ln x where x > 0, else 0."""
-    return tl.where(x > 0, tl.log(tl.where(x > 0, x, 1.0)), 0.0)
+    """ln x where x > 0, else 0, error 2^-22 of the result or of 1, whichever is larger."""
+    return tl.where(x > 0, 0.693147181 * log2(tl.where(x > 0, x, 1.0)), 0.0)
 
 
 @triton.jit

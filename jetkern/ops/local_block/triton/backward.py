@@ -13,10 +13,10 @@ the columns of a factor makes a bias's gradient a column of the product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -275,8 +275,8 @@ def local_block_bwd_stream_kernel(
     EMBED: tl.constexpr = SHAPE.EMBED
     tile = tl.program_id(0)
     number_of_edges = total.to(tl.int64) * K
-    batch = Batch(None, None, neighbours, total, limit)
-    first, particle, edge, _, inside, exists = tile_rows(batch, tile, SHAPE, ROWS)
+    batch = Batch(neighbours, total, limit)
+    first, particle, edge, inside, exists = tile_rows(batch, tile, SHAPE, ROWS)
     rows = edge, inside, exists
     wide = tl.arange(0, D)[None, :]
     share = tl.load(edges.shares + first * K + edge, inside, 0.0)
@@ -325,15 +325,16 @@ def _default(shape: Shape, precision: str) -> Settings:
     }
 
 
-def _factors(shape: Shape, edges: int, kept: Tensor) -> Factors:
+def _factor_sizes(shape: Shape, edges: int) -> list[tuple[int, ...]]:
+    """Of ``Factors``."""
     d, c, f, ones = shape.width, shape.embed_hidden, shape.hidden, ONES.value
-    widths = (3 * d, d, d, f, d + ones, f + ones)
-    return Factors(
-        *(kept.new_empty(shape.blocks, edges, width) for width in widths),
-        kept.new_empty(2 * shape.blocks + 1, edges, d),
-        kept.new_empty(edges, c),
-        kept.new_empty(edges, c + ones),
-    )
+    b = shape.blocks
+    return [
+        *((b, edges, width) for width in (3 * d, d, d, f, d + ones, f + ones)),
+        (2 * b + 1, edges, d),
+        (edges, c),
+        (edges, c + ones),
+    ]
 
 
 def _products(factors: Factors, features: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -394,17 +395,16 @@ def backward(
     settings = settings_of(
         local_block_bwd_stream_kernel, shape, precision, device, _default(shape, precision)
     )
-    row = sum(x.shape[-1] * x[..., 0].numel() for x in _factors(shape, 1, kept))
+    row = sum(map(math.prod, _factor_sizes(shape, 1)))
     step = max(FACTOR_BYTES // (k * row * kept.element_size()) // 16 * 16, 16)
-    products: list[Tensor] = []
-    alphas = particles.new_zeros(3 * shape.blocks + 1, dtype=torch.float32)
+    sums: list[Tensor] = []
     for start in range(0, max(total, 1), step):
         n = min(step, total - start)
         near = neighbours[start : start + n]
         edges = edge_features(particles[start : start + n], particles, near)
-        factors = _factors(shape, n * k, kept)
+        factors = Factors._make(map(kept.new_empty, _factor_sizes(shape, n * k)))
         tiles = tiles_of(n, shape, settings)
-        partial = alphas.new_empty(tiles, len(alphas))
+        partial = edges.shares.new_empty(tiles, 3 * shape.blocks + 1)
         launch(
             local_block_bwd_stream_kernel,
             (tiles,),
@@ -425,8 +425,8 @@ def backward(
         )
         pairs = _products(factors, edges.features)
         slabs = weight_slabs(pairs, n * k, precision)
-        sums = added([Slabs(s.flatten(1), (s[0].numel(),)) for s in slabs])
-        found = [g.view(s.shape[1:]) for (g,), s in zip(sums, slabs, strict=True)]
-        products = [a + b for a, b in zip(products, found, strict=True)] if products else found
-        alphas = alphas + partial.sum(0) if start else partial.sum(0)
-    return _gradients(products, alphas, weights, shape)
+        products = added([Slabs(s.flatten(1), (s[0].numel(),)) for s in slabs])
+        found = [g.view(s.shape[1:]) for (g,), s in zip(products, slabs, strict=True)]
+        found.append(partial.sum(0))
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+    return _gradients(sums[:-1], sums[-1], weights, shape)

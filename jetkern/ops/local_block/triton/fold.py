@@ -81,7 +81,7 @@ def fold(parts: Sequence[Folded]) -> list[Gradients]:
         SETTINGS,
         parts=tuple(parts),
         outs=tuple(outs),
-        SIZES=tuple(Size(*p.matrix.shape, p.product.shape[1]) for p in parts),
+        SIZES=tuple(Size._make((*p.matrix.shape, p.product.shape[1])) for p in parts),
         PARTS=len(parts),
     )
     return outs

@@ -1,6 +1,6 @@
 """The local block of narrow models (width 16 to 128) as a fused Triton kernel: its forward.
 
-A program takes a tile of whole neighbourhoods from the particles to their means, and weights
+A program takes a tile of whole neighbourhoods from their features to the means, and weights
 stream from the second-level cache, a group of heads or a chunk of the hidden layer at a time.
 
 To train, it keeps the residual stream before each half of each block, (E, D) each, for
@@ -16,12 +16,12 @@ from torch import Tensor
 from jetkern.ops.gpu.functions import dot, gelu
 from jetkern.ops.gpu.launch import Settings, launch
 from jetkern.ops.gpu.pointwise import stored_type
+from jetkern.ops.local_block.triton.features import edge_features, features_of
 from jetkern.ops.local_block.triton.launch import settings_of, tiles_of
 from jetkern.ops.local_block.triton.layout import Shape, Weights
 from jetkern.ops.local_block.triton.tiles import (
     Batch,
     batch_dot,
-    edge_features,
     embed_hidden,
     factor,
     join_queries,
@@ -47,8 +47,8 @@ CANDIDATES: dict[str, list[Settings]] = {
 
 @triton.jit(do_not_specialize=["total"])
 def local_block_fwd_kernel(
-    particles,
     neighbours,
+    edges,
     weights,
     out,
     kept,
@@ -71,13 +71,13 @@ def local_block_fwd_kernel(
     MATRICES: tl.constexpr = SHAPE.MATRICES
     VECTORS: tl.constexpr = SHAPE.VECTORS
     matrices, vectors = weights.matrices, weights.vectors
-    batch = Batch(particles, particles, neighbours, total, total)
+    batch = Batch(neighbours, total, total)
     tile = tl.program_id(0)
-    first, particle, edge, other, inside, exists = tile_rows(batch, tile, SHAPE, ROWS)
+    first, _, edge, inside, exists = tile_rows(batch, tile, SHAPE, ROWS)
     wide = tl.arange(0, D)
     some = tl.arange(0, GROUP)
     part = tl.arange(0, CHUNK)
-    features = edge_features(particles + first * 4, particles, particle, other, inside, exists)
+    features = features_of(edges, first * K, edge, inside)
     alpha = tl.load(vectors + EMBED.alpha)
     x = tl.zeros((ROWS, D), tl.float32) + tl.load(vectors + EMBED.fc2_bias + wide)[None, :]
     for c in range(0, C, CHUNK):
@@ -130,18 +130,13 @@ def local_block_fwd_kernel(
             x = dot(t, w, x, PRECISION)
         m += MATRICES.end
         v += VECTORS.end
-    # Found again, for want of registers to keep it in.
-    _, _, _, _, _, exists = tile_rows(batch, tile, SHAPE, ROWS)
-    x = tl.where(exists[:, None], x, 0.0)
-    x = tl.reshape(x, (ROWS // SET, SET, D))
+    share = tl.load(edges.shares + first * K + edge, inside, 0.0)[:, None]
+    x = tl.reshape(tl.where(share > 0, x * share, 0.0), (ROWS // SET, SET, D))
     member = tl.arange(0, SET) // K
     sets = tile.to(tl.int64) * (ROWS // SET) + tl.arange(0, ROWS // SET)
     for g in tl.static_range(SET // K):
         mean = tl.sum(tl.where((member == g)[None, :, None], x, 0.0), 1)
-        number = tl.sum(tl.reshape(exists.to(tl.float32), (ROWS // SET, SET))
-                        * (member == g)[None, :], 1)  # fmt: skip
         target = sets * (SET // K) + g
-        mean = mean / (number + 1e-9 * K)[:, None]
         tl.store(out + target[:, None] * D + wide[None, :], mean, (target < total)[:, None])
 
 
@@ -187,8 +182,8 @@ def forward(
         (tiles_of(total, shape, settings),),
         particles.device,
         settings,
-        particles=particles,
         neighbours=neighbours,
+        edges=edge_features(particles, particles, neighbours),
         weights=weights,
         out=out,
         kept=kept,

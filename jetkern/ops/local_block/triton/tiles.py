@@ -11,19 +11,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from jetkern.ops.gpu.functions import coarse_tanh, dot, exp2, pair_features, reciprocal, tanh
+from jetkern.ops.gpu.functions import coarse_tanh, dot, exp2, reciprocal, tanh
 
 
 class Batch(NamedTuple):
-    """Particles and neighbours of a launch.
+    """Neighbours (total, K) of a launch: rows of ``limit`` particles; others are no neighbours."""
 
-    Attributes:
-        centres: (total, 4) those whose neighbours are meant, a part of particles: (limit, 4).
-        neighbours: (total, K) rows of particles; others are no neighbours.
-    """
-
-    centres: Any
-    particles: Any
     neighbours: Any
     total: Any
     limit: Any
@@ -31,7 +24,7 @@ class Batch(NamedTuple):
 
 @triton.jit
 def tile_rows(batch, tile, SHAPE: tl.constexpr, ROWS: tl.constexpr):
-    """A tile's first particle; of its rows particle and edge from there on, neighbour, two masks.
+    """A tile's first particle; of its rows particle and edge from there on, two masks.
 
     The masks: rows in range, and neighbours that exist.
     """
@@ -45,30 +38,7 @@ def tile_rows(batch, tile, SHAPE: tl.constexpr, ROWS: tl.constexpr):
     edge = row // SET * (SET // K * K) + row % SET
     other = tl.load(batch.neighbours + first * K + edge, inside, -1)
     exists = (other >= 0) & (other < batch.limit)
-    return first, particle, edge, other, inside, exists
-
-
-@triton.jit
-def edge_features(centres, particles, particle, other, inside, exists):
-    """(ROWS, 16) float32: the seven inputs of the embedding, a one for its bias, zeros."""
-    p = centres + particle * 4
-    eta_i = tl.load(p, inside, 0.0).to(tl.float32)
-    phi_i = tl.load(p + 1, inside, 0.0).to(tl.float32)
-    pt_i = tl.load(p + 2, inside, 0.0).to(tl.float32)
-    e_i = tl.load(p + 3, inside, 0.0).to(tl.float32)
-    p = particles + other * 4
-    eta_j = tl.load(p, exists, 0.0).to(tl.float32)
-    phi_j = tl.load(p + 1, exists, 0.0).to(tl.float32)
-    pt_j = tl.load(p + 2, exists, 0.0).to(tl.float32)
-    e_j = tl.load(p + 3, exists, 0.0).to(tl.float32)
-    m2, r, kt = pair_features(eta_i, phi_i, pt_i, eta_j, phi_j, pt_j)
-    lane = tl.arange(0, 16)[None, :]
-    f = tl.where(lane == 0, (eta_i - eta_j)[:, None], tl.where(lane == 7, 1.0, 0.0))
-    f = tl.where(lane == 1, (phi_i - phi_j)[:, None], f)
-    f = tl.where(lane == 2, (pt_i - pt_j)[:, None], f)
-    f = tl.where(lane == 3, (e_i - e_j)[:, None], f)
-    f = tl.where(lane == 4, m2[:, None], tl.where(lane == 5, r[:, None], f))
-    return tl.where(lane == 6, kt[:, None], f)
+    return first, particle, edge, inside, exists
 
 
 @triton.jit

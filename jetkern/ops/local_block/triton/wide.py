@@ -39,11 +39,11 @@ from jetkern.ops.gpu.pointwise import (
 from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.gpu.sums import Slabs, added
 from jetkern.ops.linear.triton import product, weight_gradient
+from jetkern.ops.local_block.triton.features import edge_features, features_of
 from jetkern.ops.local_block.triton.layout import embed_offsets, embed_vectors
 from jetkern.ops.local_block.triton.tiles import (
     batch_dot,
     denominator,
-    edge_features,
     embed_hidden,
     norm_tanh,
     probabilities,
@@ -101,25 +101,13 @@ class Kept(NamedTuple):
     hidden: Tensor
 
 
-@triton.jit
-def edge_tile(neighbours, tile, edges, limit, K: tl.constexpr, ROWS: tl.constexpr):
-    """Of consecutive edges: particle, edge, neighbour; whether they are in range and exist."""
-    edge = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-    inside = edge < edges
-    other = tl.load(neighbours + edge, inside, -1)
-    return edge // K, edge, other, inside, (other >= 0) & (other < limit)
-
-
-@triton.jit(do_not_specialize=["edges", "limit"])
+@triton.jit(do_not_specialize=["number"])
 def local_embed_fwd_kernel(
-    particles,
-    neighbours,
+    edges,
     vectors,
     out,
-    edges,
-    limit,
+    number,
     EMBED: tl.constexpr,
-    K: tl.constexpr,
     C: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -127,10 +115,9 @@ def local_embed_fwd_kernel(
     CHUNK: tl.constexpr,
 ):
     """norm(gelu(fc1 of the seven features)) of every edge."""
-    particle, edge, other, inside, exists = edge_tile(
-        neighbours, tl.program_id(0), edges, limit, K, ROWS
-    )
-    features = edge_features(particles, particles, particle, other, inside, exists)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    inside = first + tl.arange(0, ROWS) < number
+    features = features_of(edges, first, tl.arange(0, ROWS), inside)
     alpha = tl.load(vectors + EMBED.alpha)
     for c in range(0, C, CHUNK):
         part = c + tl.arange(0, CHUNK)
@@ -139,23 +126,20 @@ def local_embed_fwd_kernel(
         if NORM:
             h = norm_tanh(alpha * h, PRECISION)
             h *= tl.load(vectors + EMBED.gamma + part, part < C, 0.0)[None, :]
-        at = edge[:, None] * C + part[None, :]
+        at = first * C + tl.arange(0, ROWS)[:, None] * C + part[None, :]
         tl.store(out + at, h, inside[:, None] & (part < C)[None, :])
 
 
-@triton.jit(do_not_specialize=["edges", "limit"])
+@triton.jit(do_not_specialize=["number"])
 def local_embed_bwd_kernel(
-    particles,
-    neighbours,
+    edges,
     vectors,
     d_out,
     out,
     slab,
-    edges,
-    limit,
+    number,
     EMBED: tl.constexpr,
     SUMS: tl.constexpr,
-    K: tl.constexpr,
     C: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -175,12 +159,13 @@ def local_embed_bwd_kernel(
     d_fc1 = tl.zeros((CHUNK, 16), tl.float32)
     d_gamma = tl.zeros((CHUNK,), tl.float32)
     d_alpha = tl.zeros((ROWS,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(edges, ROWS), tl.num_programs(0)):
-        particle, edge, other, inside, exists = edge_tile(neighbours, tile, edges, limit, K, ROWS)
-        features = edge_features(particles, particles, particle, other, inside, exists)
+    for tile in range(tl.program_id(0), tl.cdiv(number, ROWS), tl.num_programs(0)):
+        first = tl.cast(tile, tl.int64) * ROWS
+        inside = first + tl.arange(0, ROWS) < number
+        features = features_of(edges, first, tl.arange(0, ROWS), inside)
         h = embed_hidden(features, vectors, part, EMBED, ROWS, CHUNK)
         t, slope = gelu_and_slope(h, PRECISION)
-        at = edge[:, None] * C + part[None, :]
+        at = first * C + tl.arange(0, ROWS)[:, None] * C + part[None, :]
         used = inside[:, None] & there[None, :]
         d = tl.load(d_out + at, used, 0.0).to(tl.float32)
         if NORM:
@@ -324,11 +309,10 @@ def _settings(kernel: Any, width: int, precision: str, like: Tensor, default: Se
     return launch_settings(kernel, f"d{width} {precision}", like.device, default)
 
 
-def _embed_constants(p: MLPParameters, neighbours: Tensor, precision: str) -> dict[str, Any]:
+def _embed_constants(p: MLPParameters, precision: str) -> dict[str, Any]:
     hidden, width = p.fc1_weight.shape[0], p.fc2_weight.shape[0]
     return {
         "EMBED": embed_offsets(hidden, width),
-        "K": neighbours.shape[1],
         "C": hidden,
         "NORM": p.gamma is not None,
         "PRECISION": precision,
@@ -347,13 +331,11 @@ def _embed_forward(particles: Tensor, neighbours: Tensor, *others: Any) -> Tenso
         (cdiv(edges, settings["ROWS"]),),
         particles.device,
         settings,
-        particles=particles,
-        neighbours=neighbours,
+        edges=edge_features(particles, particles, neighbours),
         vectors=embed_vectors(p),
         out=u,
-        edges=edges,
-        limit=len(particles),
-        **_embed_constants(p, neighbours, precision),
+        number=edges,
+        **_embed_constants(p, precision),
     )
     x = product(u, p.fc2_weight.t(), precision, stored)
     return x if p.fc2_bias is None else x.add_(p.fc2_bias)
@@ -379,16 +361,14 @@ def _embed_backward(
         (programs, chunks),
         particles.device,
         settings,
-        particles=particles,
-        neighbours=neighbours,
+        edges=edge_features(particles, particles, neighbours),
         vectors=embed_vectors(p),
         d_out=d_u,
         out=u,
         slab=slabs,
-        edges=edges,
-        limit=len(particles),
+        number=edges,
         SUMS=layout,
-        **_embed_constants(p, neighbours, precision),
+        **_embed_constants(p, precision),
     )
     total = Sums._make([*added([Slabs(slabs, sizes)])[0], None])
     fc1 = total.fc1.view(hidden, 16)
