@@ -455,6 +455,10 @@ def issued(text: str, walk: Walk) -> Counter[int]:
                 raise Lost(f"a loop at {step.address:x} whose trips depend on data")
             at = place if taken else at
         elif step.name.startswith("CALL"):
+            if taken is None:
+                raise Lost(f"a call at {step.address:x} that depends on data")
+            if not taken:
+                continue
             at = labels.get(step.operands[-1].removeprefix("`(").removesuffix(")"), -1)
             if at < 0:
                 raise Lost("a call of what is not in the kernel")

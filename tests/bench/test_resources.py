@@ -111,6 +111,14 @@ def test_issued_instructions_follow_the_loops(trips: int) -> None:
     assert issued_by(LOOP, 80, 2, use(20, trips)) == (program + 2) * 2 * 20 / 10
 
 
+def test_a_loop_may_end_in_a_call_that_does_not_return() -> None:
+    code = LOOP.replace(
+        "@!P2 BRA `(.L_x_0) ;",
+        "@P2 CALL.REL.NOINC `(.L_x_3) ;\n        /*00d8*/ BRA `(.L_x_0) ;\n.L_x_3:",
+    )
+    assert issued_by(code, 80, 1, use(1, 5)) == (6 + 9 * 5 - 1 + 4) / 10
+
+
 def test_a_loop_over_data_is_not_counted() -> None:
     assert issued_by(LOOP.replace("@!P2 BRA", "@!P0 BRA"), 80, 2, use(10, 1)) is None
 
