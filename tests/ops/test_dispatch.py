@@ -79,7 +79,6 @@ def test_what_a_backend_in_the_environment_is_not_made_for_runs_on_the_best_othe
     monkeypatch.setattr(dispatch, "triton_gpu", lambda: "")
     monkeypatch.setenv("JETKERN_BACKEND", "triton")
     assert dispatch.choose("knn", "auto", "cuda", FLOAT32) == "triton"
-    assert dispatch.choose("nearest_code", "auto", "cpu", FLOAT32) == "cpu"
     assert dispatch.choose("knn", "auto", "cuda", FLOAT64) == "reference"
     assert dispatch.choose("pair_features", "auto", "cuda", FLOAT32) == "reference"
     monkeypatch.setattr(dispatch, "triton_gpu", lambda: "too old")
