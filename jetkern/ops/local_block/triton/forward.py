@@ -146,7 +146,7 @@ def _default(shape: Shape, precision: str) -> Settings:
     return {
         "ROWS": 128 if wide and half else 64 if half or not wide else 32,
         "CHUNK": min(64, 2048 // shape.width) if precision == "tf32" else 32,
-        "GROUP": max(16, shape.width // shape.heads),
+        "GROUP": max(32 if wide and half else 16, shape.width // shape.heads),
         "num_warps": 8 if wide else 4,
         "num_stages": 2
         if wide and precision == "tf32"
