@@ -3,6 +3,7 @@
 from jetkern.ops.attention import attention
 from jetkern.ops.attention_block import attention_block
 from jetkern.ops.causal_attention import causal_attention
+from jetkern.ops.decode_attention import decode_attention
 from jetkern.ops.dispatch import register_compiled
 from jetkern.ops.dynamic_tanh import dynamic_tanh
 from jetkern.ops.knn import knn
@@ -22,6 +23,7 @@ from jetkern.ops.pair_features import (
 from jetkern.ops.pair_mlp import pair_mlp
 from jetkern.ops.pair_mlp.fold import fold_batch_norms
 from jetkern.ops.parameters import BlockParameters, LinearParameters, MLPParameters
+from jetkern.ops.sample_linear import sample_linear
 
 register_compiled()
 
@@ -32,6 +34,7 @@ __all__ = [
     "attention",
     "attention_block",
     "causal_attention",
+    "decode_attention",
     "dynamic_tanh",
     "fold_batch_norms",
     "knn",
@@ -45,6 +48,7 @@ __all__ = [
     "pair_index",
     "pair_mlp",
     "pair_offsets",
+    "sample_linear",
     "shared_pair_bias",
     "unordered_entry",
     "unordered_pairs",

@@ -76,7 +76,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "pair_features": lambda x, **o: ops.pair_features(x[:5, :4], x[5:10, :4], **o),
     "pair_mlp": lambda x, **o: ops.pair_mlp(pairs_of(x), OFFSETS, like(LAYERS, x), **o),
 }
-COMPILED = [op for op in OPS if "cpu" in dispatch.backends_of(op.split()[0])]
+COMPILED = [  # with a gradient
+    op for op in OPS if op != "linear" and "cpu" in dispatch.backends_of(op.split()[0])
+]
 
 
 def close(have: Tensor, want: Tensor) -> bool:
@@ -186,6 +188,9 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": lambda x, o: ops.attention(*(x.view(-1, 2, 4),) * 3, o, o),
     "attention_block": lambda x, o: ops.attention_block(x, o, BLOCK, 2),
     "causal_attention": lambda x, o: ops.causal_attention(*(x.view(-1, 2, 4),) * 3, o),
+    "decode_attention": lambda x, o: ops.decode_attention(
+        x.view(-1, 2, 4), *(x.view(-1, 1, 2, 4),) * 2, torch.ones_like(x[:, 0], dtype=torch.int64)
+    ),
     "dynamic_tanh": lambda x, o: ops.dynamic_tanh(x, BLOCK.alpha1, BLOCK.gamma1),
     "knn": lambda x, o: ops.knn(x[:, :4], o, 3),
     "linear": lambda x, o: ops.linear(x, BLOCK.out_weight),
@@ -200,6 +205,9 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Of jets of one particle, which may be any number.
     "pair_mlp": lambda x, o: ops.pair_mlp(
         x[:, :4], torch.arange(x.shape[0] + 1), LAYERS, num_pairs=x.shape[0]
+    ),
+    "sample_linear": lambda x, o: ops.sample_linear(
+        x, BLOCK.out_weight, None, x[:, 0].argsort(), top_k=5
     ),
 }
 
@@ -278,6 +286,16 @@ NOT_COVERED: dict[str, tuple[str, Callable[..., Tensor], str]] = {
     "cpu linear_cross_entropy dtype": (
         "cpu",
         lambda b: ops.linear_cross_entropy(X, X.double(), None, torch.arange(11), backend=b),
+        "weight is torch.float64",
+    ),
+    "cpu linear gradient": (
+        "cpu",
+        lambda b: ops.linear(X.clone().requires_grad_(), BLOCK.out_weight, backend=b),
+        "x needs a gradient",
+    ),
+    "cpu sample_linear dtype": (
+        "cpu",
+        lambda b: ops.sample_linear(X, X.double(), None, torch.arange(11), backend=b),
         "weight is torch.float64",
     ),
     "cpu mlp dtype": (

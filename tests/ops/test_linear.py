@@ -21,6 +21,18 @@ def test_the_reference_is_the_formula() -> None:
     torch.testing.assert_close(linear(x, weight, bias, backend="reference"), want)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cpu_rows_are_right_and_have_the_same_bits_in_any_batch(shape: tuple[int, ...]) -> None:
+    x, weight, bias = arguments(*shape)
+    have = linear(x, weight, bias, backend="cpu")
+    exact = linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(have.double(), exact, rtol=1e-5, atol=1e-5)
+    for row in range(0, len(x), 83):
+        assert torch.equal(linear(x[row : row + 1], weight, bias)[0], have[row])
+    strided = x.t().contiguous().t()
+    assert torch.equal(linear(strided, weight, None, backend="cpu"), linear(x, weight))
+
+
 def test_wrong_shapes_and_precisions_are_errors() -> None:
     x, weight, bias = arguments(5, 3, 2)
     with pytest.raises(ValueError, match="x must have shape"):
