@@ -1,4 +1,4 @@
-"""Jets from noise: solvers, grids and the sampler.
+"""Jets from noise: solvers, grids and the sampler; and sets drawn from a decoder.
 
 A velocity is any function of packed jets and times; a model is one. To sample from your own::
 
@@ -11,8 +11,15 @@ A velocity is any function of packed jets and times; a model is one. To sample f
     start = noise_jets(torch.tensor([30, 150, 1]), seed=0, label=torch.tensor([0, 2, 4]))
     jets = sample(velocity, start, with_evaluations("midpoint", 24), progress=True)
     particles, mask = jets.to_padded()
+
+From a decoder sets are drawn point by point::
+
+    from jetkern.sampling import generate
+
+    points, packed, cut = generate(decoder, torch.arange(1000), seed=0, max_points=128)
 """
 
+from jetkern.sampling.autoregressive import Cache, Drawing, Generated, generate
 from jetkern.sampling.epic import EPiCVelocity, field_of
 from jetkern.sampling.fitting import Trajectory, fit, trajectory
 from jetkern.sampling.pet import PETVelocity
@@ -36,7 +43,10 @@ from jetkern.sampling.solvers import (
 __all__ = [
     "FLOW_MAP",
     "SOLVERS",
+    "Cache",
+    "Drawing",
     "EPiCVelocity",
+    "Generated",
     "PETVelocity",
     "SamplingError",
     "Scheme",
@@ -44,6 +54,7 @@ __all__ = [
     "Velocity",
     "field_of",
     "fit",
+    "generate",
     "guided",
     "integrate",
     "noise_jets",

@@ -118,10 +118,10 @@ def sample(
         SamplingError: naming the evaluation and the jets, if the velocity is not finite.
     """
     done = []
-    with _bar(len(start), progress) as bar:
+    with bar(len(start), progress) as shown:
         for jets in _batches(start, batch_size or max(1, len(start))):
             done.append(_integrate(velocity, jets, scheme))
-            bar.update(len(jets))
+            shown.update(len(jets))
     return Jets.concat(done) if done else start
 
 
@@ -208,10 +208,11 @@ def _batches(jets: Jets, size: int) -> Iterator[Jets]:
         yield jets if size >= len(jets) else jets.select(slice(first, first + size))
 
 
-def _bar(total: int, show: bool) -> Any:
+def bar(total: int, show: bool, unit: str = " jets") -> Any:
+    """A bar of what is made, to be updated, which may be off."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=" jets", desc="sampling", disable=not show)
+    return tqdm(total=total, unit=unit, desc="sampling", disable=not show)
 
 
 def _named(jets: Tensor) -> str:
