@@ -1,6 +1,7 @@
 """What a training step asks of a GPU, counted without one: launches and waits.
 
     python -m bench.launches [--sizes micro small] [--objectives classifier pretrain] [--lines 30]
+        [--graph]
 
 Triton's driver is replaced by one that launches nothing, and PyTorch computes on the CPU, so that
 a step runs as on a GPU but for its results. Counted are launches of Triton kernels, calls of
@@ -184,6 +185,28 @@ def counted_step(size: str, objective: str, *, lines: bool = False) -> tuple[Cou
     return counts, statistics.median(times)
 
 
+def counted_region(size: str, objective: str, *, lines: bool = False) -> Counts:
+    """Counts of what a CUDA graph of a step would hold.
+
+    Raises:
+        ValueError: if the step cannot be recorded.
+    """
+    from bench.jets import load_jets
+    from bench.step import our_step
+    from jetkern.training.graphed import WARM, GraphedStep
+
+    graph = GraphedStep(our_step(size, objective, "bf16"), record=lambda work: (None, work))
+    jets, counts = load_jets("", 16), Counts()
+    with counting(Counts()):
+        for number in range(WARM + 1):
+            graph(jets, number)
+        if graph.plain:
+            raise ValueError(f"{graph.plain} batches did not fit into the capacity")
+    with counting(counts, lines=lines):
+        graph.region()
+    return counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.launches",
@@ -192,6 +215,9 @@ def main() -> None:
     )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--objectives", nargs="+", default=OBJECTIVES)
+    parser.add_argument(
+        "--graph", action="store_true", help="what a CUDA graph of the step would hold, no times"
+    )
     parser.add_argument("--lines", type=int, default=0, help="so many lines with most launches")
     settings = parser.parse_args()
     print(
@@ -199,9 +225,14 @@ def main() -> None:
     )
     for size in settings.sizes:
         for objective in settings.objectives:
-            counts, seconds = counted_step(size, objective, lines=bool(settings.lines))
+            time = ""
+            if settings.graph:
+                counts = counted_region(size, objective, lines=bool(settings.lines))
+            else:
+                counts, seconds = counted_step(size, objective, lines=bool(settings.lines))
+                time = f"{seconds * 1e3:.1f}"
             kinds = [counts.of(kind) for kind in ("triton", "torch", "wait")]
-            print(f"| {size} | {objective} | {' | '.join(map(str, kinds))} | {seconds * 1e3:.1f} |")
+            print(f"| {size} | {objective} | {' | '.join(map(str, kinds))} | {time} |")
             for (kind, name, line), n in counts.most_common(settings.lines):
                 print(f"    {n:4} {kind:6} {name:30} {line}")
 

@@ -84,8 +84,10 @@ class Steps(NamedTuple):
 LR, DECAY, CLIP = 1e-5, 0.1, 1.0
 
 
-def our_steps(size: str, objective: str, precision: str, jets: Jets | None = None) -> Steps:
-    """Our train step, as ``Trainer`` makes it, and inference; ``jets`` scale targets' features."""
+def our_step(
+    size: str, objective: str, precision: str, jets: Jets | None = None, device: str = "cpu"
+) -> Step:
+    """Our train step, as ``Trainer`` makes it; ``jets`` scale targets' features."""
     if objective in CASES:
         assert jets is not None
         losses = learner(size, objective, jets, precision)
@@ -94,15 +96,21 @@ def our_steps(size: str, objective: str, precision: str, jets: Jets | None = Non
         torch.manual_seed(0)
         model = PET(model_preset(size, parse_objective(objective)), precision=precision)
         losses = Objective(model)
+    losses.to(device)
     weights = FlatParameters([{"params": list(model.parameters())}])
     optimizer = Lion(weights.groups, lr=LR, weight_decay=DECAY)
-    world = World(0, 1, torch.device("cpu"))
-    step = Step(losses, weights, optimizer, world, lr=lambda _: LR, clip=CLIP, per_pass=1 << 30)
+    world = World(0, 1, torch.device(device))
+    return Step(losses, weights, optimizer, world, lr=lambda _: LR, clip=CLIP, per_pass=1 << 30)
+
+
+def our_steps(size: str, objective: str, precision: str, jets: Jets | None = None) -> Steps:
+    """The step and inference, on the CPU."""
+    step = our_step(size, objective, precision, jets)
     return Steps(
         lambda jets: jets,
         lambda jets: step(jets, 0),
-        without_gradients(model, losses),
-        len(weights.values),
+        without_gradients(step.objective.model, step.objective),
+        len(step.weights.values),
     )
 
 

@@ -52,6 +52,7 @@ class Jets:
         condition: (B, C) float quantities that condition generation, or None.
         index: (B,) int64 position of the jet in the training order, or None. It keys the random
             numbers of a training step, so that they do not depend on how a batch is split.
+        fillers: how many of the last jets only make up a size, see ``jetkern.fillers``.
         packed: the layout, which the ops take in place of ``offsets``.
 
     Raises:
@@ -70,6 +71,7 @@ class Jets:
     label: Tensor | None = None
     condition: Tensor | None = None
     index: Tensor | None = None
+    fillers: int = 0
     packed: Packed = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +123,11 @@ class Jets:
         return len(self.offsets) - 1
 
     @property
+    def real(self) -> int:
+        """Number of jets that are no fillers."""
+        return len(self) - self.fillers
+
+    @property
     def counts(self) -> Tensor:
         """(B,) number of particles of each jet."""
         return self.packed.counts
@@ -142,7 +149,7 @@ class Jets:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
         packed = self.packed.map(function)
-        moved: dict[str, Any] = {"offsets": packed}
+        moved: dict[str, Any] = {"offsets": packed, "fillers": self.fillers}
         for name in PER_PARTICLE + PER_JET:
             value = getattr(self, name)
             moved[name] = value if value is None else function(value)
@@ -199,7 +206,8 @@ class Jets:
         return self._take(true_rows(keep, number), slice(None), packed)
 
     def _take(self, rows: Tensor, jets: Tensor | slice, packed: Packed) -> Jets:
-        taken: dict[str, Any] = {"offsets": packed}
+        every = isinstance(jets, slice) and jets == slice(None)
+        taken: dict[str, Any] = {"offsets": packed, "fillers": self.fillers if every else 0}
         for name in PER_PARTICLE + PER_JET:
             value = getattr(self, name)
             taken[name] = value if value is None else value[rows if name in PER_PARTICLE else jets]

@@ -352,11 +352,10 @@ class Resident:
 def as_jets(tensors: dict[str, torch.Tensor], offsets: torch.Tensor, index: torch.Tensor) -> Jets:
     """The packed batch of stored fields, in the types that ``Jets`` promises."""
     kinds = dict.fromkeys(("pid", "vertex", "origin", "label"), torch.int64)
-    return Jets(
-        offsets=offsets,
-        index=index,
-        **{name: t.to(kinds.get(name, torch.float32)) for name, t in tensors.items()},
-    )
+    fields: dict[str, Any] = {
+        name: t.to(kinds.get(name, torch.float32)) for name, t in tensors.items()
+    }
+    return Jets(offsets=offsets, index=index, **fields)
 
 
 def _take(data: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

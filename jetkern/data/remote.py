@@ -128,12 +128,11 @@ def _blocks(samples: Iterator[dict[str, Any]]) -> Iterator[Jets]:
         first = first or layout
         if layout != first:
             raise ShardError(f"{where}: has {layout}; the blocks before it have {first}")
-        yield Jets(
-            **{
-                name: torch.from_numpy(a.astype(np.int64 if a.dtype.kind in "iu" else np.float32))
-                for name, a in arrays.items()
-            }
-        )
+        fields: dict[str, Any] = {
+            name: torch.from_numpy(a.astype(np.int64 if a.dtype.kind in "iu" else np.float32))
+            for name, a in arrays.items()
+        }
+        yield Jets(**fields)
 
 
 def _samples(dataset: Iterable[dict[str, Any]], files: list[str]) -> Iterator[dict[str, Any]]:

@@ -160,6 +160,8 @@ class Generator(nn.Module):
         jet = evenly(jets.offsets)
         last = self.type_embed.num_embeddings - 1
         types = torch.where(jets.label < 0, last, jets.label) if self.untyped else jets.label
+        if jets.fillers and not self.untyped:
+            types = types.clamp(min=0)
         return [(self.type_mlp(self.type_embed(types)), jet)]
 
     def mix(self, x: Tensor, offsets: Tensor, particles: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Loss(ABC):
 
     def weight(self, jets: Jets) -> Tensor:
         """() what the loss is a mean over: here the number of jets."""
-        return number(len(jets), jets.offsets)
+        return number(jets.real, jets.offsets)
 
     def trivial(self, model: PET, jets: Jets) -> float | None:
         """The lowest value for these jets of what does not look at them; None if not known."""
@@ -200,6 +200,8 @@ class FlowMatching(Loss):
         assert view.target is not None
         error = (output - view.target).square().sum(1)
         share = 1 / jets.counts.clamp(min=1).to(error.dtype)
+        if jets.fillers:
+            share = torch.cat([share[: jets.real], share.new_zeros(jets.fillers)])
         return (error * share[jets.jet_of_particle]).sum()
 
     def apart(self, output: Tensor, view: View) -> Tensor:
@@ -207,6 +209,8 @@ class FlowMatching(Loss):
         assert view.target is not None
         error = (output - view.target).square()
         share = 1 / jets.counts.clamp(min=1).to(error.dtype)
+        if jets.fillers:
+            share = torch.cat([share[: jets.real], share.new_zeros(jets.fillers)])
         return share[jets.jet_of_particle] @ error
 
 
@@ -280,3 +284,7 @@ class MaskedParticles(Loss):
         assert view.keep is not None
         error = output - view.whole.particles
         return (error.abs().mean(1) * ~view.keep).sum()
+
+
+# Those that leave fillers out (``jetkern.fillers``).
+FILLED = (Classification, FlowMatching)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jetkern.jets import Jets
 from jetkern.model.pet import PET
-from jetkern.objectives.losses import LOSSES, Loss
+from jetkern.objectives.losses import FILLED, LOSSES, Loss
 from jetkern.objectives.views import (
     DROP_LABEL,
     DROP_PID,
@@ -27,7 +27,9 @@ from jetkern.objectives.views import (
     MakeView,
     Place,
     View,
+    clean,
     index_of,
+    noised,
 )
 from jetkern.packed import constant
 from jetkern.random import uniform
@@ -86,6 +88,12 @@ class Objective(nn.Module):
         """The optional fields of jets that the model or a loss reads."""
         read = self.model.config.fields + tuple(f for loss in self.losses for f in loss.fields)
         return tuple(dict.fromkeys(read))
+
+    @property
+    def fills(self) -> bool:
+        """Whether all losses leave out filler jets, and all views have sizes that follow from the
+        jets'."""
+        return all(type(loss) in FILLED and loss.view in (clean, noised) for loss in self.losses)
 
     def weights(self, jets: Jets) -> Tensor:
         """(L,) what each loss is a mean over, in the order of ``losses``. Additive over jets."""

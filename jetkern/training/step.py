@@ -87,13 +87,21 @@ class Step:
         for p in self.held:
             p.requires_grad_(thawed > 0)
         unused, finite = self.gradients(jets)
-        self._updates += 1
-        self._last = jets
+        self.made(jets)
         if isinstance(self.optimizer, Lion) and not readable(finite):
             self.optimizer.applied = finite  # decided on the device
         elif self.skipped:
             return
         set_lr(self.optimizer, self.lr(number), thawed)
+        self.apply(unused, finite, 1 - average_decay(self.decay, number))
+
+    def made(self, jets: Jets) -> None:
+        """Notes an update from ``jets``."""
+        self._updates += 1
+        self._last = jets
+
+    def apply(self, unused: list[Any], finite: Tensor, share: float | Tensor) -> None:
+        """Updates the weights, and the average by a ``share`` of the way to them."""
         self.weights.set_gradient(self.gradient)
         before = [(p, p.detach().clone()) for p in unused]
         self.optimizer.step()
@@ -101,7 +109,7 @@ class Step:
             for p, value in before:  # no gradient is not a gradient of zero: they do not decay
                 p.copy_(value)
             if self.average is not None:
-                average, share = self.average[1].values, 1 - average_decay(self.decay, number)
+                average = self.average[1].values
                 moved = average.lerp(self.weights.values, share)
                 average.copy_(torch.where(finite, moved, average))
 
@@ -185,7 +193,8 @@ class Step:
         """Mean losses of the updates since the last call, over all processes."""
         assert self._sums is not None
         values = self.world.sum(self._sums) / (self._updates * self.world.size)
-        self._sums, self._updates = None, 0
+        self._updates = 0
+        self._sums = self._sums.zero_()  # in its place, which a graph knows
         return dict(zip(self._names, values.tolist(), strict=True))
 
     def sound(self) -> bool:
@@ -193,7 +202,7 @@ class Step:
         self.settle()
         if self.good is None:
             return True
-        jets = next(self._parts(self.good))
+        jets = next(self._parts(self.good)).to(self.weights.values.device)
         objectives = [self.objective, *([] if self.average is None else [self.average[0]])]
         with torch.no_grad():
             sums = [value for o in objectives for value in o.sums(jets).sums.values()]

@@ -33,6 +33,7 @@ from jetkern.training.config import TrainSettings, as_dict
 from jetkern.training.data import describe
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
+from jetkern.training.graphed import GraphedStep, graphed
 from jetkern.training.log import TrainingLog
 from jetkern.training.optim import build_optimizer, parameter_groups
 from jetkern.training.runs import Run
@@ -119,6 +120,10 @@ class Trainer:
             thawed=thawed,
             held=[p for name, p in self.model.named_parameters() if name in held],
         )
+        self.advance: Step | GraphedStep = self.update
+        if settings.run.graph:
+            batch = self.optim.batch_size // world.size
+            self.advance = graphed(self.update, per_pass=self._per_pass(), batch=batch)
         config = self.model.config
         self.stream = Stream(
             train,
@@ -286,7 +291,10 @@ class Trainer:
                 begin = time.perf_counter()
                 jets = next(batches)
                 waited += time.perf_counter() - begin
-                self.update(jets.to(self.world.device, non_blocking=True), self.step)
+                if isinstance(self.advance, GraphedStep):
+                    self.advance(jets, self.step)
+                else:
+                    self.advance(jets.to(self.world.device, non_blocking=True), self.step)
                 self.step += 1
                 at_end = self.step == self.optim.steps
                 logged = at_end or self.step % self.run_settings.log_every == 0

@@ -25,8 +25,8 @@ def test_clipping_and_leaving_out(norm: float) -> None:
         assert float(scale) == pytest.approx(min(1 / (norm + 1e-6), 1), rel=1e-6)
 
 
-@pytest.mark.parametrize("applied", [True, False])
-def test_lion_is_that_of_the_optimiser(applied: bool) -> None:
+@pytest.mark.parametrize(("applied", "loaded"), [(True, False), (True, True), (False, False)])
+def test_lion_is_that_of_the_optimiser(applied: bool, loaded: bool) -> None:
     source, device = generator(0), triton_device()
     start, momentum, gradient = torch.randn(3, 2500, generator=source)
     gradient[:7] = 0
@@ -41,7 +41,8 @@ def test_lion_is_that_of_the_optimiser(applied: bool) -> None:
         gradient += torch.nan
     ours, its = start.to(device), momentum.to(device)
     decision = torch.tensor(applied, device=device)
-    lion(ours, its, gradient.to(device), decision, lr=1e-2, decay=0.1, betas=(0.95, 0.99))
+    lr = torch.tensor(1e-2, device=device) if loaded else 1e-2
+    lion(ours, its, gradient.to(device), decision, lr=lr, decay=0.1, betas=(0.95, 0.99))
     torch.testing.assert_close(ours.cpu(), p.detach(), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(its.cpu(), optimizer.state[p]["exp_avg"], rtol=1e-6, atol=1e-7)
 

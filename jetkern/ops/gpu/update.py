@@ -23,10 +23,22 @@ def clip_kernel(norm, skipped, scale, finite, limit):
 
 @triton.jit(do_not_specialize=["total"])
 def lion_kernel(
-    weights, momenta, gradient, applied, lr, kept, first, second, total, BLOCK: tl.constexpr
+    weights,
+    momenta,
+    gradient,
+    applied,
+    lr,
+    decay,
+    first,
+    second,
+    total,
+    LOADED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Where it is applied: weights = kept weights - lr sign(lerp(momenta, gradient, first)), and
-    momenta = lerp(momenta, gradient, second)."""
+    """Where it is applied: weights = (1 - lr decay) weights - lr sign(lerp(momenta, gradient,
+    first)), and momenta = lerp(momenta, gradient, second)."""
+    if LOADED:
+        lr = tl.load(lr)
     if tl.load(applied):
         place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = place < total
@@ -34,7 +46,7 @@ def lion_kernel(
         apart = tl.load(gradient + place, inside, 0.0) - momentum
         towards = momentum + first * apart
         sign = (towards > 0.0).to(tl.float32) - (towards < 0.0).to(tl.float32)
-        weight = tl.load(weights + place, inside, 0.0) * kept
+        weight = tl.load(weights + place, inside, 0.0) * (1.0 - lr * decay)
         tl.store(weights + place, weight - lr * sign, inside)
         tl.store(momenta + place, momentum + second * apart, inside)
 
@@ -66,11 +78,15 @@ def lion(
     gradient: Tensor,
     applied: Tensor,
     *,
-    lr: float,
+    lr: float | Tensor,
     decay: float,
     betas: tuple[float, float],
 ) -> None:
-    """An update of (N,) float32 weights and momenta in place, where () ``applied`` is true."""
+    """An update of (N,) float32 weights and momenta in place, where () ``applied`` is true.
+
+    Args:
+        lr: a number, or () float32 where a graph reads that of each replay.
+    """
     launch(
         lion_kernel,
         (cdiv(len(weights), BLOCK),),
@@ -81,8 +97,9 @@ def lion(
         gradient=gradient,
         applied=applied,
         lr=lr,
-        kept=1 - lr * decay,
+        decay=decay,
         first=1 - betas[0],
         second=1 - betas[1],
         total=len(weights),
+        LOADED=isinstance(lr, Tensor),
     )

@@ -1,0 +1,116 @@
+"""A training step as one CUDA graph: forward, backward, clipping, optimiser and average."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from jetkern.fillers import Buffers, Capacity, filled, training_capacity
+from jetkern.graphs import Recorder, cuda_graph
+from jetkern.jets import Jets
+from jetkern.training.optim import Lion, set_lr
+from jetkern.training.step import Step, average_decay
+
+WARM = 3  # plain updates before the recording
+
+
+class GraphedStep:
+    """``Step`` by one recording for all batches; plain launches for what does not fit into it.
+
+    The first ``WARM`` updates are plain ones of filled batches. Learning rates and the share of the
+    average are read on the GPU at each replay.
+
+    Attributes:
+        plain: updates by plain launches, the first ones not counted.
+
+    Args:
+        step: what it does.
+        record: what records.
+
+    Raises:
+        ValueError: saying why, if this step cannot be recorded.
+    """
+
+    def __init__(self, step: Step, *, record: Recorder = cuda_graph) -> None:
+        if reason := unfit(step):
+            raise ValueError(f"the step cannot be a graph: {reason}")
+        self.step, self.record = step, record
+        self.plain = 0
+        device = step.weights.values.device
+        groups = step.optimizer.param_groups
+        self._rates = torch.zeros(len(groups), device=device)
+        self._share = torch.zeros((), device=device)
+        self._capacity: Capacity | None = None
+        self._buffers: Buffers | None = None
+        self._replay: Callable[[], None] = self.region
+        self._warm = 0
+
+    def __call__(self, jets: Jets, number: int) -> None:
+        """Makes update ``number``, counted from 0, from ``jets`` on the CPU."""
+        device = self.step.weights.values.device
+        if self._capacity is None:
+            self._capacity = training_capacity(jets.counts.numpy(), len(jets))
+        full = filled(jets, self._capacity)
+        if full is None or self._warm < WARM:
+            if full is None:
+                self.plain += 1
+            else:
+                self._warm += 1
+            self.step((jets if full is None else full).to(device), number)
+            return
+        set_lr(self.step.optimizer, self.step.lr(number))
+        for place, group in zip(self._rates, self.step.optimizer.param_groups, strict=True):
+            place.fill_(group["lr"])
+        self._share.fill_(1 - average_decay(self.step.decay, number))
+        if self._buffers is None:
+            self._buffers = Buffers(full, device)
+            self._replay = self._recorded()
+        else:
+            self._buffers.take(full)
+        self._replay()
+        self.step.made(full)
+
+    def region(self) -> None:
+        """What is recorded: the update from the buffers' jets."""
+        assert self._buffers is not None
+        unused, finite = self.step.gradients(self._buffers.jets())
+        assert isinstance(self.step.optimizer, Lion)
+        self.step.optimizer.applied = finite
+        self.step.apply(unused, finite, self._share)
+
+    def _recorded(self) -> Callable[[], None]:
+        groups = self.step.optimizer.param_groups
+        numbers = [group["lr"] for group in groups]
+        for group, place in zip(groups, self._rates, strict=True):
+            group["lr"] = place
+        try:
+            _, replay = self.record(self.region)
+        finally:
+            for group, number in zip(groups, numbers, strict=True):
+                group["lr"] = number
+        return replay
+
+
+def unfit(step: Step) -> str:
+    """Why a step cannot be recorded, "" if it can."""
+    if not isinstance(step.optimizer, Lion):
+        return "only Lion decides on the GPU whether an update is applied"
+    if step.world.size > 1:
+        return "processes sum their gradients between its parts"
+    if step.held:
+        return "some weights begin to learn later"
+    if not getattr(step.objective, "fills", False):
+        return "a loss does not leave out filler jets, or a view has sizes of its own"
+    return ""
+
+
+def graphed(step: Step, *, per_pass: int, batch: int) -> Step | GraphedStep:
+    """The step as a graph where that can be, else the step; why not is said on stderr."""
+    reason = "" if step.weights.values.is_cuda else "not on a GPU"
+    reason = reason or ("a batch is several passes" if per_pass < batch else "") or unfit(step)
+    if not reason:
+        return GraphedStep(step)
+    print(f"plain launches: {reason}", file=sys.stderr)
+    return step

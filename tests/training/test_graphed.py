@@ -1,0 +1,119 @@
+"""A training step as one recording: the same updates as the plain loop, and nothing that a
+recording forbids. On the CPU the recorder does the work at each replay."""
+
+import numpy as np
+import pytest
+import torch
+
+from jetkern import PET, Jets, model_preset
+from jetkern.fillers import sizes_of
+from jetkern.graphs import Captured
+from jetkern.jets import offsets_from_counts
+from jetkern.objectives import Objective
+from jetkern.training.distributed import World
+from jetkern.training.flat import FlatParameters
+from jetkern.training.graphed import GraphedStep, graphed, unfit
+from jetkern.training.optim import Lion, parameter_groups, ranger
+from jetkern.training.step import Step
+
+SMALL = {"dim": 8, "layers": 1, "heads": 2, "neighbours": 3, "head_layers": 1, "num_classes": 3}
+
+
+def later(work):
+    return None, work
+
+
+def made(parts, optimizer=Lion):
+    """A step in float64, so that no sign of Lion's hangs on a rounding."""
+    torch.manual_seed(0)
+    model = PET(model_preset("micro", parts, use_tracks=False, **SMALL)).double()
+    objective, average = Objective(model).train(), None
+    average = Objective(PET(model.config).double())
+    average.load_state_dict(objective.state_dict())
+    weights, slow = (
+        FlatParameters(parameter_groups(o.model.named_parameters(), 0.1))
+        for o in (objective, average)
+    )
+    return Step(
+        objective,
+        weights,
+        optimizer(weights.groups, lr=1e-3),
+        World(0, 1, torch.device("cpu")),
+        lr=lambda number: 1e-3 / (1 + number),
+        clip=1.0,
+        per_pass=1 << 20,
+        average=(average, slow),
+        decay=0.9,
+    )
+
+
+def batches(number, jets=24):
+    random = np.random.default_rng(0)
+    for i in range(number):
+        counts = random.integers(0 if i else 1, 12, jets)
+        rows = torch.from_numpy(random.normal(size=(counts.sum(), 4)) * [0.3, 0.3, 1, 1])
+        yield Jets(
+            particles=rows,
+            offsets=offsets_from_counts(torch.from_numpy(counts)),
+            pid=torch.from_numpy(random.integers(0, 9, counts.sum())),
+            label=torch.from_numpy(random.integers(0, 3, jets)),
+            index=torch.arange(i * jets, (i + 1) * jets),
+        )
+
+
+def test_a_recorded_step_makes_the_updates_of_the_plain_loop():
+    updates = 9
+    plain, recorded = made(("classifier", "generator")), made(("classifier", "generator"))
+    graph = GraphedStep(recorded, record=later)
+    for number, jets in enumerate(batches(updates)):
+        if number == updates - 2:  # left out by both
+            jets = jets.replace(particles=jets.particles * torch.nan)
+        plain(jets, number)
+        graph(jets, number)
+        assert plain.skipped == recorded.skipped
+    assert graph.plain < updates / 3
+    for a, b in (
+        (plain.weights.values, recorded.weights.values),
+        (plain.average[1].values, recorded.average[1].values),
+        (plain.norm, recorded.norm),
+    ):
+        # Recorded learning rates are float32.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert all(isinstance(group["lr"], float) for group in recorded.optimizer.param_groups)
+
+
+def test_what_cannot_be_recorded_is_plain_and_said(capsys):
+    step = made(("classifier",))
+    assert graphed(step, per_pass=8, batch=8) is step
+    assert "plain launches: not on a GPU" in capsys.readouterr().err
+    assert "filler jets" in unfit(made(("classifier", "mpm")))
+    assert "Lion" in unfit(made(("classifier",), ranger))
+    with pytest.raises(ValueError, match="cannot be a graph"):
+        GraphedStep(made(("mpm",)), record=later)
+
+
+@pytest.mark.parametrize("counts", [[7], [3, 0, 17, 1], [5] * 40])
+@torch.no_grad()
+def test_inference_of_filled_batches_is_that_of_the_model(counts):
+    torch.manual_seed(0)
+    model = PET(model_preset("micro", ("classifier", "generator"), use_tracks=False, **SMALL))
+    fast = Captured(model.eval(), record=lambda work: (work(), lambda: None))
+    total = sum(counts)
+    jets = Jets(
+        particles=torch.randn(total, 4, generator=torch.Generator().manual_seed(1)),
+        offsets=offsets_from_counts(torch.tensor(counts)),
+        pid=torch.arange(total) % 9,
+        label=torch.arange(len(counts)) % 3,
+    )
+    time = torch.linspace(0.1, 0.9, len(counts))
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(fast.classify(jets), model.classify(jets), **near)
+    torch.testing.assert_close(fast.velocity(jets, time), model.velocity(jets, time), **near)
+    rows, offsets = model.body(jets)
+    first = rows[offsets[:-1, None] + torch.arange(4)]
+    torch.testing.assert_close(fast.embed(jets), first, **near)
+    assert not fast.plain
+    plain = Captured(model)  # on the CPU
+    torch.testing.assert_close(plain.classify(jets), model.classify(jets))
+    assert plain.plain == 1
+    assert sizes_of(np.array(counts)).jets == len(counts)
