@@ -1,6 +1,7 @@
 """Rate and memory of training steps and of inference, ours beside the reference's.
 
     python -m bench.step --device cpu [--sizes micro small medium] [--peer DIR] [--data DIR]
+    python -m bench.step --device cuda [--dry]       # the ladder of ``bench.step_cuda``
     python -m bench.step --device cpu --sizes micro --objectives --targets "cfm" "cnf"
 
 Contenders of one case run in turn, step by step, each in a process of its own: jetkern's compiled
@@ -9,7 +10,8 @@ it with its einops and torchdiffeq, ``--no-deps --target DIR``). The peer gets i
 the longest jet. A train step is forward, backward, gradient clipping and Lion. "cpu bf16" rounds
 the factors of products to bfloat16; the others compute in float32.
 
-Rates are medians; behind each is (slowest - fastest) / median of its repeats.
+Inference is the loss of the batch without gradients, and of one jet. Rates are medians; behind each
+is (slowest - fastest) / median of its repeats.
 
 Memory is the process's peak during training above that with the model loaded, less a gradient and a
 momentum per weight, which every contender has. Divided by the jets it contains what is needed once;
@@ -69,7 +71,7 @@ CONTENDERS = {  # backend and precision
     "jetkern reference": ("reference", "ieee"),
     "omnilearned": ("auto", "ieee"),
 }
-MEASURES = ("train", "inference")
+MEASURES = ("train", "inference", "latency")
 
 
 class Steps(NamedTuple):
@@ -155,7 +157,8 @@ def resident_mb() -> float:
 def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any) -> None:
     """A process that runs one contender: sends "ready" or why not, then does what it is told.
 
-    "train" and "inference" are answered with seconds and peak memory in MB, "further" with the MB
+    "train", "inference" and "latency" (one jet) are answered with seconds and peak memory in MB,
+    "further" with the MB
     by which the peak rises for each jet of a doubled batch, "profile" with the seconds of each part
     of a train step.
     """
@@ -182,21 +185,22 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
-    batch = steps.prepare(jets)
+    batches = steps.prepare(jets), steps.prepare(jets.select(slice(1)))
     pipe.send("ready")
     with repeating() if ours else nullcontext():  # as ``Trainer`` does
-        serve(pipe, steps, jets, batch, clock, peak)
+        serve(pipe, steps, jets, batches, clock, peak)
 
 
 def serve(
     pipe: Connection,
     steps: Steps,
     jets: Any,
-    batch: Any,
+    batches: tuple[Any, Any],
     clock: Callable[[], float],
     peak: Callable[[], float],
 ) -> None:
-    """Does what it is told until it is told no more."""
+    """Does what it is told until it is told no more; ``batches``: all jets, and the first one."""
+    batch, one = batches
     for task in iter(pipe.recv, None):
         if task == "further":
             low = peak()
@@ -208,10 +212,11 @@ def serve(
             continue
         # A step first that does not count: the one before was another process's, whose threads may
         # still spin and whose data are in the caches.
-        run = getattr(steps, task)
-        run(batch)
+        run = getattr(steps, "inference" if task == "latency" else task)
+        given = one if task == "latency" else batch
+        run(given)
         start = clock()
-        run(batch)
+        run(given)
         pipe.send((clock() - start, peak()))
 
 
@@ -291,7 +296,7 @@ def shares(row: dict[str, Any], products: dict[str, float], rate: float) -> str:
 
 HEAD = (
     "size", "objective", "contender", "train jets/s", "x peer", "inference jets/s", "x peer",
-    "peak MB/jet", "MB per further jet", "of float32 matrix rate",
+    "ms for one jet", "x peer", "peak MB/jet", "MB per further jet", "of float32 matrix rate",
 )  # fmt: skip
 
 
@@ -307,7 +312,8 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
             continue
         for measure in MEASURES:
             seconds = row[f"{measure}_seconds"]
-            cells.append(f"{result['jets'] / seconds:.1f} ({row[f'{measure}_spread']:.0%})")
+            rate = 1e3 * seconds if measure == "latency" else result["jets"] / seconds
+            cells.append(f"{rate:.1f} ({row[f'{measure}_spread']:.0%})")
             other = peer.get(f"{measure}_seconds") if peer else None
             cells.append(f"{other / seconds:.1f}" if other else "")
         cells.append(f"{row['peak_mb'] / result['jets']:.2f}")
@@ -348,7 +354,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dry", action="store_true", help="cuda: count launches, without a GPU")
+    parser.add_argument("--minutes", type=float, default=9.0, help="cuda: then stop")
     parser.add_argument("--sizes", nargs="+", choices=BATCH, default=list(BATCH))
     parser.add_argument("--objectives", nargs="*", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--targets", nargs="*", choices=CASES, default=(), help="default: none")
@@ -365,6 +373,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="also write the results here, case by case")
     settings = parser.parse_args()
+    if settings.device == "cuda":
+        from bench.step_cuda import ladder
+
+        ladder(settings)
+        return
     if settings.cpu_time and settings.threads != 1:
         parser.error("--cpu-time needs --threads 1: waiting threads count too")
 
