@@ -15,7 +15,7 @@ FLOORS = (
     ("kernels",),
     ("io", "build", "machine", "random", "packed"),
     ("jets", "showers", "tables", "hdf5"),
-    ("ops", "data", "metrics"),
+    ("ops", "data", "metrics", "fillers"),
     ("tokenizers",),
     ("model", "convert", "plots"),
     ("simulate",),
