@@ -144,9 +144,13 @@ class Buffers:
         }
 
     def take(self, jets: Jets) -> None:
-        """Copies the values of filled jets of the same capacity."""
+        """Copies the values of filled jets of the same capacity.
+
+        From page-locked memory: a copy from other memory would wait for the work before it.
+        """
         for name, place in self.tensors.items():
-            place.copy_(getattr(jets, name), non_blocking=True)
+            value: Tensor = getattr(jets, name)
+            place.copy_(value.pin_memory() if place.is_cuda else value, non_blocking=True)
 
     def jets(self) -> Jets:
         """The jets, with nothing derived from them yet."""
