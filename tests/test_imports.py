@@ -19,7 +19,7 @@ FLOORS = (
     ("tokenizers",),
     ("model", "convert", "plots"),
     ("simulate",),
-    ("objectives", "interop"),
+    ("objectives", "interop", "graphs"),
     ("training", "sampling"),
     ("evaluation",),
     ("tasks",),
