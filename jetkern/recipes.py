@@ -37,7 +37,7 @@ from jetkern.tables import show
 from jetkern.tasks import Task, find_task
 from jetkern.tokenizers import Tokenizer
 from jetkern.training import masked
-from jetkern.training.columns import columns_of, conditions_of
+from jetkern.training.columns import columns_of, conditions_of, of_kinematics
 from jetkern.training.config import EvaluateSettings, FinetuneSettings, PretrainSettings
 from jetkern.training.data import check_same
 from jetkern.training.distributed import World, choose_device, join_world
@@ -76,6 +76,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             use_pid=train.field("pid") is not None,
             use_tracks=train.field("tracks") is not None,
             feature_drop=settings.feature_drop,
+            **of_kinematics(None, settings.velocity_units or "features"),
             **(masked.model_changes(settings.masked, tokenizer) if "mpm" in parts else {}),
         )
         masked.check_fields(config, train)
@@ -127,6 +128,7 @@ def _columns(
         settings.columns,
         train,
         fresh=True,
+        units=settings.velocity_units,
         num_jets=settings.num_jets,
         seed=settings.seed,
     )

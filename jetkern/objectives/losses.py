@@ -26,7 +26,7 @@ from jetkern.jets import Jets
 from jetkern.model.config import PETConfig, noise_of
 from jetkern.model.pet import PET
 from jetkern.objectives import views
-from jetkern.objectives.views import MakeView, Masked, View, index_of
+from jetkern.objectives.views import MakeView, Masked, Noised, View, index_of
 from jetkern.packed import constant, plainly_eager
 
 
@@ -161,7 +161,7 @@ class Classification(Loss):
         return self.part if self.view is views.clean else f"{self.part}_{self.view.__name__}"
 
     def on(self, view: MakeView) -> Loss | None:
-        perturbed = view is views.noised or isinstance(view, Masked)
+        perturbed = view is views.noised or isinstance(view, Masked | Noised)
         return Classification(view) if perturbed else None
 
     def sum(self, output: Tensor, view: View) -> Tensor:
@@ -215,7 +215,8 @@ class FlowMatching(Loss):
 
 
 class ColumnFlow(FlowMatching):
-    """The same of kinematics, identities and tracks, in units of the noise's widths, of any field.
+    """The same in units of the noise's widths, of any field, and of kinematics alone or with
+    identities and tracks.
 
     Args:
         config: of the model: its columns and noise.
@@ -226,7 +227,7 @@ class ColumnFlow(FlowMatching):
         assert statistics is not None
         self.widths = statistics[1]
         self.details = (*self.details, *config.columns)
-        self.view = views.Noised(config.columns, statistics)
+        self.view = Noised(config.columns, statistics)
 
     def outputs(self, model: Any, seen: Sequence[View]) -> list[Tensor]:
         if isinstance(model, PET):

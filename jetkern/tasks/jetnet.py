@@ -94,6 +94,7 @@ class JetNet(Task):
             settings.columns,
             train,
             fresh=fresh,
+            units=settings.velocity_units,
             num_jets=settings.num_jets,
             seed=settings.seed,
         )

@@ -8,8 +8,9 @@ import torch
 
 from jetkern.data import Shards, Stream
 from jetkern.model.columns import IDENTITY, joined, with_columns
-from jetkern.model.config import PETConfig, fields_of, unknown
+from jetkern.model.config import PETConfig, fields_of, noise_of, unknown
 from jetkern.model.epic import SPREAD, EPiCConfig
+from jetkern.objectives.flow import NOISE_MEAN, NOISE_WIDTH
 
 GROUPS = {"kinematics": None, "identity": "pid", "tracks": "tracks"}
 """What is joined by + on the command line, and the field of the shards that it is"""
@@ -96,12 +97,29 @@ def conditions_of(train: Shards) -> dict[str, Any]:
     }
 
 
+def of_kinematics(base: Any, units: str | None) -> dict[str, Any]:
+    """What a PET's configuration says of the noise of kinematics alone: nothing, or the study's
+    where the velocity is in its units.
+
+    Args:
+        base: the configuration so far; units: "features", "noise", or None for those of ``base``.
+    """
+    if units is None:
+        units = "features" if base.columns or noise_of(base) is None else "noise"
+    known = units == "noise"
+    return {
+        "noise_mean": NOISE_MEAN if known else None,
+        "noise_width": NOISE_WIDTH if known else None,
+    }
+
+
 def columns_of(
     base: PETConfig | EPiCConfig,
     text: str | None,
     train: Shards,
     *,
     fresh: bool,
+    units: str | None = None,
     num_jets: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -113,9 +131,11 @@ def columns_of(
             the shards have with EPiC, for kinematics with others.
         train: jets to learn from; num_jets, seed: the subset of them.
         fresh: whether no checkpoint has learned columns yet; of one that has, the noise is kept.
+        units: of the velocity, "features" or "noise"; None for those of ``base``.
 
     Raises:
-        ValueError: for columns that the shards lack or, of EPiC, the checkpoint has not learned.
+        ValueError: for columns that the shards lack or, of EPiC, the checkpoint has not learned, or
+            units that are not noise of EPiC or of columns.
     """
     epic = isinstance(base, EPiCConfig)
     if text is None and not fresh:
@@ -124,13 +144,15 @@ def columns_of(
         has = (g for g, f in GROUPS.items() if f is None or train.field(f) is not None)
         text = "+".join(has) if epic else "kinematics"
     names = columns_in(text, train)
+    if not names and not epic:
+        return {"columns": ()} | of_kinematics(base, units)
+    if units == "features":
+        raise ValueError("--velocity-units features: of kinematics alone, by a PET")
     if not fresh and base.columns == names:
         return {"columns": names, "noise_mean": base.noise_mean, "noise_width": base.noise_width}
     if not fresh and epic:
         made = ", ".join(base.columns) or "kinematics alone"
         raise ValueError(f"the checkpoint makes {made}: it has not learned --columns {text}")
-    if not names and not epic:
-        return {"columns": (), "noise_mean": None, "noise_width": None}
     mean, width = statistics(train, names, num_jets, seed)
     spread = SPREAD if epic else 1.0
     return {"columns": names, "noise_mean": mean, "noise_width": tuple(w / spread for w in width)}

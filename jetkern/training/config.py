@@ -219,6 +219,9 @@ class PretrainSettings(TrainSettings):
     columns: str | None = None
     """generator: what it makes of a particle, kinematics joined with any of identity and tracks, as
     kinematics+identity; all that the jets have with epic, by default"""
+    velocity_units: Literal["features", "noise"] | None = None
+    """generator: units of its errors: features as they are, the study's and the default, or noise,
+    its widths, with which short trainings learn the angles, too (docs/generation.md)"""
     perturbed: bool = True
     """train the classifier on noised and masked jets too (Eq. 4 of the paper)"""
     feature_drop: float = 0.1
@@ -241,6 +244,8 @@ class PretrainSettings(TrainSettings):
         if parts != ("generator",) and (self.preset in EPIC_SIZES or self.columns is not None):
             what = "columns" if self.columns is not None else f"the preset {self.preset}"
             raise ValueError(f"{what}: for --objective generator alone, not {self.objective}")
+        if self.velocity_units is not None and "generator" not in parts:
+            raise ValueError(f"--objective {self.objective} has no velocity: --velocity-units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +293,9 @@ class FinetuneSettings(TrainSettings):
     """jetnet: what is made of a particle, kinematics joined with any of identity and tracks, as
     kinematics+identity; by default that of the checkpoint, or from scratch all that the jets have
     with epic and kinematics with others"""
+    velocity_units: Literal["features", "noise"] | None = None
+    """jetnet: units of the velocity's errors: features as they are, the study's, or noise, its
+    widths, with which short trainings learn the angles, too; by default the checkpoint's"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
