@@ -460,7 +460,9 @@ def finetune_defaults(
 
     size = preset or "micro"
     _check_size(size)
-    facts = {} if source is None else checkpoint_facts(source)
+    # Of a size that is named nothing has to be known: a study's checkpoints are yet to be made.
+    known = preset is not None and preset not in DECODERS
+    facts = {} if source is None or known else checkpoint_facts(source)
     if tokenizer is not None or facts.get("kind") == "decoder":
         return _decoder_finetune(preset, source, num_jets, tokenizer)
     if size in DECODERS:
