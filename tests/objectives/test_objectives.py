@@ -111,6 +111,24 @@ def test_details_add_up_to_their_loss_and_cost_nothing_in_training():
     torch.testing.assert_close(details["generator"].sum(), sums["generator"])
 
 
+def test_errors_in_units_of_the_noise():
+    """Of the same velocity those of the study over the widths squared; all other losses alike."""
+    widths = {"noise_mean": flow.NOISE_MEAN, "noise_width": flow.NOISE_WIDTH}
+    plain, scaled = (objective("pretrain", **c).eval() for c in ({}, widths))
+    scaled.load_state_dict(plain.state_dict())
+    width, jets = torch.tensor(flow.NOISE_WIDTH), batch()
+    with torch.no_grad():
+        for value in (scaled.model.generator.out.weight, scaled.model.generator.out.bias):
+            value.div_(width[:, None] if value.ndim == 2 else width)
+        one, other = plain.sums(jets), scaled.sums(jets)
+    expected = one.details["generator"] / width**2
+    torch.testing.assert_close(other.details["generator"], expected)
+    assert list(one.sums) == list(other.sums)
+    for name, value in one.sums.items():
+        value = expected.sum() if name == "generator" else value
+        torch.testing.assert_close(other.sums[name], value, msg=name)
+
+
 def test_feature_dropout_is_per_jet_and_off_in_evaluation():
     learner, jets = objective("classifier", feature_drop=0.5), batch()
     assert torch.equal(learner.eval()(jets)["loss"], learner(jets)["loss"])

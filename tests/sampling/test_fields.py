@@ -230,6 +230,7 @@ def test_new_conditions_begin_without_an_effect():
             ["finetune", "top", "--preset", "epic-small"],
             "the task top is for models of the kind PET or JetDecoder",
         ),
+        (["pretrain", "--preset", "epic-small", "--velocity-units", "features"], "by a PET"),
     ],
 )
 def test_what_cannot_be_made(words, message, tmp_path, data, capsys):
@@ -252,3 +253,16 @@ def test_a_checkpoint_of_other_columns(run, data, tmp_path, capsys):
     assert finetune(["distill", "--from", str(run), *flags]) == 1
     assert "the task distill is for models of the kind PET" in capsys.readouterr().err
     assert load_weights(run).config["columns"] == list(NAMES)
+
+
+def test_units_of_the_velocity_are_those_of_the_checkpoint_unless_said(data, tmp_path):
+    flags, told = ["--data", str(data), *STEPS], "--velocity-units"
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    words = [*flags, "--objective", "classifier+generator", told, "noise"]
+    assert pretrain([*words, "--out", str(first)]) == 0
+    assert finetune(["jetnet", "--from", str(first), *flags, "--out", str(second)]) == 0
+    words = ["jetnet", "--from", str(second), *flags, told, "features", "--out", str(third)]
+    assert finetune(words) == 0
+    study = (flow.NOISE_MEAN, flow.NOISE_WIDTH)
+    found = [noise_of(load_generator(run)[0].config) for run in (second, third)]
+    assert found == [study, None]
