@@ -54,7 +54,7 @@ def commands() -> list[tuple[str, str]]:
         for page in PAGES
         for block in blocks(page, "")
         for line in block.replace("\\\n", " ").splitlines()
-        if line.strip()
+        if line.strip() and not line.startswith("# ")
     ]
 
 
