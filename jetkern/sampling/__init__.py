@@ -39,6 +39,7 @@ from jetkern.sampling.solvers import (
     uniform_grid,
     with_evaluations,
 )
+from jetkern.sampling.tokens import generate_jets
 
 __all__ = [
     "FLOW_MAP",
@@ -55,6 +56,7 @@ __all__ = [
     "field_of",
     "fit",
     "generate",
+    "generate_jets",
     "guided",
     "integrate",
     "noise_jets",

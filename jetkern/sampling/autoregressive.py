@@ -38,6 +38,9 @@ class Drawing:
     """(classes,) bool, of the first stream with the end as the last one; or None"""
 
 
+PLAIN = Drawing()
+
+
 class Generated(NamedTuple):
     """Sets of points, in the order of their index."""
 
@@ -95,7 +98,7 @@ def generate(
     seed: int,
     max_points: int,
     slots: int = SLOTS,
-    drawing: Drawing | Sequence[Drawing] = Drawing(),
+    drawing: Drawing | Sequence[Drawing] = PLAIN,
     prompts: tuple[Tensor, Tensor | Packed] | None = None,
     progress: bool = False,
 ) -> Generated:

@@ -4,10 +4,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from jetkern import Jets
 from jetkern.model.decoder import Decoder, DecoderConfig
 from jetkern.model.delay import delayed
+from jetkern.model.jet_decoder import JetDecoder, JetDecoderConfig
 from jetkern.packed import Packed, offsets_from_counts
-from jetkern.sampling import Cache, Drawing, Generated, SamplingError, generate
+from jetkern.sampling import (
+    Cache,
+    Drawing,
+    Generated,
+    SamplingError,
+    generate,
+    generate_jets,
+)
+from jetkern.tokenizers import QuantileNormal, Tokenizer
 from tests.ops.helpers import threads
 
 KINDS = {
@@ -162,3 +172,27 @@ def test_lengths_and_pairs_are_those_of_a_known_source() -> None:
     want = 4000 * torch.tensor([*lengths, 1 - sum(lengths)])
     found = torch.bincount(generated.packed.counts.clamp(max=12), minlength=13)
     assert ((found - want).square() / want).sum() / 12 < 1.5
+
+
+def test_jets_are_what_their_tokens_stand_for() -> None:
+    features = ("delta_eta", "delta_phi", "ln_pt")
+    jets = Jets(particles=torch.randn(60, 4), offsets=torch.tensor([0, 40, 60]))
+    values, _ = Tokenizer.blank(features, 0).values(jets)
+    scale = QuantileNormal.fit([column.numpy() for column in values.T])
+    tokenizer = Tokenizer(features, scale, scale(values)[:9])
+    torch.manual_seed(0)
+    size = {"dim": 16, "layers": 1, "heads": 2}
+    model = JetDecoder(JetDecoderConfig(classes=(9,), features=features, **size))
+    model.keep_tokenizer(tokenizer)
+    index = torch.arange(5)
+    made, cut = generate_jets(model, index, seed=0, max_particles=20)
+    points, packed, want = generate(model.body, index, seed=0, max_points=20)
+    assert torch.equal(made.offsets, packed.offsets)
+    assert torch.equal(cut, want)
+    torch.testing.assert_close(made.particles[:, :3], tokenizer.decoded(points[:, 0]))
+    assert torch.equal(tokenizer.tokens(made), points[:, 0])
+    part, _ = generate_jets(model, index[3:], seed=0, max_particles=20)
+    assert torch.equal(part.particles, made.select(slice(3, 5)).particles)
+    other = JetDecoderConfig(classes=(9,), features=features, parts=("classifier",), **size)
+    with pytest.raises(SamplingError, match="read and predict tokens"):
+        generate_jets(JetDecoder(other), index, seed=0)
