@@ -23,7 +23,7 @@ def main() -> None:
     data = demo.shards("jetnet --no-mpi", demo.options.jetnet // 5, splits, at_once=False)
     made = []
     for start in START:
-        more = "--batch-size 32 --lr 5e-4"
+        more = "--batch-size 32 --lr 5e-4 --velocity-units noise"
         source = demo.finetuned("jetnet", start, data, f"jetnet-{start}", more)
         made.append(f"{demo.out}/generated/{start}")
         number = f"--num-jets {demo.options.made}"

@@ -15,7 +15,7 @@ def report(log, step, loss=1.0):
 def test_records_are_json_with_rate_and_waiting(tmp_path, capsys):
     log = TrainingLog(tmp_path / "m.jsonl", total_steps=20, batch_size=8)
     report(log, 10)
-    log.validation(10, {"loss": 0.5}, best=True)
+    log.validation(10, {"loss": 0.5}, {"part": 0.25}, best=True)
     report(log, 20, loss=math.nan)
     log.close()
     first, validation, last = read_metrics(tmp_path / "m.jsonl")
@@ -28,6 +28,7 @@ def test_records_are_json_with_rate_and_waiting(tmp_path, capsys):
     assert first["jets_per_s"] > 0
     assert 0 <= first["data_wait"] <= 1
     assert (validation["kind"], validation["loss"], validation["best"]) == ("validation", 0.5, True)
+    assert validation["part"] == 0.25  # a detail, of the file alone
     assert last["loss"] is None
     assert "NaN" not in (tmp_path / "m.jsonl").read_text()
     lines = capsys.readouterr().out.splitlines()
@@ -35,6 +36,7 @@ def test_records_are_json_with_rate_and_waiting(tmp_path, capsys):
     assert "jets/s" in lines[0]
     assert lines[0].endswith("left")
     assert "validation: loss 0.5000 (best)" in lines[1]
+    assert "part" not in lines[1]
 
 
 def test_resuming_removes_what_came_after_the_checkpoint(tmp_path):
@@ -54,7 +56,7 @@ def test_resuming_removes_what_came_after_the_checkpoint(tmp_path):
 def test_other_ranks_are_silent(tmp_path, capsys):
     log = TrainingLog(None, total_steps=9, batch_size=8)
     report(log, 1)
-    log.validation(1, {"loss": 1.0}, best=False)
+    log.validation(1, {"loss": 1.0}, {}, best=False)
     log.say("hello")
     log.close()
     assert capsys.readouterr() == ("", "")

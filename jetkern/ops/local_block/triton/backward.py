@@ -56,9 +56,8 @@ CANDIDATES: dict[str, list[Settings]] = {
     "local_block_bwd_stream": [
         {"ROWS": r, "num_warps": w, "CHUNK": c, "GROUP": g, "num_stages": s}
         for r, w in ((32, 8), (64, 4), (64, 8), (128, 8))
-        for c in (16, 32, 64)
-        for g in (16, 32, 64)
-        for s in (1, 2, 3)
+        for c, g in ((16, 16), (32, 16), (32, 32), (64, 32), (64, 64))
+        for s in (1, 2)
     ],
 }
 
