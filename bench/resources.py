@@ -47,6 +47,7 @@ WARPS, BLOCKS, REGISTERS = 64, 32, 65536  # of a multiprocessor, both architectu
 # that was tried does without; in bf16 the setting that spills issues half of what the best of the
 # others does (sm_90: 20.7 of 40.4 thousand instructions for a particle).
 NAMED = {
+    ("local_block_bwd_stream", "micro; tf32; local block"): 8,
     ("local_block_bwd_stream", "small; tf32; local block"): 40,
     ("local_block_bwd_stream", "small; bf16; local block"): 700,
     ("local_block_bwd_stream", "small; bf16; bf16 tensors; local block"): 700,

@@ -320,7 +320,7 @@ def _default(shape: Shape, precision: str) -> Settings:
         "CHUNK": 16 if exact else 32,
         "GROUP": max(16, shape.width // shape.heads),
         "num_warps": few // 8 if exact else 8 if wide else 4,
-        "num_stages": 1 if exact or half else 2,
+        "num_stages": 2 if wide and not (exact or half) else 1,
     }
 
 
