@@ -22,7 +22,7 @@ import torch
 from bench.machine import command, describe, write_results
 from jetkern.metrics.showers import distances, observables, oddities
 from jetkern.model.decoder import Decoder, DecoderConfig
-from jetkern.sampling.points import draw_points
+from jetkern.sampling import generate
 from jetkern.showers import Showers
 from jetkern.simulate.showers import CALORIMETERS, simulate_showers
 from jetkern.tables import table
@@ -93,9 +93,9 @@ def judge(model: Decoder, truth: Showers, other: Showers, seed: int) -> dict[str
     condition = batch(truth)[2]
     found: dict[str, Any] = {}
     for name, above in (("draw", None), ("threshold", 0.047)):
-        drawn = draw_points(
-            model, torch.arange(len(truth)), condition=condition, seed=seed, most=MOST,
-            end_above=above,
+        drawn = generate(
+            model, torch.arange(len(truth)), condition=condition, seed=seed, max_points=MOST,
+            slots=len(truth), end_above=above,
         )  # fmt: skip
         made = Showers.of_points(drawn.points, drawn.packed.offsets, truth.energies)
         expected = np.polynomial.Polynomial.fit(truth.energies, truth.counts, 2)(truth.energies)

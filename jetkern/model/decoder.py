@@ -133,13 +133,13 @@ class DecoderConfig:
         return self.heads if self.kv_heads is None else self.kv_heads
 
 
-# Of the authors' released configuration; its table and head have a start and a stop token each,
-# of which only the start is read and only the stop can be drawn: 513 numbers fewer here.
 _SPADE = {
     "dim": 256, "layers": 3, "heads": 8, "kv_heads": 1, "expansion": 4, "norm": "layer",
     "positions": "rope", "end": "hazard",
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
+    # Of the authors' released configuration; its table and head have a start and a stop token each,
+    # of which only the start is read and only the stop can be drawn: 513 numbers fewer here.
     "omnijet": {
         "classes": (8192,), "dim": 256, "layers": 3, "heads": 8, "expansion": 4,
         "norm": "layer", "post_norm": True,
@@ -438,23 +438,34 @@ class Decoder(Layer):
             points = points * constant(_of_numbers(config.scale, config.classes, 1.0), *like)
         return points
 
+    def unscaled(self, points: Tensor) -> Tensor:
+        """(T, S) the inverse of ``scaled``."""
+        config, like = self.config, (points.dtype, points.device)
+        if config.scale:
+            points = points / constant(_of_numbers(config.scale, config.classes, 1.0), *like)
+        if config.shift:
+            points = points + constant(_of_numbers(config.shift, config.classes, 0.0), *like)
+        return points
+
+    def wrong(self, points: Tensor) -> Tensor:
+        """(T, S) bool, true for what is no class of its stream, or no finite number."""
+        classes = constant(self.config.classes, points.dtype, points.device)
+        found = (points < 0) | (points >= classes)
+        if not self.config.numbers:
+            return found
+        return torch.where(classes == 0, ~points.isfinite(), found | (points != points.floor()))
+
     def _check(self, points: Tensor, packed: Packed) -> None:
-        classes = self.config.classes
+        classes, numbers = self.config.classes, self.config.numbers
         check_shape("points", points, None, len(classes))
-        if self.config.numbers != points.is_floating_point() or (
-            points.dtype != torch.int64 and not self.config.numbers
-        ):
-            kind = "floating" if self.config.numbers else "int64"
+        if not (points.is_floating_point() if numbers else points.dtype == torch.int64):
+            kind = "floating" if numbers else "int64"
             raise ValueError(f"points must be {kind}, got {points.dtype}")
         check_offsets("offsets", packed, points)
         check_rising("offsets", packed.offsets, points.shape[0])
         if not readable(points):
             return
-        wrong = (points < 0) | (points >= points.new_tensor(classes))
-        if self.config.numbers:
-            wrong |= points != points.floor()
-            number = points.new_tensor(classes) == 0
-            wrong = torch.where(number, ~points.isfinite(), wrong)
+        wrong = self.wrong(points)
         if wrong.any():
             row, stream = wrong.nonzero()[0].tolist()
             owner = int(packed.owner(points.shape[0])[row])

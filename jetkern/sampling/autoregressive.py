@@ -4,11 +4,13 @@ A slot holds one set. One that ends gives its slot to the next set at once, so a
 its rows need, and no set waits for a longer one. Every draw is a function of (seed, index, row,
 stream), and a row's products on a CPU, in float32, have the same bits in any batch: there a set is
 the same whatever the slots, the order and the threads. On a GPU and in float64 sums may depend on
-the batch, and sets are the same but where two classes are as good to the last digits.
+the batch: sets are the same but where two classes are as good to the last digits, and numbers but
+for their last ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -18,12 +20,15 @@ from torch import Tensor, nn
 
 from jetkern import ops
 from jetkern.model.decoder import CausalBlock, Decoder
+from jetkern.model.streams import MixtureHead
 from jetkern.ops.checks import check_shape
 from jetkern.packed import Packed, constant, offsets_from_counts
-from jetkern.random import random_bits
+from jetkern.random import normal, random_bits, uniform
 from jetkern.sampling.sampler import SamplingError, bar
 
-STREAM = 41  # of random numbers, apart from those of a training step and of noise
+# Streams of random numbers, apart from those of a training step and of noise: classes, ends, and
+# of numbers the component and the place in it.
+STREAM, END, COMPONENT, PLACE = 41, 42, 43, 44
 SLOTS = 64
 
 
@@ -45,7 +50,7 @@ class Generated(NamedTuple):
     """Sets of points, in the order of their index."""
 
     points: Tensor
-    """(T, S) int64 classes"""
+    """(T, S) int64 classes, or floating with streams of numbers"""
     packed: Packed
     """points of each set"""
     cut: Tensor
@@ -62,19 +67,21 @@ class Cache:
 
     def __init__(self, decoder: Decoder, slots: int, rows: int) -> None:
         self.decoder = decoder
-        config, like = decoder.config, decoder.heads[0].weight
+        config, like = decoder.config, cast(CausalBlock, decoder.blocks[0]).qkv_weight
         shape = (slots, rows, config.shared_heads, config.dim // config.heads)
-        self.keys = [cast(Tensor, like).new_empty(shape) for _ in decoder.blocks]
+        self.keys = [like.new_empty(shape) for _ in decoder.blocks]
         self.values = [torch.empty_like(keys) for keys in self.keys]
 
-    def append(self, inputs: Tensor, row: Tensor) -> Tensor:
+    def append(self, inputs: Tensor, row: Tensor, known: Tensor | None = None) -> Tensor:
         """(slots, D) what the heads read of a new row of each slot, which is kept.
 
         Args:
-            inputs: (slots, S) classes, as in ``jetkern.model.delay.Rows``.
+            inputs: (slots, S) classes or numbers, as in ``jetkern.model.delay.Rows``.
             row: (slots,) its place in each set; the rows before it have been appended.
+            known: (slots, D) of the sets, see ``Decoder.known``.
         """
         x = self.decoder.embed(inputs)
+        x = x if known is None else x + known
         slot = torch.arange(len(row), device=row.device)
         for module, keys, values in zip(self.decoder.blocks, self.keys, self.values, strict=True):
             block = cast(CausalBlock, module)
@@ -99,6 +106,9 @@ def generate(
     max_points: int,
     slots: int = SLOTS,
     drawing: Drawing | Sequence[Drawing] = PLAIN,
+    condition: Tensor | None = None,
+    types: Tensor | None = None,
+    end_above: float | None = None,
     prompts: tuple[Tensor, Tensor | Packed] | None = None,
     progress: bool = False,
 ) -> Generated:
@@ -111,15 +121,18 @@ def generate(
         seed: of the random numbers.
         max_points: that a set has at most. One that would go on is cut, which ``Generated`` tells.
         slots: sets that are made at a time.
-        drawing: of all streams, or one of each.
+        drawing: of all streams, or one of each; numbers are drawn plainly.
+        condition, types: (B, C) and (B,) of each set, what the model reads of them.
+        end_above: of a model whose ends are apart: a set ends where the probability of it is above
+            this, as SPADE does, in place of a draw.
         prompts: the first points of each set and their layout, (T, S) and (B + 1,) offsets; what
             follows is drawn.
         progress: show a bar.
 
     Raises:
-        SamplingError: naming the set and row, if no class can be drawn there, as from logits that
+        SamplingError: naming the set and row, if nothing can be drawn there, as from logits that
             are not finite, or for a prompt that is too long or no class of its stream.
-        ValueError: for wrong shapes, dtypes or settings.
+        ValueError: for wrong shapes, dtypes or settings, and as ``Decoder.known``.
     """
     if index.ndim != 1 or index.dtype != torch.int64:
         raise ValueError(f"index must be (B,) int64, got {tuple(index.shape)} {index.dtype}")
@@ -130,9 +143,18 @@ def generate(
     drawings = [drawing] * streams if isinstance(drawing, Drawing) else list(drawing)
     if len(drawings) != streams:
         raise ValueError(f"{len(drawings)} drawings for {streams} streams")
+    if end_above is not None and decoder.end is None:
+        raise ValueError("end_above needs a decoder whose ends are apart: end='hazard'")
     device = next(decoder.parameters()).device
-    known = _prompts(decoder, index, prompts, max_points)
-    making = _Slots(decoder, index.to(device), known, min(slots, len(index)), max_points)
+    first = _prompts(decoder, index, prompts, max_points)
+    known = decoder.known(
+        None if condition is None else condition.to(device),
+        None if types is None else types.to(device),
+    )
+    if known is not None and len(known) != len(index):
+        raise ValueError(f"conditions of {len(known)} sets for {len(index)}")
+    number = min(slots, len(index))
+    making = _Slots(decoder, index.to(device), first, known, number, max_points, end_above)
     with bar(len(index), progress, " sets") as shown:
         while making.busy:
             making.step(seed, drawings)
@@ -143,7 +165,7 @@ def generate(
 
 
 class _Prompts(NamedTuple):
-    """First points (B, P, S) of each set, and how many (B,)."""
+    """First points (B, P, S) of each set as the model reads them, and how many (B,)."""
 
     points: Tensor
     counts: Tensor
@@ -153,9 +175,11 @@ def _prompts(
     decoder: Decoder, index: Tensor, given: tuple[Tensor, Tensor | Packed] | None, most: int
 ) -> _Prompts:
     device, classes = next(decoder.parameters()).device, decoder.config.classes
+    dtype = cast(CausalBlock, decoder.blocks[0]).qkv_weight.dtype
+    dtype = dtype if decoder.config.numbers else torch.int64
     if given is None:
-        none = torch.zeros(len(index), 1, len(classes), dtype=torch.int64, device=device)
-        return _Prompts(none, none[:, 0, 0])
+        none = torch.zeros(len(index), 1, len(classes), dtype=dtype, device=device)
+        return _Prompts(none, torch.zeros_like(index, device=device))
     points, layout = given
     packed = layout if isinstance(layout, Packed) else Packed(layout)
     check_shape("prompts", points, None, len(classes))
@@ -165,15 +189,15 @@ def _prompts(
             f"{len(index)} sets and {len(points)} points"
         )
     owner, rank = packed.owner(len(points)), packed.rank(len(points))
-    wrong = ((points < 0) | (points >= points.new_tensor(classes))).any(1)
+    wrong = decoder.wrong(points).any(1)
     for fault, what in ((wrong, "is no class of its stream"), (rank >= most, "is one too many")):
         if fault.any():
             row = int(fault.nonzero()[0])
             raise SamplingError(
                 f"prompt of set {int(index[owner[row]])}: point {int(rank[row])} {what}"
             )
-    padded = points.new_zeros(len(index), max(packed.longest, 1), len(classes))
-    padded[owner, rank] = points
+    padded = points.new_zeros(len(index), max(packed.longest, 1), len(classes), dtype=dtype)
+    padded[owner, rank] = decoder.scaled(points) if decoder.config.numbers else points
     return _Prompts(padded.to(device), packed.counts.to(device))
 
 
@@ -181,16 +205,25 @@ class _Slots:
     """The sets that are being made, one in each slot, and those that are."""
 
     def __init__(
-        self, decoder: Decoder, index: Tensor, prompts: _Prompts, slots: int, most: int
+        self,
+        decoder: Decoder,
+        index: Tensor,
+        prompts: _Prompts,
+        known: Tensor | None,
+        slots: int,
+        most: int,
+        end_above: float | None,
     ) -> None:
         config = decoder.config
         self.decoder, self.index, self.prompts, self.most = decoder, index, prompts, most
+        self.known, self.end_above = known, end_above
         self.late, self.extra = config.delays, max(config.delays[-1], 1)
         # Point i is entry i + lead: before the first and after the last there is nothing to read.
         self.lead = config.delays[-1] + 1
         device = index.device
         self.cache = Cache(decoder, slots, most + self.extra)
-        self.missing = constant(config.classes, torch.int64, device)
+        absent = tuple(n or math.nan for n in config.classes)
+        self.missing = constant(absent, prompts.points.dtype, device)
         self.points = self.missing.repeat(slots, self.lead + most + self.extra, 1)
         self.place = torch.arange(slots, device=device)  # in the index
         self.row = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -210,41 +243,67 @@ class _Slots:
         slot = torch.arange(len(self.row), device=self.row.device)
         delays = constant(self.late, torch.int64, self.row.device)
         before = self.row[:, None] - 1 - delays + self.lead
-        x = self.cache.append(self.points.gather(1, before[:, None])[:, 0], self.row)
-        index, prompted = self.index[self.place], self.prompts.counts[self.place]
+        known = None if self.known is None else self.known[self.place]
+        x = self.cache.append(self.points.gather(1, before[:, None])[:, 0], self.row, known)
+        prompted = self.prompts.counts[self.place]
+        if self.decoder.end is not None:
+            alive = ~self.idle & (self.row >= prompted) & (self.row < self.length)
+            self._end(alive, self._ends(x, seed, alive))
+        row: list[Tensor] = []  # what the streams have in it
         for s, (late, how) in enumerate(zip(self.late, drawings, strict=True)):
             due = self.row - late
             free = ~self.idle & (due >= prompted) & (due < self.length)
-            stream = torch.full_like(index, s)
-            drawn = self._draw(s, x, random_bits(seed, STREAM, index, self.row, stream), how, free)
+            drawn = self._draw(s, self.decoder.read_by_head(x, s, row), seed, how, free)
             given = (due >= 0) & (due < prompted)
             at = due.clamp(0, self.prompts.points.shape[1] - 1)
             drawn = torch.where(given, self.prompts.points[self.place, at, s], drawn)
-            if s == 0:
-                ended = free & (drawn == self.decoder.config.classes[0])
-                cut = free & ~ended & (due == self.most)
-                self.cut[self.place[cut]] = True
-                self.length = torch.where(ended | cut, due, self.length)
+            if s == 0 and self.decoder.end is None:
+                self._end(free, drawn == self.decoder.config.classes[0])
             written = (due >= 0) & (due < self.length)
             at = (due + self.lead).clamp(max=self.points.shape[1] - 1)
             self.points[slot, at, s] = torch.where(written, drawn, self.points[slot, at, s])
+            row.append(drawn.clamp(min=0) if self.decoder.config.classes[s] else drawn)
         self.row = (self.row + 1).masked_fill(self.idle, 0)
 
-    def _draw(self, s: int, x: Tensor, keys: Tensor, how: Drawing, free: Tensor) -> Tensor:
-        head = cast(nn.Linear, self.decoder.heads[s])
+    def _end(self, free: Tensor, ended: Tensor) -> None:
+        """Notes of the ``free`` slots which sets end before a point of this row, or are cut."""
+        cut = free & ~ended & (self.row == self.most)
+        self.cut[self.place[cut]] = True
+        self.length = torch.where(free & ended | cut, self.row, self.length)
+
+    def _ends(self, x: Tensor, seed: int, alive: Tensor) -> Tensor:
+        assert self.decoder.end is not None
+        chance = self.decoder.end(x).sigmoid()
+        self._check(alive & chance.isnan(), "its end has a probability that is NaN")
+        if self.end_above is not None:
+            return chance > self.end_above
+        return uniform(seed, END, self.index[self.place], self.row) < chance
+
+    def _draw(self, s: int, x: Tensor, seed: int, how: Drawing, free: Tensor) -> Tensor:
+        """(slots,) a class or number of stream s from what its head reads (slots, width)."""
+        head, index = self.decoder.heads[s], self.index[self.place]
+        counters = index, self.row, torch.full_like(index, s)
+        if isinstance(head, MixtureHead):
+            drawn = head.draw(
+                x, uniform(seed, COMPONENT, *counters), normal(seed, PLACE, *counters)
+            )
+            self._check(free & ~drawn.isfinite(), f"stream {s} has no finite number")
+            return drawn.to(self.points.dtype)
+        layer = cast(nn.Linear, head)
         drawn = ops.sample_linear(
-            x, head.weight, head.bias, keys,
+            x, layer.weight, layer.bias, random_bits(seed, STREAM, *counters),
             temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
             forbidden=how.forbidden, precision=self.decoder.precision,
         )  # fmt: skip
-        failed = free & (drawn < 0)
+        reason = f"no class of stream {s} can be drawn, its logits are NaN, inf or all -inf"
+        self._check(free & (drawn < 0), reason)
+        return drawn.to(self.points.dtype)
+
+    def _check(self, failed: Tensor, reason: str) -> None:
         if failed.any():
             slot = int(failed.nonzero()[0])
-            raise SamplingError(
-                f"set {int(self.index[self.place[slot]])}, row {int(self.row[slot])}: no class of "
-                f"stream {s} can be drawn, its logits are NaN, inf or all -inf"
-            )
-        return drawn
+            number = int(self.index[self.place[slot]])
+            raise SamplingError(f"set {number}, row {int(self.row[slot])}: {reason}")
 
     def refill(self) -> int:
         """Takes out the sets that have ended, and puts the next ones there; their number."""
@@ -276,9 +335,9 @@ class _Slots:
         """All sets."""
         counts = torch.tensor([len(points) for points in self.done], device=self.index.device)
         points = [points for points in self.done if len(points)]
-        empty = self.points.new_empty(0, len(self.late))
+        every = torch.cat(points) if points else self.points.new_empty(0, len(self.late))
         return Generated(
-            torch.cat(points) if points else empty,
+            self.decoder.unscaled(every) if self.decoder.config.numbers else every,
             Packed(offsets_from_counts(counts.to(torch.int64))),
             self.cut,
         )

@@ -1,4 +1,4 @@
-"""Points drawn row by row follow the likelihood of one pass."""
+"""Sets of numbers, with ends apart, chains and conditions follow the likelihood of one pass."""
 
 import pytest
 import torch
@@ -6,9 +6,10 @@ import torch
 from jetkern.model.decoder import Decoder, DecoderConfig
 from jetkern.model.delay import delayed
 from jetkern.model.streams import MixtureHead
-from jetkern.packed import Packed
+from jetkern.packed import offsets_from_counts
 from jetkern.random import normal
-from jetkern.sampling.points import _SECOND, draw_points
+from jetkern.sampling import SamplingError, generate
+from jetkern.sampling.autoregressive import PLACE
 
 SHAPE = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "positions": "rope"}
 
@@ -29,7 +30,7 @@ def build(**changes) -> Decoder:
 )
 def test_frequencies_are_the_likelihoods(kind: dict) -> None:
     model, number = build(**kind), 3000
-    drawn = draw_points(model, torch.arange(number), most=3, seed=5)
+    drawn = generate(model, torch.arange(number), max_points=3, seed=5, slots=number)
     ways = torch.cartesian_prod(torch.arange(2), torch.arange(3))
     empty = model.negative_log_likelihood(ways[:0], torch.tensor([0, 0]))
     one = model.negative_log_likelihood(ways, torch.arange(len(ways) + 1))
@@ -51,8 +52,9 @@ def test_numbers_are_those_that_one_pass_says() -> None:
     }  # fmt: skip
     model, index = build(**kind), torch.arange(7)
     known = {"condition": torch.randn(7, 1), "types": index % 2}
-    drawn = draw_points(model, index, most=9, seed=1, **known)
-    alone = draw_points(model, index[3:5], most=9, seed=1, **{k: v[3:5] for k, v in known.items()})
+    drawn = generate(model, index, max_points=9, seed=1, slots=2, **known)
+    some = {k: v[3:5] for k, v in known.items()}
+    alone = generate(model, index[3:5], max_points=9, seed=1, **some)
     rows = slice(drawn.packed.offsets[3], drawn.packed.offsets[5])
     torch.testing.assert_close(alone.points, drawn.points[rows])
     points = model.scaled(drawn.points)
@@ -62,8 +64,8 @@ def test_numbers_are_those_that_one_pass_says() -> None:
     assert isinstance(head, MixtureHead)
     _, means, widths = head(x)
     total = len(x)
-    key = index[made.packed.owner(total)], made.packed.rank(total) * 64 + 1
-    want = means[:, 0] + widths[:, 0] * normal(1, _SECOND, *key)
+    owner, rank = made.packed.owner(total), made.packed.rank(total)
+    want = means[:, 0] + widths[:, 0] * normal(1, PLACE, index[owner], rank, torch.ones_like(rank))
     there = ~made.targets[:, 1].isnan()
     torch.testing.assert_close(made.targets[there, 1], want[there].detach())
 
@@ -71,14 +73,45 @@ def test_numbers_are_those_that_one_pass_says() -> None:
 def test_ends_by_a_threshold_and_cuts() -> None:
     model = build(classes=(3,), end="hazard")
     assert model.end is not None
-    never = draw_points(model, torch.arange(5), most=4, end_above=1.0)
+    never = generate(model, torch.arange(5), seed=0, max_points=4, end_above=1.0)
     assert never.packed.counts.tolist() == [4] * 5
     assert never.cut.all()
-    at_once = draw_points(model, torch.arange(5), most=4, end_above=0.0)
+    at_once = generate(model, torch.arange(5), seed=0, max_points=4, end_above=0.0)
     assert at_once.packed.offsets.tolist() == [0] * 6
     assert not at_once.cut.any()
-    none = draw_points(model, torch.arange(0), most=4)
+    none = generate(model, torch.arange(0), seed=0, max_points=4)
     assert none.points.shape == (0, 1)
-    assert isinstance(none.packed, Packed)
+    assert len(none.packed) == 0
     with pytest.raises(ValueError, match="ends are apart"):
-        draw_points(build(classes=(3,)), torch.arange(1), most=4, end_above=0.5)
+        generate(build(classes=(3,)), torch.arange(1), seed=0, max_points=4, end_above=0.5)
+
+
+def test_what_a_set_is_made_of_does_not_depend_on_slots() -> None:
+    """In float32, numbers, prompts and conditions included."""
+    kind = {
+        "classes": (3, 4, 0), "delays": (0, 1, 2), "end": "hazard", "condition": 2,
+        "scale": (1, 1, 2), "head_hidden": 8,
+    }  # fmt: skip
+    model, index = build(**kind).float(), torch.arange(9)
+    settings = {"seed": 2, "max_points": 7, "condition": torch.randn(9, 2)}
+    whole = generate(model, index, **settings)
+    again = generate(model, index, slots=2, **settings)
+    assert torch.equal(whole.points, again.points)
+    assert torch.equal(whole.packed.offsets, again.packed.offsets)
+    counts = whole.packed.counts
+    first = counts.clamp(max=3)
+    kept = whole.packed.rank(len(whole.points)) < first[whole.packed.owner(len(whole.points))]
+    prompts = (whole.points[kept], offsets_from_counts(first))
+    continued = generate(model, index, prompts=prompts, slots=4, **settings)
+    assert torch.equal(continued.packed.offsets, whole.packed.offsets)
+    torch.testing.assert_close(continued.points, whole.points)
+    wrong = (torch.full((1, 3), torch.nan), torch.tensor([0, 1]))
+    one = {**settings, "condition": torch.randn(1, 2)}
+    with pytest.raises(SamplingError, match="prompt of set 0: point 0 is no class"):
+        generate(model, index[:1], prompts=wrong, **one)
+    with pytest.raises(ValueError, match="conditions of 2 sets for 9"):
+        generate(model, index, **{**settings, "condition": torch.randn(2, 2)})
+    with torch.no_grad():
+        model.end.linear.bias.fill_(torch.nan)
+    with pytest.raises(SamplingError, match="set 0, row 0: its end has a probability that is NaN"):
+        generate(model, index, **settings)
