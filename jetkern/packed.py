@@ -191,9 +191,18 @@ def true_rows(mask: Tensor, number: int | None) -> Tensor:
     return torch.nonzero_static(mask, size=number).squeeze(1)
 
 
+Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]  # of one row, or of several
+
+
+def constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N,) or (M, N) numbers, kept, so that a GPU is not waited for in every step."""
+    if not plainly_eager():  # what a trace makes may not outlive it
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _constant(values, dtype, device)
+
+
 @functools.lru_cache(maxsize=64)
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N,) numbers, kept, so that a GPU is not waited for in every step."""
+def _constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # whoever asks next may want gradients
         return torch.tensor(values, dtype=dtype, device=device)
 

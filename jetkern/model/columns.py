@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jetkern.jets import Jets
 from jetkern.model.config import fields_of
+from jetkern.packed import constant
 
 CHARGE = "charge"
 KINDS = ("charged_hadron", "neutral_hadron", "photon", "electron", "muon")
@@ -46,8 +47,8 @@ def with_columns(jets: Jets, names: tuple[str, ...]) -> Jets:
         values = getattr(jets, field)
         if values is None:
             raise ValueError(f"this generator makes {field}, but the jets to learn from have none")
-        table = _identity if field == "pid" else _tracks
-        parts.append(table(values, names, jets.particles.dtype))
+        dtype = jets.particles.dtype
+        parts.append(_identity(values, dtype) if field == "pid" else _tracks(values, names, dtype))
     return jets.replace(columns=torch.cat(parts, 1), pid=None, tracks=None)
 
 
@@ -64,9 +65,9 @@ def without_columns(jets: Jets, names: tuple[str, ...]) -> Jets:
     values, pid, tracks, charged = jets.columns, None, None, None
     if CHARGE in names:
         kind = values[:, 1 : len(IDENTITY)].argmax(1)
-        table = kind.new_tensor([NEGATIVE, POSITIVE])
+        table = constant((NEGATIVE, POSITIVE), torch.int64, kind.device)
         pid = table[(values[:, 0] > 0).long(), kind]
-        charged = torch.tensor(CHARGED, device=kind.device)[kind]
+        charged = constant(CHARGED, torch.bool, kind.device)[kind]
     if "tracks" in fields_of(names):
         tracks = UNIT * values[:, -4:].double().sinh()
         tracks[:, 1::2].clamp_(min=0)
@@ -101,9 +102,9 @@ def parted(jets: Jets, values: Tensor) -> Jets:
     return jets.replace(particles=values[:, :4], columns=values[:, 4:])
 
 
-def _identity(pid: Tensor, names: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-    charge = torch.tensor(CHARGES, dtype=dtype, device=pid.device)[pid]
-    kind = torch.tensor(KIND, device=pid.device)[pid]
+def _identity(pid: Tensor, dtype: torch.dtype) -> Tensor:
+    charge = constant(CHARGES, dtype, pid.device)[pid]
+    kind = constant(KIND, torch.int64, pid.device)[pid]
     flags = kind[:, None] == torch.arange(len(KINDS), device=pid.device)
     return torch.cat([charge[:, None], flags.to(dtype)], 1)
 

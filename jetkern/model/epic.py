@@ -21,7 +21,7 @@ from jetkern.jets import Jets
 from jetkern.model.columns import joined
 from jetkern.model.config import check_columns, check_conditions, fields_of, unknown
 from jetkern.model.layers import Layer, set_precision
-from jetkern.packed import Packed, segment_sums, spread
+from jetkern.packed import Packed, constant, segment_sums, spread
 
 SUM_SCALE = 0.01  # of the pooled sums
 
@@ -278,5 +278,6 @@ class EPiC(nn.Module):
             if jets.condition is None:
                 raise ValueError("this model is conditional, but the jets have no condition")
             scale = self.config.condition_scale or (1.0,) * self.config.condition_dim
-            parts.append(jets.condition / jets.condition.new_tensor(scale))
+            like = jets.condition
+            parts.append(like / constant(scale, like.dtype, like.device))
         return torch.cat(parts, 1)

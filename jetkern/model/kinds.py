@@ -18,7 +18,7 @@ ModelConfig = PETConfig | JetDecoderConfig | EPiCConfig
 class Kind(NamedTuple):
     """The class of a model, and that of its configuration."""
 
-    model: type[nn.Module]
+    model: type[Model]
     config: type[Any]
 
 
@@ -36,6 +36,4 @@ def kind_of(model: nn.Module) -> str:
 
 def build(config: ModelConfig) -> Model:
     """A new model of that configuration."""
-    if isinstance(config, EPiCConfig):
-        return EPiC(config)
-    return PET(config) if isinstance(config, PETConfig) else JetDecoder(config)
+    return next(kind.model(config) for kind in KINDS.values() if isinstance(config, kind.config))

@@ -20,6 +20,7 @@ from jetkern.model.layers import (
     set_precision,
 )
 from jetkern.model.masked import MaskedModel
+from jetkern.packed import constant
 
 
 class Columns(nn.Module):
@@ -159,7 +160,8 @@ class Body(Layer):
                 raise ValueError("this model is conditional, but the jets have no condition")
             condition = jets.condition
             if self.config.condition_scale is not None:
-                condition = condition / condition.new_tensor(self.config.condition_scale)
+                scale = self.config.condition_scale
+                condition = condition / constant(scale, condition.dtype, condition.device)
             sources.append((self.condition_embed(condition.to(self.tokens.dtype)), jet))
         return sources
 

@@ -33,6 +33,7 @@ from jetkern.model.pet import PET
 from jetkern.objectives import Objective
 from jetkern.objectives.losses import Loss
 from jetkern.objectives.views import View
+from jetkern.packed import constant
 from jetkern.tasks.task import Task, register
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
 from jetkern.training.data import check_same
@@ -67,7 +68,7 @@ class OriginLoss(TrackLoss):
         each = cross_entropy(
             output.to(torch.promote_types(output.dtype, torch.float32)),
             view.whole.origin.where(known, 0),
-            output.new_tensor(ORIGIN_WEIGHTS, dtype=torch.float32),
+            constant(ORIGIN_WEIGHTS, torch.float32, output.device),
             reduction="none",
             label_smoothing=SMOOTHING,
         )

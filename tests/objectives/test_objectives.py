@@ -12,7 +12,7 @@ from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives import Objective, flow, parse_objective
 from jetkern.objectives.masking import masked_counts, random_keep
 from jetkern.objectives.views import TIME
-from jetkern.packed import constant
+from jetkern.packed import _constant
 from jetkern.random import uniform
 
 # The reference code: 10 classes, tracks, MPM by regression, unconditional.
@@ -190,7 +190,7 @@ def test_a_batch_without_jets_or_without_particles():
 
 
 def test_what_inference_mode_leaves_behind_can_be_learned_with():
-    constant.cache_clear()
+    _constant.cache_clear()
     learner = objective("pretrain")
     with torch.inference_mode():
         learner(batch())

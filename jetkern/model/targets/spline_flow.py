@@ -13,6 +13,7 @@ from jetkern.model.config import PETConfig
 from jetkern.model.layers import MLP
 from jetkern.model.targets import gaussian
 from jetkern.model.targets.target import BLUR, NOISE, Hidden, Target
+from jetkern.packed import constant
 from jetkern.tokenizers import TRACKS
 
 CONTEXT, WIDTH, LAYERS, BINS, TAIL = 128, 64, 6, 8, 4.0
@@ -103,7 +104,8 @@ class SplineFlow(Target):
         """(M, F) features with noise on tracks, and (M, F) bool which there are."""
         values, known = hidden.values
         noise = hidden.normal(BLUR, self.features).to(values.dtype)
-        return values + noise * values.new_tensor(self._blur) * known, known
+        blur = constant(self._blur, values.dtype, values.device)
+        return values + noise * blur * known, known
 
     def to_noise(self, x: Tensor, known: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """(M, F) where the flow takes features to, and (M,) log of its determinant.
