@@ -20,6 +20,7 @@ NOISE_MEAN = (0.0, 0.0, 1.11398, 1.43384)
 NOISE_WIDTH = (0.270949, 0.27426, 1.30273, 1.33559)
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and width of each column
+STUDY: Statistics = (NOISE_MEAN, NOISE_WIDTH)
 
 
 def noise(
@@ -33,7 +34,7 @@ def noise(
             kinematics alone.
     """
     dtype, device = jets.particles.dtype, jets.particles.device
-    mean, width = (NOISE_MEAN, NOISE_WIDTH) if statistics is None else statistics
+    mean, width = STUDY if statistics is None else statistics
     feature = torch.arange(len(mean), device=device)
     rank = jets.rank_in_jet[:, None]
     draw = normal(seed, stream, index[jets.jet_of_particle][:, None], rank, feature)

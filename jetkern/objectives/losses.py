@@ -15,7 +15,6 @@ import difflib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +25,7 @@ from jetkern.jets import Jets
 from jetkern.model.config import PETConfig, noise_of
 from jetkern.model.pet import PET
 from jetkern.objectives import views
+from jetkern.objectives.flow import NOISE_WIDTH, STUDY, Statistics
 from jetkern.objectives.views import MakeView, Masked, Noised, View, index_of
 from jetkern.packed import constant, plainly_eager
 
@@ -103,7 +103,7 @@ class Loss(ABC):
 
     def apart(self, output: Any, view: View) -> Tensor:
         """(len(details),) sums of errors whose means, over ``weight``, a validation logs."""
-        raise NotImplementedError
+        return output.new_zeros(len(self.details))
 
 
 LOSSES: dict[str, type[Loss]] = {}
@@ -177,16 +177,28 @@ class Classification(Loss):
 
 @register
 class FlowMatching(Loss):
-    """Squared error of the velocity, summed over features, mean over a jet's particles."""
+    """Squared error of the velocity, summed over features, mean over a jet's particles.
+
+    Args:
+        widths: of the noise, whose units the errors are in; None for those of the features.
+    """
 
     part = "generator"
     view = staticmethod(views.noised)
     # A model may learn the logarithms and not the angles, whose noise is a fifth as wide.
-    details = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
+    details: tuple[str, ...] = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
+
+    def __init__(self, widths: tuple[float, ...] | None = None) -> None:
+        self.widths = widths
 
     @classmethod
     def of(cls, config: Any) -> list[Loss]:
-        return [cls()] if noise_of(config) is None else [ColumnFlow(config)]
+        statistics = noise_of(config)
+        if statistics is None:
+            return [cls()]
+        if statistics == STUDY and isinstance(config, PETConfig) and not config.columns:
+            return [cls(NOISE_WIDTH)]
+        return [ColumnFlow(config.columns, statistics)]
 
     def outputs(self, model: PET, seen: Sequence[View]) -> list[Tensor]:
         assert model.generator is not None
@@ -196,38 +208,38 @@ class FlowMatching(Loss):
         ]
 
     def sum(self, output: Tensor, view: View) -> Tensor:
-        jets = view.whole
-        assert view.target is not None
-        error = (output - view.target).square().sum(1)
-        share = 1 / jets.counts.clamp(min=1).to(error.dtype)
-        if jets.fillers:
-            share = torch.cat([share[: jets.real], share.new_zeros(jets.fillers)])
-        return (error * share[jets.jet_of_particle]).sum()
+        error, share = self._errors(output, view)
+        return (error.sum(1) * share).sum()
 
     def apart(self, output: Tensor, view: View) -> Tensor:
-        jets = view.whole
+        error, share = self._errors(output, view)
+        return share @ error
+
+    def _errors(self, output: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """(T, F) squared errors, and (T,) the share of each particle in its jet."""
         assert view.target is not None
-        error = (output - view.target).square()
+        jets, error = view.whole, output - view.target
+        if self.widths is not None:
+            error = error / constant(self.widths, error.dtype, error.device)
         share = 1 / jets.counts.clamp(min=1).to(error.dtype)
         if jets.fillers:
             share = torch.cat([share[: jets.real], share.new_zeros(jets.fillers)])
-        return share[jets.jet_of_particle] @ error
+        return error.square(), share[jets.jet_of_particle]
 
 
 class ColumnFlow(FlowMatching):
-    """The same in units of the noise's widths, of any field, and of kinematics alone or with
+    """The same with noise of a model's own, of any field, and of kinematics alone or with
     identities and tracks.
 
     Args:
-        config: of the model: its columns and noise.
+        columns: of the model, beside kinematics.
+        statistics: mean and width of its noise.
     """
 
-    def __init__(self, config: Any) -> None:
-        statistics = noise_of(config)
-        assert statistics is not None
-        self.widths = statistics[1]
-        self.details = (*self.details, *config.columns)
-        self.view = Noised(config.columns, statistics)
+    def __init__(self, columns: tuple[str, ...], statistics: Statistics) -> None:
+        super().__init__(statistics[1])
+        self.details = (*self.details, *columns)
+        self.view = Noised(columns, statistics)
 
     def outputs(self, model: Any, seen: Sequence[View]) -> list[Tensor]:
         if isinstance(model, PET):
@@ -237,17 +249,6 @@ class ColumnFlow(FlowMatching):
             told = view.whole if view.told is None else view.told
             found.append(model.velocity(view.jets.replace(label=told.label), view.time))
         return found
-
-    def sum(self, output: Tensor, view: View) -> Tensor:
-        return super().sum(*self._scaled(output, view))
-
-    def apart(self, output: Tensor, view: View) -> Tensor:
-        return super().apart(*self._scaled(output, view))
-
-    def _scaled(self, output: Tensor, view: View) -> tuple[Tensor, View]:
-        assert view.target is not None
-        widths = constant(self.widths, output.dtype, output.device)
-        return output / widths, replace(view, target=view.target / widths)
 
 
 @register

@@ -17,6 +17,7 @@ from jetkern.model.pet import PET
 from jetkern.objectives import Objective, flow
 from jetkern.objectives.losses import FlowMatching
 from jetkern.objectives.views import NOISE, TIME, View
+from jetkern.packed import constant
 from jetkern.random import uniform
 from jetkern.sampling import Velocity, integrate, scheme, uniform_grid
 from jetkern.tasks.jetnet import JetNet
@@ -37,6 +38,7 @@ class Distillation(FlowMatching):
     """
 
     def __init__(self, model: PET, teacher: PET) -> None:
+        super().__init__(flow.NOISE_WIDTH)
         self.model, self.teacher = model, teacher
         self.view = self.make
 
@@ -69,24 +71,11 @@ class Distillation(FlowMatching):
         assert model.generator is not None
         return [model.generator(*view.read(), view.whole) for view in seen]
 
-    def sum(self, output: Tensor, view: View) -> Tensor:
-        return super().sum(*_in_widths(output, view))
-
-    def apart(self, output: Tensor, view: View) -> Tensor:
-        return super().apart(*_in_widths(output, view))
-
-
-def _in_widths(output: Tensor, view: View) -> tuple[Tensor, View]:
-    """Velocities in units of the noise's widths."""
-    assert view.target is not None
-    widths = output.new_tensor(flow.NOISE_WIDTH)
-    return output / widths, replace(view, target=view.target / widths)
-
 
 def steps_at(chance: Tensor) -> Tensor:
     """(B, 2) begin and end of one step for each number in (0, 1), all steps as likely."""
-    steps = [(1 - k / n, 1 - (k + 1) / n) for n in STEPS for k in range(n)]
-    return chance.new_tensor(steps)[(chance * len(steps)).long()]
+    steps = tuple((1 - k / n, 1 - (k + 1) / n) for n in STEPS for k in range(n))
+    return constant(steps, chance.dtype, chance.device)[(chance * len(steps)).long()]
 
 
 def mean_velocity(velocity: Velocity, jets: Jets, time: Tensor) -> Tensor:
@@ -109,13 +98,17 @@ class Distill(JetNet):
     configs: tuple[type[Any], ...] = (PETConfig,)
 
     def defaults(
-        self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
+        self,
+        preset: str | None = None,
+        source: str | None = None,
+        num_jets: int | None = None,
+        tokenizer: str | None = None,
     ) -> FinetuneSettings:
         """Lion, decay 0.01, 10,000 updates of 1024 jets; averaged weights are what generates.
 
         The rate is for micro, the one size it was tried with.
         """
-        base = super().defaults(preset, source, num_jets)
+        base = super().defaults(preset, source, num_jets, tokenizer)
         optim = replace(base.optim, lr=1e-4, batch_size=1024, steps=10_000, warmup_steps=200)
         return replace(base, optim=optim, validation=replace(base.validation, val_jets=10_000))
 
