@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from jetkern.recipes import pretrain
-from jetkern.training.config import pretrain_defaults
+from jetkern.training.defaults import pretrain_defaults
 
 settings = pretrain_defaults(preset="micro", objective="classifier+mpm")
 pretrain(replace(settings, data=Path("shards/jetclass"), out=Path("runs/a")))

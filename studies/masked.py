@@ -32,9 +32,8 @@ from jetkern.training.config import (
     OptimSettings,
     RunSettings,
     ValidationSettings,
-    finetune_defaults,
-    pretrain_defaults,
 )
+from jetkern.training.defaults import finetune_defaults, pretrain_defaults
 from jetkern.training.distributed import World
 from jetkern.training.log import read_metrics
 from jetkern.training.tokenize import TokenizeSettings, tokenize

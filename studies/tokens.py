@@ -19,14 +19,8 @@ from typing import Any
 
 from jetkern.recipes import evaluate, finetune, pretrain
 from jetkern.tables import table
-from jetkern.training.config import (
-    EvaluateSettings,
-    OptimSettings,
-    RunSettings,
-    ValidationSettings,
-    finetune_defaults,
-    pretrain_defaults,
-)
+from jetkern.training.config import EvaluateSettings, OptimSettings, RunSettings, ValidationSettings
+from jetkern.training.defaults import finetune_defaults, pretrain_defaults
 from jetkern.training.distributed import join_world
 from jetkern.training.tokenize import TokenizeSettings, tokenize
 from jetkern.training.trainer import SIGNAL

@@ -8,7 +8,7 @@ import os
 from jetkern.cli import command
 from jetkern.cli.settings import parse
 from jetkern.recipes import evaluate
-from jetkern.training.config import evaluate_defaults
+from jetkern.training.defaults import evaluate_defaults
 
 
 @command

@@ -10,7 +10,7 @@ The same command again continues a run that was stopped or killed.
 from jetkern.cli import command
 from jetkern.cli.settings import parse
 from jetkern.recipes import pretrain
-from jetkern.training.config import pretrain_defaults
+from jetkern.training.defaults import pretrain_defaults
 
 
 @command

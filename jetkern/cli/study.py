@@ -21,7 +21,7 @@ from jetkern.study.estimate import grid_table
 from jetkern.study.workflow import run
 from jetkern.tables import show
 from jetkern.tasks import find_task
-from jetkern.training.config import pretrain_defaults
+from jetkern.training.defaults import pretrain_defaults
 
 
 def parser() -> Parser:

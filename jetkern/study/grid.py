@@ -14,7 +14,8 @@ from pathlib import Path
 from jetkern.evaluation.generate import EVALUATIONS, RECORD
 from jetkern.study.plan import WAYS, Data, Downstream, Flags, Study
 from jetkern.tasks import find_task
-from jetkern.training.config import OptimSettings, pretrain_defaults
+from jetkern.training.config import OptimSettings
+from jetkern.training.defaults import pretrain_defaults
 
 RULES = (
     "simulate",

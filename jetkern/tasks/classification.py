@@ -26,7 +26,7 @@ from jetkern.model.config import PETConfig
 from jetkern.model.jet_decoder import JetDecoderConfig
 from jetkern.plots import roc_figure
 from jetkern.tasks.task import Task, register
-from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
+from jetkern.training.config import EvaluateSettings, FinetuneSettings
 from jetkern.training.weights import load_weights
 
 
@@ -37,16 +37,6 @@ class Classify(Task):
     name = "classify"
     reset = ("classifier.out",)
     configs = (PETConfig, JetDecoderConfig)
-
-    def defaults(
-        self,
-        preset: str | None = None,
-        source: str | None = None,
-        num_jets: int | None = None,
-        tokenizer: str | None = None,
-    ) -> FinetuneSettings:
-        """Settings by model size, checkpoint, labelled jets, and the tokeniser of a decoder."""
-        return finetune_defaults(preset, source, num_jets, tokenizer)
 
     def outputs(self, train: Shards, settings: FinetuneSettings) -> int:
         """How many outputs the classifier gets."""

@@ -36,13 +36,14 @@ from jetkern.jets import Jets
 from jetkern.metrics.classification import Estimate
 from jetkern.model.columns import without_columns
 from jetkern.model.config import PETConfig, noise_of
-from jetkern.model.epic import EPiCConfig, with_conditions
+from jetkern.model.epic import EPIC_SIZES, EPiCConfig, with_conditions
 from jetkern.sampling import field_of, noise_jets, sample, with_evaluations
 from jetkern.tasks.task import Task, register
 from jetkern.training.columns import columns_of, conditions_of
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
 from jetkern.training.data import check_same, describe
-from jetkern.training.weights import Weights, any_config, load_weights
+from jetkern.training.defaults import size_from
+from jetkern.training.weights import Weights, any_config
 
 AUC = "AUC of a classifier"
 
@@ -57,15 +58,19 @@ class JetNet(Task):
     reset: tuple[str, ...] = ("generator.type_embed", "generator.out", "body.condition_embed")
 
     def defaults(
-        self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
+        self,
+        preset: str | None = None,
+        source: str | None = None,
+        num_jets: int | None = None,
+        tokenizer: str | None = None,
     ) -> FinetuneSettings:
         """Lion, decay 0.01, 70,000 updates of 4096 jets; averaged weights are what generates.
 
         The study's rates are not public: these are OmniLearn's for JetNet, 5e-5 from scratch and
         1e-5 from a checkpoint (5e-6 for medium and large).
         """
-        base = super().defaults(preset, source, num_jets)
-        if base.optim.optimizer == "adamw" and base.optim.ema_decay is not None:  # of EPiC
+        base = super().defaults(preset, source, num_jets, tokenizer)
+        if size_from(preset, source, tokenizer) in EPIC_SIZES:
             return base
         rate = 5e-5 if source is None else 5e-6 if preset in ("medium", "large") else 1e-5
         return replace(
@@ -129,9 +134,8 @@ class JetNet(Task):
         if settings.coverage:
             import_module("ot")  # rather than after all else
         if not is_generated(run):
-            _, weights = load_generator(run)
-            config = any_config(weights)
-            check_same(weights.data, shards, config.fields, str(weights.path))
+            model, weights = load_generator(run)
+            check_same(weights.data, shards, model.config.fields, str(weights.path))
         elif (found := read_generated(run)[0].classes) != shards.classes:
             raise ValueError(
                 f"{run} has jets of {', '.join(found)}, {shards.folder} of "
@@ -214,7 +218,7 @@ def _made_fields(run: Path, shards: Shards) -> tuple[str, ...]:
         ValueError: if the real jets lack one, or have it on another scale.
     """
     if not is_generated(run):
-        return any_config(load_weights(run)).fields
+        return load_generator(run)[0].config.fields
     source, fields = read_generated(run)[0], []
     for name in ("pid", "tracks"):
         made, real = source.field(name), shards.field(name)

@@ -21,7 +21,7 @@ from jetkern.metrics.classification import Estimate, as_json
 from jetkern.model.jet_decoder import NEXT_TOKEN, JetDecoder, JetDecoderConfig
 from jetkern.tables import table
 from jetkern.tasks.task import Task, register
-from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
+from jetkern.training.config import EvaluateSettings, FinetuneSettings
 from jetkern.training.data import check_same
 from jetkern.training.weights import load_weights
 
@@ -51,16 +51,6 @@ class NextToken(Task):
 
     name = NEXT_TOKEN
     configs = (JetDecoderConfig,)
-
-    def defaults(
-        self,
-        preset: str | None = None,
-        source: str | None = None,
-        num_jets: int | None = None,
-        tokenizer: str | None = None,
-    ) -> FinetuneSettings:
-        """Settings by model size, checkpoint, number of jets, and the tokeniser from scratch."""
-        return finetune_defaults(preset, source, num_jets, tokenizer)
 
     def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:
         return replace(base, parts=(NEXT_TOKEN,))

@@ -13,7 +13,8 @@ from torch import Tensor
 from jetkern.data import Shards
 from jetkern.model.config import PETConfig, unknown
 from jetkern.objectives import Objective, objective_of
-from jetkern.training.config import EvaluateSettings, FinetuneSettings, finetune_defaults
+from jetkern.training.config import EvaluateSettings, FinetuneSettings
+from jetkern.training.defaults import finetune_defaults
 from jetkern.training.weights import Weights
 
 
@@ -31,10 +32,14 @@ class Task(ABC):
     configs: tuple[type[Any], ...] = (PETConfig,)
 
     def defaults(
-        self, preset: str | None = None, source: str | None = None, num_jets: int | None = None
+        self,
+        preset: str | None = None,
+        source: str | None = None,
+        num_jets: int | None = None,
+        tokenizer: str | None = None,
     ) -> FinetuneSettings:
-        """Settings by model size, checkpoint and number of labelled jets."""
-        return finetune_defaults(preset, source, num_jets)
+        """Settings by model size, checkpoint, number of jets, and the tokeniser of a decoder."""
+        return finetune_defaults(preset, source, num_jets, tokenizer)
 
     def state(self, weights: Weights, config: Any, train: Shards) -> Mapping[str, Tensor]:
         """The tensors of a checkpoint as the model for these jets takes them."""

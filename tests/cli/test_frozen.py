@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jetkern import cli
 from jetkern.cli.settings import parser_of
-from jetkern.training import config
+from jetkern.training import defaults
 
 FILE = Path(__file__).with_name("command_line.txt")
 SETTINGS = {
-    "pretrain": config.pretrain_defaults,
-    "finetune": config.finetune_defaults,
-    "evaluate": config.evaluate_defaults,
+    "pretrain": defaults.pretrain_defaults,
+    "finetune": defaults.finetune_defaults,
+    "evaluate": defaults.evaluate_defaults,
 }
 
 

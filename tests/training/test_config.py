@@ -8,15 +8,8 @@ import pytest
 from jetkern.cli import settings as command_line
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.training.checkpoints import RunError
-from jetkern.training.config import (
-    FinetuneSettings,
-    PretrainSettings,
-    SettingsError,
-    as_dict,
-    finetune_defaults,
-    pretrain_defaults,
-    size_of,
-)
+from jetkern.training.config import FinetuneSettings, PretrainSettings, SettingsError, as_dict
+from jetkern.training.defaults import finetune_defaults, pretrain_defaults, size_of
 from jetkern.training.runs import Run
 
 PATHS = ["--data", "shards", "--out", "run"]

@@ -14,7 +14,7 @@ from jetkern.data import Shards, select_classes
 from jetkern.recipes import finetune, pretrain
 from jetkern.training import step
 from jetkern.training.checkpoints import RunError
-from jetkern.training.config import finetune_defaults, pretrain_defaults
+from jetkern.training.defaults import finetune_defaults, pretrain_defaults
 from jetkern.training.log import read_metrics
 from jetkern.training.tokenize import load_tokenizer
 from jetkern.training.weights import load_weights, model_config

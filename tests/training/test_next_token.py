@@ -20,7 +20,8 @@ from jetkern.tasks import find_task
 from jetkern.tokenizers import Tokenizer
 from jetkern.training import step
 from jetkern.training.checkpoints import RunError
-from jetkern.training.config import EvaluateSettings, SettingsError, pretrain_defaults
+from jetkern.training.config import EvaluateSettings, SettingsError
+from jetkern.training.defaults import pretrain_defaults
 from jetkern.training.log import read_metrics
 from jetkern.training.tokenize import load_tokenizer
 from jetkern.training.weights import any_config, load_model, load_weights, model_config

@@ -19,13 +19,9 @@ from jetkern.model import PETConfig
 from jetkern.recipes import evaluate as judge
 from jetkern.recipes import pretrain as train_on
 from jetkern.tasks import find_task
-from jetkern.training.config import (
-    EvaluateSettings,
-    RunSettings,
-    ValidationSettings,
-    pretrain_defaults,
-)
+from jetkern.training.config import EvaluateSettings, RunSettings, ValidationSettings
 from jetkern.training.data import check_same, describe
+from jetkern.training.defaults import pretrain_defaults
 from jetkern.training.log import read_metrics
 from jetkern.training.weights import load_weights, model_config
 from tests.factories import write_toy_shards
@@ -165,7 +161,7 @@ def test_the_library_needs_no_command_line_package():
     code = (
         "import sys; sys.modules['jetkern.cli'] = None\n"
         "import jetkern.training.trainer, jetkern.recipes\n"
-        "from jetkern.training.config import pretrain_defaults\n"
+        "from jetkern.training.defaults import pretrain_defaults\n"
         "assert pretrain_defaults('small', 'mpm').optim.lr == 5e-4"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

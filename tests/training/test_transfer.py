@@ -15,7 +15,7 @@ from jetkern.model.presets import model_preset
 from jetkern.recipes import finetune, pretrain
 from jetkern.training import step
 from jetkern.training.checkpoints import RunError, facts_of, find_checkpoint
-from jetkern.training.config import finetune_defaults, pretrain_defaults
+from jetkern.training.defaults import finetune_defaults, pretrain_defaults
 from jetkern.training.schedule import thawed_at
 from jetkern.training.transfer import freeze, lr_factors
 from jetkern.training.weights import load_weights
