@@ -175,6 +175,13 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
             "source": None if weights is None else weights.sha256,
             "lr_factor": settings.lr_factor,
         }
+        if settings.augment is not None:
+            if not (task.augments and isinstance(config, PETConfig) and not config.use_tracks):
+                raise ValueError(
+                    f"--augment {settings.augment}: for classifiers of jets as they are, by a model"
+                    f" that reads no tracks and no tokens; not for {task.name} of this one"
+                )
+            identity["augment"] = settings.augment
         if isinstance(model, JetDecoder):
             identity["tokenizer"] = model.tokenizer.fingerprint
         identity |= task.identity(settings)

@@ -30,6 +30,7 @@ from jetkern.objectives.views import (
     clean,
     index_of,
     noised,
+    turned,
 )
 from jetkern.packed import constant
 from jetkern.random import uniform
@@ -58,6 +59,7 @@ class Objective(nn.Module):
         perturbed: include the losses on the views of others, such as the noised and masked
             cross-entropies (Eq. 4).
         losses: those to sum; by default the registered ones of the model's parts.
+        turned: whether to turn and mirror training jets at random, see ``views.turned``.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Objective(nn.Module):
         *,
         perturbed: bool = True,
         losses: Sequence[Loss] | None = None,
+        turned: bool = False,
     ) -> None:
         super().__init__()
+        self.turned = turned
         self.model = model
         self.seed = seed
         own = list(losses or [])
@@ -128,6 +132,8 @@ class Objective(nn.Module):
         return Sums(sums, self.weights(jets), details)
 
     def _sums(self, jets: Jets) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if self.turned and self.training:
+            jets = turned(jets, index_of(jets), self.seed)
         seen = self._see(jets)
         values: dict[str, Tensor] = {}
         details: dict[str, Tensor] = {}

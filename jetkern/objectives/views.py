@@ -7,6 +7,7 @@ A view is a function of the jets, their index and the seed. Further ones are wri
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -23,6 +24,7 @@ from jetkern.random import uniform
 
 # Streams of random numbers: two uses never share one. Losses from elsewhere take 100 and above.
 TIME, NOISE, MASK, FRACTION, DROP_PID, DROP_TRACKS, DROP_LABEL = 1, 2, 3, 4, 10, 20, 30
+TURN, MIRROR = 40, 41
 
 
 class Place(NamedTuple):
@@ -97,6 +99,21 @@ MakeView = Callable[[Jets, Tensor, int], View]
 def clean(jets: Jets, index: Tensor, seed: int) -> View:
     """The jets as they are."""
     return View(jets, jets)
+
+
+def turned(jets: Jets, index: Tensor, seed: int) -> Jets:
+    """The jets, each turned by a random angle about its axis in (eta, phi), half of them mirrored.
+
+    Momenta stay, as if a jet at the same eta had been turned: ln E with its change of eta would
+    differ by less than R tanh(eta).
+    """
+    draws = uniform(seed, (TURN, MIRROR), index).to(jets.particles.dtype).view(2, -1)
+    angle, side = draws[:, jets.jet_of_particle]
+    eta, phi, *others = jets.particles.unbind(1)
+    cosine, sine = (2 * math.pi * angle).cos(), (2 * math.pi * angle).sin()
+    mirrored = torch.where(side < 0.5, sine * eta + cosine * phi, -(sine * eta + cosine * phi))
+    particles = torch.stack([cosine * eta - sine * phi, mirrored, *others], 1)
+    return jets.replace(particles=particles)
 
 
 def noised(jets: Jets, index: Tensor, seed: int) -> View:

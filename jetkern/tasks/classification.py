@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from jetkern.metrics import BinaryReport
 from jetkern.metrics.classification import as_json
 from jetkern.model.config import PETConfig
 from jetkern.model.jet_decoder import JetDecoderConfig
+from jetkern.objectives import Objective, objective_of
 from jetkern.plots import roc_figure
 from jetkern.tasks.task import Task, register
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
@@ -36,6 +37,7 @@ class Classify(Task):
 
     name = "classify"
     reset = ("classifier.out",)
+    augments: ClassVar[bool] = True
     configs = (PETConfig, JetDecoderConfig)
 
     def outputs(self, train: Shards, settings: FinetuneSettings) -> int:
@@ -57,6 +59,9 @@ class Classify(Task):
             use_pid=base.use_pid and train.field("pid") is not None,
             use_tracks=base.use_tracks and train.field("tracks") is not None,
         )
+
+    def objective(self, model: Any, settings: FinetuneSettings) -> Objective:
+        return objective_of(model, settings.seed, turned=settings.augment == "rotation")
 
     def check(self, run: Path, shards: Shards, settings: EvaluateSettings) -> None:
         model = load_classifier(run)

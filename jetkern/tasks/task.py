@@ -24,11 +24,13 @@ class Task(ABC):
     Attributes:
         name: on the command line.
         reset: prefixes of parameters that are never taken from a checkpoint.
+        augments: whether its jets may be turned, see ``FinetuneSettings.augment``.
         configs: of the kinds of models that it can be learned by.
     """
 
     name: ClassVar[str]
     reset: tuple[str, ...] = ()
+    augments: ClassVar[bool] = False
     configs: tuple[type[Any], ...] = (PETConfig,)
 
     def defaults(

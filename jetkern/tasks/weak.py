@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
@@ -91,6 +91,7 @@ class Weak(Classify):
     """Tells two samples apart that differ in how much signal they have."""
 
     name = "weak"
+    augments: ClassVar[bool] = False  # which sample a jet is in follows from its particles
     share = 0.0
 
     def config(self, base: Any, train: Shards, settings: FinetuneSettings) -> Any:

@@ -280,6 +280,9 @@ class FinetuneSettings(TrainSettings):
     attention, a learned query that attends to all rows of a jet twice"""
     pool: Literal["token", "mean"] = "token"
     """features of a probe: the global tokens side by side, or the mean over the particles"""
+    augment: Literal["rotation"] | None = None
+    """rotation: turn each training jet by a random angle about its axis in (eta, phi), and mirror
+    every second one, against overfitting; classify, top and flavour of models without tracks"""
     num_classes: int = 2
     """outputs of the classifier (the published runs kept 10)"""
     signal_jets: int | None = None

@@ -11,7 +11,7 @@ from jetkern.model.pet import PET
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives import Objective, flow, parse_objective
 from jetkern.objectives.masking import masked_counts, random_keep
-from jetkern.objectives.views import TIME
+from jetkern.objectives.views import TIME, turned
 from jetkern.packed import _constant
 from jetkern.random import uniform
 
@@ -195,3 +195,33 @@ def test_what_inference_mode_leaves_behind_can_be_learned_with():
     with torch.inference_mode():
         learner(batch())
     learner(batch())["loss"].backward()
+
+
+def test_turned_jets_keep_what_a_turn_keeps():
+    jets = batch([40] * 200).replace(index=torch.arange(200) + 7)
+    found = turned(jets, jets.index, seed=3)
+    before, after = (torch.complex(*j.particles[:, :2].double().unbind(1)) for j in (jets, found))
+    assert found.particles[:, 2:].equal(jets.particles[:, 2:])
+    torch.testing.assert_close(after.abs(), before.abs(), atol=1e-6, rtol=1e-6)
+    # Of two particles of a jet the angle between them stays, or changes its sign.
+    one, other = (x.view(200, 40)[:, 1:] / x.view(200, 40)[:, :1] for x in (before, after))
+    same = (other - one).abs().amax(1) < 1e-3 * one.abs().amax(1)
+    mirrored = (other - one.conj()).abs().amax(1) < 1e-3 * one.abs().amax(1)
+    assert (same ^ mirrored).all()
+    assert 70 < int(mirrored.sum()) < 130
+    # The angles are uniform: their mean direction is that of a walk of so many steps.
+    angle = torch.where(same, after[::40] / before[::40], after[::40] / before[::40].conj())
+    assert float((angle / angle.abs()).mean().abs()) < 3 / 200**0.5
+    # By the index of a jet, not its place; another index, another angle.
+    some = torch.tensor([5, 0])
+    again = turned(jets.select(some), jets.index[some], seed=3)
+    assert again.particles.equal(found.select(some).particles)
+    assert len(angle.angle().unique()) == 200
+
+
+def test_jets_are_turned_in_training_alone():
+    plain = objective("classifier")
+    other = Objective(plain.model, seed=3, turned=True)
+    jets = batch()
+    assert not other(jets)["loss"].equal(plain(jets)["loss"])
+    assert other.eval()(jets)["loss"].equal(plain.eval()(jets)["loss"])

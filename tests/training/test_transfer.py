@@ -120,6 +120,16 @@ def test_a_body_thaws_at_its_step_and_goes_on_to_the_same_bits(
     assert facts["identity"]["thaw_at"] == 3
 
 
+def test_turned_jets_are_of_the_run_and_not_of_weak_labels(toptag, tmp_path):
+    more = settings(finetune_defaults, "--augment", "rotation", data=toptag, out=tmp_path)
+    finetune("top", more)
+    assert facts_of(find_checkpoint(tmp_path))["identity"]["augment"] == "rotation"
+    with pytest.raises(RunError, match="augment"):
+        finetune("top", replace(more, augment=None))
+    with pytest.raises(ValueError, match="--augment rotation"):
+        finetune("weak", replace(more, signal_jets=10, out=tmp_path / "weak"))
+
+
 def test_what_cannot_be_frozen_is_said(pretrained, toptag, tmp_path):
     with pytest.raises(SystemExit):
         settings(finetune_defaults, "--freeze", "body", data=toptag, out=tmp_path)
