@@ -125,6 +125,21 @@ def rows(table: dict[str, Any]) -> set[tuple[str, str]]:
     return {(kernel, key) for kernel in set(table) - {NOTE} for key in table[kernel]}
 
 
+def dead(table: dict[str, Any], asked: set[tuple[str, str]]) -> list[str]:
+    """The rows of a table that do nothing: of a launch that is not asked for, of a kernel that is
+    not tuned, or with a setting that none of its candidates has.
+
+    Args:
+        asked: (kernel, key) of the launches, see ``launch.settings_asked``.
+    """
+    found, known = [], candidates()
+    for kernel, key in sorted(rows(table)):
+        names = {name for tried in known.get(kernel, ()) for name in tried}
+        if (kernel, key) not in asked or not table[kernel][key].keys() <= names:
+            found.append(f"{kernel} [{key}]")
+    return found
+
+
 def tune(
     case: Case,
     precision: str,
@@ -132,10 +147,13 @@ def tune(
     settled: set[tuple[str, str]],
     path: Path,
     repeats: int,
-) -> None:
+) -> set[tuple[str, str]]:
     """Tunes what one op launches, all but the ``settled`` (kernel, key), and writes the table.
 
     Nothing is launched with the table's own rows: they would be measured as the default.
+
+    Returns:
+        (kernel, key) of what it launches.
     """
     choices = candidates()
     with launch.chosen_by(by_default), launch.settings_asked() as asked:
@@ -156,6 +174,7 @@ def tune(
             f"{len(tried)} tried in {time.perf_counter() - start:.0f} s",
             flush=True,
         )
+    return asked
 
 
 def main() -> None:
@@ -187,10 +206,15 @@ def main() -> None:
         "command": " ".join(["python -m bench.tune", *sys.argv[1:]]),
     }
     cases = [(s, o, p) for s in settings.sizes for o in settings.ops for p in settings.precisions]
+    asked: set[tuple[str, str]] = set()
     for number, (size, op, precision) in enumerate(cases, 1):
         print(f"{number} of {len(cases)}: {op}, {size}, {precision}", flush=True)
         jets = batch("real", PARTICLES["cuda"][size], settings.data).to(device)
-        tune(make(op, size, jets), precision, table, settled, path, settings.repeats)
+        case = make(op, size, jets)
+        asked |= tune(case, precision, table, settled, path, settings.repeats)
+    whole = set(settings.ops) == set(OPS) and set(settings.sizes) == set(SIZES)
+    if whole and (unused := dead(table, asked)):
+        print(f"{path.name} has rows that do nothing, take them out: {', '.join(unused)}")
 
 
 if __name__ == "__main__":

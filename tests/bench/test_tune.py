@@ -88,27 +88,14 @@ def test_the_command_keeps_good_rows_and_tunes_again_from_the_default(
     assert new == {"knn": {"k15": {"ROWS": 32 if again else 64}}, "mlp": {"another": {"ROWS": 8}}}
 
 
-def test_shipped_rows_are_those_of_presets_and_of_candidates(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A row that no launch of a preset asks for, or of a setting that no kernel has, is dead."""
-    shipped = {f: tune.read(launch.TABLES / f"sm{f}.json") for f in launch.FAMILIES}
-    wanted = {row for table in shipped.values() for row in tune.rows(table)}
-    if not wanted:
-        pytest.skip("no table is shipped")
+def test_rows_that_do_nothing_are_named() -> None:
+    case = make("knn", "micro", batch("10", 4, "").to(triton_device()))
     with launch.settings_asked() as asked:
-        for size, op in (("small", "local_block"),):
-            case = make(op, size, batch("10", 2, "").to(triton_device()))
-            for precision in ("bf16", "tf32"):
-                tune.results(case, precision)
-                with torch.no_grad():
-                    module, inputs, _ = case.prepare(torch.float32, precision)
-                    case.run(module, inputs, "triton", precision)
-    assert wanted <= asked
-    for table in shipped.values():
-        for kernel, key in wanted:
-            (tried, *_) = tune.candidates()[kernel]
-            assert table.get(kernel, {}).get(key, {}).keys() <= tried.keys()
+        tune.results(case, "ieee")
+    good = {"knn": {"k15": {"ROWS": 32}}, tune.NOTE: {"gpu": "a GPU"}}
+    assert tune.dead(good, asked) == []
+    bad = {"knn": {"k15": {"ROW": 32}, "k16": {"ROWS": 32}}, "other": {"k15": {}}}
+    assert tune.dead(bad, asked) == ["knn [k15]", "knn [k16]", "other [k15]"]
 
 
 def test_the_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from jetkern import Jets
@@ -152,26 +153,34 @@ def markov() -> tuple[Decoder, Tensor]:
     return model, law
 
 
+def chance(found: Tensor, want: Tensor, freedom: int) -> float:
+    """Of counts at least as far from those wanted: Pearson's test."""
+    return float(chi2.sf(float(((found - want).square() / want).sum()), freedom))
+
+
 def test_lengths_and_pairs_are_those_of_a_known_source() -> None:
+    """By any seed: a right sampler fails by chance with 2 in 10,000."""
     model, law = markov()
     with torch.no_grad():
-        heads = model(torch.arange(4)[:, None], Packed(torch.arange(5)))
-        made = model.heads[0](heads).softmax(-1)
-    torch.testing.assert_close(made, law, atol=1e-3, rtol=0)
-    generated = generate(model, torch.arange(4000), seed=4, max_points=120, slots=1024)
-    assert not generated.cut.any()
-    rows = delayed(generated.points, generated.packed, (0,), (3,))
-    pairs = torch.bincount(rows.inputs[:, 0] * 4 + rows.targets[:, 0], minlength=16).view(4, 4)
-    want = pairs.sum(1, keepdim=True) * made
-    assert ((pairs - want).square() / want).sum() / 12 < 1.5
-    still, lengths = made[3, :3], []
-    ending = made[3, 3]
-    for _ in range(12):
-        lengths.append(float(ending))
-        ending, still = still @ made[:3, 3], still @ made[:3, :3]
-    want = 4000 * torch.tensor([*lengths, 1 - sum(lengths)])
-    found = torch.bincount(generated.packed.counts.clamp(max=12), minlength=13)
-    assert ((found - want).square() / want).sum() / 12 < 1.5
+        logits = model.heads[0](model(torch.arange(4)[:, None], Packed(torch.arange(5)))).double()
+    made = logits.softmax(-1)
+    torch.testing.assert_close(made, law.double(), atol=1e-3, rtol=0)
+    for seed in (0, 1, 2):
+        generated = generate(model, torch.arange(4000), seed=seed, max_points=120, slots=1024)
+        assert not generated.cut.any()
+        rows = delayed(generated.points, generated.packed, (0,), (3,))
+        pairs = torch.bincount(rows.inputs[:, 0] * 4 + rows.targets[:, 0], minlength=16).view(4, 4)
+        each = pairs.sum(1, keepdim=True)
+        assert chance(pairs, each * made, 12) > 1e-4
+        still, lengths = made[3, :3], [float(made[3, 3])]
+        for _ in range(11):
+            lengths.append(float(still @ made[:3, 3]))
+            still = still @ made[:3, :3]
+        want = 4000 * torch.tensor([*lengths, 1 - sum(lengths)])
+        found = torch.bincount(generated.packed.counts.clamp(max=12), minlength=13)
+        assert chance(found, want, 12) > 1e-4
+        # It would see a temperature of 1.2 in place of 1.
+        assert chance(pairs, each * (logits / 1.2).softmax(-1), 12) < 1e-6
 
 
 def test_jets_are_what_their_tokens_stand_for() -> None:
