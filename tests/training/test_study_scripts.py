@@ -1,0 +1,77 @@
+"""The scripts of studies/ that are no file for jetkern study: whole, with a few updates."""
+
+import argparse
+import json
+import sys
+
+import pytest
+import torch
+
+from studies import masked, tokens
+from tests.factories import write_toy_shards
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_tokens_goes_on_where_it_was(jetclass, toptag, tmp_path, monkeypatch, capsys, one_thread):
+    data, out = tmp_path / "shards", tmp_path / "out"
+    data.mkdir()
+    (data / "jetclass").symlink_to(jetclass)
+    (data / "toptag").symlink_to(toptag)
+    words = f"--data {data} --out {out} --codes 8 --steps 2 --tune-steps 2 --labels 50 --seeds 2"
+    words += " --test-jets 100 --inputs tokens"
+    monkeypatch.setattr(sys, "argv", ["tokens.py", *words.split()])
+    tokens.main()
+    table = (out / "table.md").read_text()
+    lines = table.splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == list(tokens.STARTS)
+    assert all(line.count("±") == 2 for line in lines[2:])
+    capsys.readouterr()
+    tokens.main()  # all of it is there
+    assert (out / "table.md").read_text() == table
+    assert "step 2/2" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def options(jetclass, tmp_path):
+    write_toy_shards(tmp_path / "shards" / "test", ["QCD", "Hbb", "Zqq"], jets=128, seed=5)
+    for split in ("train", "val"):
+        (tmp_path / "shards" / split).symlink_to(jetclass / split)
+    return argparse.Namespace(
+        jetclass=tmp_path / "shards", flavour=tmp_path / "none", out=tmp_path / "out",
+        preset="micro", parts=("tokens", "probes"), seeds=[0, 1], codes=8, vq_steps=2, steps=2,
+        batch_size=32, lr=1e-3, labels=[50], probe_steps=[1], tune_steps=1, test_jets=64,
+    )  # fmt: skip
+
+
+def test_masked_makes_each_number_once(options, monkeypatch):
+    bodies = {name: masked.BODIES[name] for name in ("regression, identity", "k-means, identity")}
+    monkeypatch.setattr(masked, "BODIES", bodies)
+    options.out.mkdir()
+    study = masked.Study(options)
+    study.run()
+    tables = (options.out / "table.md").read_text()
+    assert "| kmeans, 8 |" in tables
+    assert "| regression, identity | regression |" in tables
+    row = next(line for line in tables.splitlines() if line.startswith(f"| {masked.SCRATCH}"))
+    assert row.count("±") == 1
+    results = json.loads((options.out / "results.json").read_text())
+    assert len([key for key in results if key.startswith("probe/")]) == 2 * 4
+    again = masked.Study(options)
+    monkeypatch.setattr(again, "tuned", None)  # nothing is trained again
+    again.run()
+    assert again.results == study.results
+
+
+def test_a_cell_says_how_many_seeds_it_lacks(options):
+    study = masked.Study(options)
+    assert study.cell("probe/a/{}/50", 1) == ""
+    study.results = {"probe/a/0/50": 1.0}
+    assert study.cell("probe/a/{}/50", 1) == "1.0 (1)"
+    study.results["probe/a/1/50"] = 3.0
+    assert study.cell("probe/a/{}/50", 1) == "2.0 ± 1.4"
