@@ -125,7 +125,8 @@ def showers(options: argparse.Namespace) -> int:
     number = options.jets_per_class
     made = make_showers(
         options.out, options.calorimeter, number, options.splits,
-        per_file=options.jets_per_shard, seed=options.seed,
+        per_file=options.jets_per_shard, seed=options.seed, jobs=options.jobs,
+        progress=not options.quiet,
     )  # fmt: skip
     print(f"{options.out}: {number} showers, {made} of them made now")
     return 0

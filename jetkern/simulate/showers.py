@@ -2,9 +2,9 @@
 
 Longitudinal and radial profiles and their fluctuations after Grindhammer and Peters
 (hep-ex/0001020, homogeneous media), for tungsten and photons, which convert after 9/7 radiation
-lengths on average. The visible energy is a number of
-spots drawn from these profiles. It is no Geant4: given the depth and the shape of its shower a spot
-knows nothing of the others, there are no tracks, no clusters and no dead cells.
+lengths on average. The visible energy is a number of spots drawn from these profiles. It is no
+Geant4: given the depth and the shape of its shower a spot knows nothing of the others, there are no
+tracks, no clusters and no dead cells.
 
 Each shower is a function of the seed and of its number alone.
 """
@@ -12,13 +12,17 @@ Each shower is a function of the seed and of its number alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from jetkern.io import FolderInUse, locked, remove_leftovers
 from jetkern.showers import COLUMNS, Showers
@@ -32,6 +36,7 @@ _Z = 74  # tungsten
 _CRITICAL = 0.008  # GeV, of tungsten
 _VISIBLE = 0.02  # of the energy, in the sensitive layers
 _WIDEST = 5.0  # Molière radii
+_AT_ONCE = 50  # showers that a process makes before it hands them on
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,13 @@ def _radius(
     return chosen * np.sqrt(u / (1 - u))
 
 
-def write_showers(path: Path, calorimeter: Calorimeter, numbers: range, seed: int) -> int:
+def write_showers(
+    path: Path,
+    calorimeter: Calorimeter,
+    numbers: range,
+    seed: int,
+    made: Iterable[Showers] | None = None,
+) -> int:
     """Writes showers in the layout of ShowerData, and returns their hits.
 
     ``showers`` (N,) rows of x, y, layer, energy one after the other, ``shape`` (N, most hits, 4),
@@ -157,22 +168,29 @@ def write_showers(path: Path, calorimeter: Calorimeter, numbers: range, seed: in
     ``shower_ids`` (N,) the numbers. x, y are cells and energies MeV; attributes say so, and how it
     was made.
 
+    Args:
+        made: the showers of ``numbers`` in parts; None simulates them.
+
     Raises:
         SimulationError: naming the file, if it cannot be written; as ``simulate_showers``.
     """
     import h5py
 
-    made = simulate_showers(calorimeter, numbers, seed)
-    counts = made.counts
+    n = len(numbers)
+    counts, energies = np.zeros(n, np.int32), np.zeros(n, np.float32)
     with writing(path) as file:
-        flat = file.create_dataset("showers", (len(made),), h5py.vlen_dtype(np.float32))
-        for i, hits in enumerate(np.split(made.hits, made.offsets[1:-1])):
-            flat[i] = hits.ravel()
-        file["shape"] = np.array([len(made), counts.max(initial=0), len(COLUMNS)])
-        file["num_points"] = counts.astype(np.int32)
-        file["energies"] = made.energies[:, None]
-        file["directions"] = np.tile(np.array([0, 0, 1], np.float32), (len(made), 1))
-        file["pdg"] = np.full(len(made), PHOTON, np.int32)
+        flat, first = file.create_dataset("showers", (n,), h5py.vlen_dtype(np.float32)), 0
+        for part in [simulate_showers(calorimeter, numbers, seed)] if made is None else made:
+            place = slice(first, first + len(part))
+            counts[place], energies[place] = part.counts, part.energies
+            for hits in np.split(part.hits, part.offsets[1:-1]) if len(part) else ():
+                flat[first] = hits.ravel()
+                first += 1
+        file["shape"] = np.array([n, counts.max(initial=0), len(COLUMNS)])
+        file["num_points"] = counts
+        file["energies"] = energies[:, None]
+        file["directions"] = np.tile(np.array([0, 0, 1], np.float32), (n, 1))
+        file["pdg"] = np.full(n, PHOTON, np.int32)
         file["shower_ids"] = np.array(numbers, np.int64)
         file.attrs["columns"] = list(COLUMNS)
         file.attrs["units"] = ["cells", "cells", "1", "MeV"]
@@ -189,6 +207,8 @@ def make_showers(
     *,
     per_file: int = 2000,
     seed: int = 0,
+    jobs: int = 1,
+    progress: bool = False,
 ) -> int:
     """Makes what is missing of the files of ``number`` showers; returns how many were made now.
 
@@ -198,6 +218,8 @@ def make_showers(
         splits: fraction of the showers in each split.
         per_file: showers of a file, the last of a split may have fewer.
         seed: non-negative.
+        jobs: processes.
+        progress: whether to show a bar.
 
     Raises:
         SimulationError: if the folder holds other showers or is being written to, or if a file
@@ -217,14 +239,38 @@ def make_showers(
         except FolderInUse:
             raise SimulationError(f"{out}: another simulation is writing there") from None
         check_configuration(out, asked)
+        missing: dict[Path, range] = {}
         for split, part in parts_of(splits, number):
             folder = out / split
             folder.mkdir(exist_ok=True)
             remove_leftovers(folder)
             for i, start in enumerate(range(part.start, part.stop, per_file)):
                 path = folder / f"showers_{i:04d}.h5"
-                numbers = range(start, min(start + per_file, part.stop))
                 if not path.exists():
-                    write_showers(path, CALORIMETERS[calorimeter], numbers, seed)
-                    made += len(numbers)
+                    missing[path] = range(start, min(start + per_file, part.stop))
+        run: Callable[..., Iterable[Showers]] = map
+        total = sum(map(len, missing.values()))
+        if jobs > 1 and total > _AT_ONCE:
+            context = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(jobs, context)).map
+        bar = tqdm(
+            total=total,
+            desc="showers",
+            unit=" showers",
+            disable=None if progress else True,
+        )
+        simulated = partial(simulate_showers, CALORIMETERS[calorimeter], seed=seed)
+        with bar:
+            for path, numbers in missing.items():
+                parts = [numbers[i : i + _AT_ONCE] for i in range(0, len(numbers), _AT_ONCE)]
+                found = counted(run(simulated, parts), bar.update)
+                write_showers(path, CALORIMETERS[calorimeter], numbers, seed, found)
+                made += len(numbers)
     return made
+
+
+def counted(parts: Iterable[Showers], update: Callable[[int], object]) -> Iterator[Showers]:
+    """The same parts; ``update`` is told how many showers each has."""
+    for part in parts:
+        update(len(part))
+        yield part

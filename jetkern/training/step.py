@@ -7,6 +7,7 @@ report asks. Optimisers that count their updates on the host wait for that decis
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ class Step:
         Returns:
             the weights that have none, and () bool whether it is finite.
         """
-        with rounded_once(self.weights.values if self._rounds() else None):
+        with rounded_once(self.weights.values if self._rounds else None):
             unused, total = self._summed(jets)
         if self.world.size > 1:
             total = self.world.sum(total.div_(self.world.size))
@@ -150,6 +151,7 @@ class Step:
         self.gradient = total.mul_(scale)
         return unused, finite
 
+    @functools.cached_property
     def _rounds(self) -> bool:
         """Whether Triton's products take weights in bfloat16."""
         return kernel("clip", self.weights.values) is not None and any(

@@ -8,7 +8,7 @@ import pytest
 
 from jetkern import cli
 from jetkern.simulate import SimulationError
-from jetkern.simulate.showers import CALORIMETERS, simulate_showers
+from jetkern.simulate.showers import CALORIMETERS, make_showers, simulate_showers
 
 SMALL, FULL = CALORIMETERS["small"], CALORIMETERS["full"]
 
@@ -83,6 +83,19 @@ def test_files_are_in_showerdatas_layout_and_made_once(tmp_path: Path, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command, "--out", str(out)])
     assert "holds jets or showers with splits" in capsys.readouterr().err
+
+
+def test_processes_change_nothing(tmp_path: Path):
+    for jobs in (1, 2):
+        out = tmp_path / str(jobs)
+        assert make_showers(out, "small", 120, {"train": 1.0}, per_file=110, jobs=jobs) == 120
+    for name in ("showers_0000.h5", "showers_0001.h5"):
+        with (
+            h5py.File(tmp_path / "1/train" / name) as a,
+            h5py.File(tmp_path / "2/train" / name) as b,
+        ):
+            assert all(np.array_equal(a[key][:], b[key][:]) for key in a if key != "showers")
+            assert all(map(np.array_equal, a["showers"][:], b["showers"][:]))
 
 
 def test_what_has_no_parametrisation_is_refused():
