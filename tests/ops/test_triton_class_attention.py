@@ -34,6 +34,8 @@ def sets(counts: list[int], width: int, tokens: int = 2):
         ([5, 0, 17, 1], (32, 64, 4), "ieee"),
         ([70], (36, 40, 3), "bf16"),
         ([1, 2], (32, 64, 4), "bf16"),
+        ([], (32, 64, 4), "ieee"),
+        ([0, 0], (32, 64, 4), "ieee"),
     ],
 )
 def test_accuracy(counts: list[int], sizes: tuple[int, int, int], precision: str) -> None:

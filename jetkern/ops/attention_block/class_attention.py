@@ -35,6 +35,11 @@ KEPT = ("q", "kv", "mixed", "lse", "middle")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+def _of_heads(x: Tensor, heads: int) -> Tensor:
+    """(T, D) as (T, H, d)."""
+    return x.view(len(x), heads, x.shape[1] // heads)
+
+
 def _parts(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """k and v (T, H, d) of a joint projection (T, 2 D)."""
     k, v = kv.view(len(kv), 2, heads, kv.shape[1] // (2 * heads)).unbind(1)
@@ -55,7 +60,7 @@ def _forward(
     q, kv = project(tokens, of_q, precision), project(rows, of_kv, precision)
     offsets = Offsets(token_offsets, row_offsets, None, None)
     mixed, lse = attention.launch_forward(
-        q.view(len(q), heads, -1), *_parts(kv, heads), offsets, None, precision
+        _of_heads(q, heads), *_parts(kv, heads), offsets, None, precision
     )
     mixed = mixed.flatten(1)
     before = Before(mixed, out_weight, alpha, gamma)
@@ -79,9 +84,7 @@ def _backward(
     d_middle, d_mixed, of_rest = fused_backward(middle, d_out, p, precision, before, residual=True)
     assert d_mixed is not None
     d_q, d_kv = torch.empty_like(q), torch.empty_like(kv)
-    q_rows, out_rows, d_q_rows, d_out_rows = (
-        t.view(len(t), heads, -1) for t in (q, mixed, d_q, d_mixed)
-    )
+    q_rows, out_rows, d_q_rows, d_out_rows = (_of_heads(t, heads) for t in (q, mixed, d_q, d_mixed))
     d_k, d_v = _parts(d_kv, heads)
     attention.launch_backward(
         Rows(q_rows, *_parts(kv, heads), out_rows),

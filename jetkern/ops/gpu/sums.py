@@ -86,7 +86,10 @@ def add_slabs_kernel(
 
 
 def added(summands: Sequence[Slabs]) -> list[list[Tensor]]:
-    """The sums of each, cut into tensors of their own; () for a part that is ``whole``, (1,)."""
+    """The sums of each, cut into tensors of their own, of a part that is ``whole`` (1,).
+
+    Where there is nothing to add or to cut, the one slab is the result itself.
+    """
     parts: list[Part] = []
     counts: list[int] = []
     shapes: list[Shape] = []

@@ -1,8 +1,7 @@
 """The local block as Triton kernels, registered as operators.
 
-Widths of 16 and 32, and 64 and 128 if not in "ieee", run on the fused kernels of ``forward``,
-``backward``, all others on those of ``wide`` and large matrix
-products between them.
+Widths of 16 and 32, and 64 and 128 if not in "ieee", run on the fused kernels of ``forward`` and
+``backward``, all others on those of ``wide`` and large matrix products between them.
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ from jetkern.ops.parameters import (
     tensors,
 )
 
-CANDIDATES = {
-    **forward.CANDIDATES,
-    **backward.CANDIDATES,
-    **wide.CANDIDATES,
-}
+CANDIDATES = {**forward.CANDIDATES, **backward.CANDIDATES, **wide.CANDIDATES}
 
 
 def _unflatten(
