@@ -16,10 +16,12 @@ from jetkern.model.layers import MLP, AttentionBlock, LocalBlock, initialise
 from jetkern.model.presets import SIZES
 from jetkern.ops import dispatch
 from jetkern.ops.pair_features import DEFAULT
+from jetkern.random import random_bits
 
 OPS = (
     "knn", "pair_bias", "pair_mlp", "attention", "attention_block", "causal_attention",
-    "linear_cross_entropy", "local_block", "mlp", "nearest_code",
+    "decode_attention", "linear_cross_entropy", "sample_linear", "local_block", "mlp",
+    "nearest_code",
 )  # fmt: skip
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
@@ -31,12 +33,12 @@ CLASSES = 8194  # of a vocabulary
 TINY = 1e-5  # error relative to the largest element that is never held against an op of this size
 
 
-class Codebook(nn.Module):
-    """Codes of a tokeniser of particles."""
+class Fixed(nn.Module):
+    """A matrix that gets no gradient: the codes of a tokeniser, or what draws a class."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        self.register_buffer("codes", torch.randn(CODES, columns))
+        self.register_buffer("matrix", torch.randn(rows, columns))
 
 
 class Case(NamedTuple):
@@ -78,6 +80,8 @@ def make(op: str, size: str, jets: Jets) -> Case:
     particles, offsets = jets.particles, jets.offsets
     device = particles.device
     rows = offsets + 4 * torch.arange(len(offsets), device=device)  # four global tokens
+    lengths = jets.counts.clamp(min=1)
+    keys = random_bits(0, 0, torch.arange(len(particles), device=device))
     pairs = int(jets.counts.square().sum())
     bias = torch.randn(heads, pairs, device=device)
     i, j = ops.unordered_pairs(offsets)
@@ -136,6 +140,18 @@ def make(op: str, size: str, jets: Jets) -> Case:
             (0, 1, 2),
             (offsets,),
         ),
+        "decode_attention": lambda: Case(  # of the last row of each jet
+            nn.Module(),
+            [
+                torch.randn(len(jets), heads, dim // heads, device=device),
+                *torch.randn(2, len(jets), int(lengths.max()), heads, dim // heads, device=device),
+            ],
+            0,
+            lambda _, t, b, p: ops.decode_attention(
+                t[0], t[1], t[2], lengths, precision=p, backend=b
+            ),
+            (0, 1, 2),
+        ),
         "linear_cross_entropy": lambda: Case(
             nn.Linear(dim, CLASSES),
             [torch.randn(len(particles), dim, device=device)],
@@ -147,6 +163,15 @@ def make(op: str, size: str, jets: Jets) -> Case:
                 torch.arange(len(t[0]), device=device) % CLASSES,
                 precision=p,
                 backend=b,
+            ),
+            (0,),
+        ),
+        "sample_linear": lambda: Case(
+            Fixed(CLASSES, dim),
+            [torch.randn(len(particles), dim, device=device)],
+            0,
+            lambda m, t, b, p: ops.sample_linear(
+                t[0], m.matrix, None, keys, precision=p, backend=b
             ),
             (0,),
         ),
@@ -171,10 +196,10 @@ def make(op: str, size: str, jets: Jets) -> Case:
             lambda m, t, b, p: ops.mlp(t[0], m.weights, precision=p, backend=b),
         ),
         "nearest_code": lambda: Case(
-            Codebook(4),
+            Fixed(CODES, 4),
             [particles],
             0,
-            lambda m, t, b, p: ops.nearest_code(t[0], m.codes, backend=b),
+            lambda m, t, b, p: ops.nearest_code(t[0], m.matrix, backend=b),
         ),
     }
     case = cases[op]()

@@ -20,7 +20,7 @@ from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives.masking import masked_counts
 
 # Elementwise operations, one for each of a multiplication, an addition or a comparison.
-GELU, TANH, EXP, FEATURES = 30, 24, 4, 60
+GELU, TANH, EXP, FEATURES, BITS = 30, 24, 4, 60, 16
 
 
 class Work(NamedTuple):
@@ -70,6 +70,7 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
     dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
     layers = shape.get("head_layers", 2)  # of the local block
     n = counts.double()
+    lengths = n.clamp(min=1)
     particles = float(n.sum())
     pairs, triangle = float((n * n).sum()), float((n * (n + 1) / 2).sum())
     rows, square = float((n + 4).sum()), float(((n + 4) ** 2).sum())
@@ -104,10 +105,20 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         "attention": attended,
         "attention_block": block,
         "causal_attention": causal,
+        "decode_attention": Work(
+            2 * (float(lengths.sum()) + len(n)) * dim * itemsize + 8 * len(n),
+            4 * float(lengths.sum()) * dim,
+            heads * float(lengths.sum()) * (EXP + 4),
+        ),
         "linear_cross_entropy": Work(
             particles * (dim * itemsize + 4),
             2 * particles * dim * CLASSES,
             particles * CLASSES * (EXP + 3),
+        ),
+        "sample_linear": Work(
+            particles * (dim * itemsize + 16),
+            2 * particles * dim * CLASSES,
+            particles * CLASSES * (BITS + 3),
         ),
         "local_block": local,
         "nearest_code": Work(particles * (16 + 8), 0, 13 * CODES * particles),
@@ -119,6 +130,8 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         "pair_mlp": 2 * triangle * 4 * 64,
     }
     backward = Work(*(2 * amount for amount in forward)).plus(-first.get(op, 0.0))
+    if op in ("decode_attention", "sample_linear"):  # for inference
+        backward = Work(0, 0, 0)
     if op == "attention":  # q, k, v, the result's gradient and the bias in; four gradients out
         moved = 7 * rows * dim * itemsize + 2 * heads * pairs * itemsize
         backward = Work(moved, 10 * square * dim, heads * square * (EXP + 8))

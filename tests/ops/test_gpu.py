@@ -120,6 +120,7 @@ def test_a_cuda_graph_replays_on_new_values(backend: str, op: str, size: str) ->
 
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_as_one_graph(op: str) -> None:
+    needs(op, "triton")
     case = case_on_gpu(op, "micro")
     module, inputs, leaves = case.prepare(torch.float32, "tf32")
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
