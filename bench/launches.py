@@ -54,18 +54,27 @@ def _fill_rows(out: Any, own: Any, other: Any, KIND: int, **rest: Any) -> None:
         out.copy_(rows + (other - own)[1:][owner])
 
 
-def _fill_joined(order: Any, places: Any, sources: Any, **rest: Any) -> None:
+def _fill_joined(order: Any, places: Any, joined: Any, sources: Any, **rest: Any) -> None:
     import torch
 
     offsets = torch.stack([own for own in sources if own is not None])
     owner = [torch.arange(len(own) - 1).repeat_interleave(own.diff()) for own in offsets]
     order.copy_(torch.cat(owner).argsort(stable=True))
     places[order] = torch.arange(len(order))
+    joined.copy_(offsets.sum(0))
+
+
+def _fill_keep(keep: Any, owner: Any, offsets: Any, hidden: Any, **rest: Any) -> None:
+    import torch
+
+    keep.copy_(torch.arange(len(owner)) - offsets[owner] >= hidden[owner])
 
 
 # Kernels whose results are indices, which the host's stand-ins for PyTorch's kernels read: these
 # are computed. Random numbers need only be in range.
 FILLED: dict[str, Any] = {
+    "random_keep_kernel": _fill_keep,
+    "hidden_ranks_kernel": lambda out, **rest: out.zero_(),
     "segment_rows_kernel": _fill_rows,
     "joined_rows_kernel": _fill_joined,
     "random_numbers_kernel": lambda out, **rest: out.fill_(0.5 if out.is_floating_point() else 0),

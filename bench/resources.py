@@ -178,7 +178,9 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
     )
     from jetkern.model.presets import SIZES
     from jetkern.ops.gpu.counters import random_numbers
+    from jetkern.ops.gpu.errors import class_errors, flow_errors
     from jetkern.ops.gpu.segments import joined_rows, last_rows, owners, ranks
+    from jetkern.ops.gpu.views import hidden_ranks, noise_path, random_keep
 
     shape = SIZES[size]
     dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
@@ -234,6 +236,17 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         for sources in (2, 3, 4):
             joined_rows([offsets] * sources, [total] * sources)
 
+    def views_and_losses() -> Any:
+        owner, index = rows(total, dtype=torch.int64), rows(jets, dtype=torch.int64)
+        start, time = index[:1], rows(jets).detach()
+        noise_path(particles, time, owner, owner, index, start, particles[0], particles[0])
+        keep = random_keep(index, owner, offsets, index, start)
+        hidden_ranks(keep, owner, offsets, 150)
+        errors = [flow_errors(rows(total, 4), particles, w, owner, offsets, jets)
+                  for w in (None, particles[0])]  # fmt: skip
+        errors += [class_errors(rows(jets, 10), index, t) for t in (None, time)]
+        return torch.stack(errors)
+
     tensors = {
         "attention": attention,
         "causal attention": causal_attention,
@@ -258,6 +271,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         ),
         "tokens": lambda: ops.nearest_code(particles, rows(1024, 4).detach()) * 0.0,
         "indices": indices,
+        "views and losses": views_and_losses,
         "class attention": lambda: token_block(
             rows(4 * jets, dim), offsets, rows(tokens, dim), offsets
         ),

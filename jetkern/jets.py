@@ -341,31 +341,33 @@ def join_segments(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     Returns:
         rows (sum T_s, ...) and offsets (B + 1,).
     """
-    offsets = functools.reduce(torch.add, [o for _, o in sources])
-    order, places = joined_rows([o for _, o in sources], [rows.shape[0] for rows, _ in sources])
+    order, places, offsets = joined_rows(
+        [o for _, o in sources], [rows.shape[0] for rows, _ in sources]
+    )
     return reordered(torch.cat([rows for rows, _ in sources]), order, places), offsets
 
 
-def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Where rows go when each segment becomes the sources' segments, one after the other.
 
     Args:
         offsets: (B + 1,) int64 of each source; sizes: their numbers of rows.
 
     Returns:
-        order (T,), the row of the sources laid back to back that each joined row is, and places
-        (T,), its inverse.
+        order (T,), the row of the sources laid back to back that each joined row is; places (T,),
+        its inverse; and the offsets (B + 1,) of the joined segments.
     """
-    if len(sizes) <= 4 and (joined := kernel("joined_rows", offsets[0])) is not None:
-        return joined(offsets, sizes)
-    start = functools.reduce(torch.add, offsets)[:-1]
+    if len(sizes) <= 4 and (own := kernel("joined_rows", offsets[0])) is not None:
+        return own(offsets, sizes)
+    joined = functools.reduce(torch.add, offsets)
+    start = joined[:-1]
     places = []
     for total, own in zip(sizes, offsets, strict=True):
         shift = (start - own[:-1])[segment_index(own, total)]
         places.append(torch.arange(total, device=own.device) + shift)
         start = start + own.diff()
     place = torch.cat(places)
-    return inverse(place), place
+    return inverse(place), place, joined
 
 
 def evenly(offsets: Tensor, each: int = 1) -> Tensor:

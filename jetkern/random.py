@@ -51,8 +51,9 @@ def _start(seed: int, stream: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _starts(seed: int, streams: tuple[int, ...], device: torch.device) -> Tensor:
-    """(S,) kept, so that a GPU is not waited for in every step."""
+def starts(seed: int, streams: tuple[int, ...], device: torch.device) -> Tensor:
+    """(S,) int64 states before the counters, for kernels that draw by themselves; kept, so that a
+    GPU is not waited for in every step."""
     return torch.tensor([_start(seed, stream) for stream in streams], device=device)
 
 
@@ -66,7 +67,7 @@ def _launched(
     if any(c.dtype != torch.int64 or c.ndim > 2 for c in counters):
         return None
     streams = (stream,) if isinstance(stream, int) else stream
-    made: Tensor = numbers(_starts(seed, streams, counters[0].device), counters, kind)
+    made: Tensor = numbers(starts(seed, streams, counters[0].device), counters, kind)
     return made[0] if isinstance(stream, int) else made
 
 
@@ -88,7 +89,7 @@ def random_bits(seed: int | Tensor, stream: int | tuple[int, ...], *counters: Te
         state = _start(seed, stream)
     else:
         shape = torch.broadcast_shapes(*(counter.shape for counter in counters))
-        state = _starts(seed, stream, counters[0].device).reshape(-1, *[1] * len(shape))
+        state = starts(seed, stream, counters[0].device).reshape(-1, *[1] * len(shape))
     first, *others = counters
     return more_bits(_mix((first ^ state) + _signed(_STEP)), *others)
 

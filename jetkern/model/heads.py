@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         rest_offsets = offsets - token_offsets
         first = self.tokens * (offsets.shape[0] - 1)
         sizes = [first, x.shape[0] - first]
-        places, order = joined_rows([token_offsets, rest_offsets], sizes)
+        places, order, _ = joined_rows([token_offsets, rest_offsets], sizes)
         tokens, rest = reordered(x, order, places).split(sizes)
         for block in self.blocks:
             tokens = block(tokens, token_offsets, rest, rest_offsets)

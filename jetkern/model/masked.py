@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from jetkern.jets import Jets, evenly, join_segments, last_rows, taken, true_rows
+from jetkern.kernels import kernel
 from jetkern.model.config import PETConfig, register_head
 from jetkern.model.layers import AttentionBlock
 from jetkern.model.targets import TARGETS, Hidden, Target
 from jetkern.model.targets.simple import Regression
 from jetkern.model.vqvae import blank_tokenizer
+from jetkern.packed import constant
 
 MAX_MASKED = 150  # rows of the mask embedding, as in the reference
 
@@ -106,14 +108,18 @@ class MaskedModel(nn.Module):
         if self.narrow is not None:
             x = self.narrow(x)
         prefix = self.global_tokens + self.conditional
-        before = offsets[:-1, None] + torch.arange(prefix, device=x.device)
+        before = offsets[:-1, None] + constant(tuple(range(prefix)), torch.int64, x.device)
         visible_offsets = offsets - evenly(offsets, prefix)
         visible = taken(x, last_rows(offsets, visible_offsets, x.shape[0] - before.numel()))
-        masked_before = pad((~keep).cumsum(0), (1, 0))
-        rank = masked_before[:-1] - masked_before[jets.offsets[:-1]][jets.jet_of_particle]
-        # Not indexing: its backward adds the rows of one rank in the order of the threads.
         last = self.mask_embeddings.shape[0] - 1
-        particles = embedding(rank.clamp(max=last), self.mask_embeddings)
+        if (ranks := kernel("hidden_ranks", keep)) is not None:
+            rank = ranks(keep, jets.jet_of_particle, jets.offsets, last)
+        else:
+            before_it = pad((~keep).cumsum(0), (1, 0))
+            rank = before_it[:-1] - before_it[jets.offsets[:-1]][jets.jet_of_particle]
+            rank = rank.clamp(max=last)
+        # Not indexing: its backward adds the rows of one rank in the order of the threads.
+        particles = embedding(rank, self.mask_embeddings)
         particles = particles.index_put((true_rows(keep, visible.shape[0]),), visible)
         jet = evenly(offsets)
         tokens = taken(x, before[:, : self.global_tokens].flatten())

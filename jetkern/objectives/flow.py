@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
+from jetkern.kernels import kernel
 from jetkern.model.columns import joined, parted
 from jetkern.packed import constant
-from jetkern.random import normal
+from jetkern.random import normal, starts
 
 # Means and widths of delta eta, delta phi, ln pT, ln E of the noise: the study's own, close to
 # those of CMS Open Data jets, so that the path starts near the data.
@@ -39,6 +40,26 @@ def noise(
     rank = jets.rank_in_jet[:, None]
     draw = normal(seed, stream, index[jets.jet_of_particle][:, None], rank, feature)
     return draw.to(dtype) * constant(width, dtype, device) + constant(mean, dtype, device)
+
+
+def on_path(
+    jets: Jets,
+    index: Tensor,
+    seed: int,
+    stream: int,
+    time: Tensor,
+    statistics: Statistics | None = None,
+) -> tuple[Jets, Tensor]:
+    """``noised`` with ``noise``: the jets at ``time`` (B,) and the velocity (T, F)."""
+    x = joined(jets)
+    path = kernel("noise_path", x)
+    if path is None or x.dtype != torch.float32:
+        return noised(jets, noise(jets, index, seed, stream, statistics), time)
+    mean, width = (constant(s, x.dtype, x.device) for s in statistics or STUDY)
+    own, rank = jets.jet_of_particle, jets.rank_in_jet
+    start = starts(seed, (stream,), x.device)
+    moved, velocity = path(x, time, own, rank, index, start, mean, width)
+    return parted(jets, moved), velocity
 
 
 def noised(jets: Jets, noise: Tensor, time: Tensor) -> tuple[Jets, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jetkern.jets import Jets
+from jetkern.kernels import kernel
 from jetkern.model.config import PETConfig, noise_of
 from jetkern.model.pet import PET
 from jetkern.objectives import views
@@ -169,6 +170,10 @@ class Classification(Loss):
         if label is None:
             raise ValueError("the classifier's loss needs the label of each jet")
         output = output.to(torch.promote_types(output.dtype, torch.float32))  # a sum over jets
+        errors = kernel("class_errors", output)
+        if errors is not None and output.dtype == torch.float32 and output.shape[1] <= 1024:
+            fused: Tensor = errors(output, label, view.time)
+            return fused
         if view.time is None:
             return cross_entropy(output, label, reduction="sum")
         each = cross_entropy(output, label, reduction="none")
@@ -208,8 +213,13 @@ class FlowMatching(Loss):
         ]
 
     def sum(self, output: Tensor, view: View) -> Tensor:
-        error, share = self._errors(output, view)
-        return (error.sum(1) * share).sum()
+        errors, target, jets = kernel("flow_errors", output), view.target, view.whole
+        if errors is None or target is None or output.dtype != torch.float32:
+            error, share = self._errors(output, view)
+            return (error.sum(1) * share).sum()
+        widths = self.widths and constant(self.widths, output.dtype, output.device)
+        made: Tensor = errors(output, target, widths, jets.jet_of_particle, jets.offsets, jets.real)
+        return made
 
     def apart(self, output: Tensor, view: View) -> Tensor:
         error, share = self._errors(output, view)

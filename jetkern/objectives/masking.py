@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from jetkern.jets import Jets
-from jetkern.random import uniform
+from jetkern.kernels import kernel
+from jetkern.random import starts, uniform
 
 MASK_FRACTION = 0.4
 STEPS = 10_000
@@ -40,8 +41,11 @@ def random_keep(
     whole batch at once, so that a jet may be hidden wholly or not at all; the paper's fraction is
     per jet, and so is ours.
     """
-    jet = jets.jet_of_particle
+    jet, hidden = jets.jet_of_particle, masked_counts(jets.counts) if hidden is None else hidden
+    if (own := kernel("random_keep", jet)) is not None:
+        keep: Tensor = own(index, jet, jets.offsets, hidden, starts(seed, (stream,), jet.device))
+        return keep
     score = uniform(seed, stream, index[jet], jets.rank_in_jet)
     order = torch.argsort(jet + score.double(), stable=True)  # jets stay together
     rank = torch.empty_like(order).index_copy_(0, order, jets.rank_in_jet)
-    return rank >= (masked_counts(jets.counts) if hidden is None else hidden)[jet]
+    return rank >= hidden[jet]

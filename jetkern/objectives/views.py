@@ -119,7 +119,7 @@ def turned(jets: Jets, index: Tensor, seed: int) -> Jets:
 def noised(jets: Jets, index: Tensor, seed: int) -> View:
     """The jets somewhere on the path to noise; ``target`` is the velocity (T, 4)."""
     time = uniform(seed, TIME, index).to(jets.particles.dtype)
-    moved, velocity = flow.noised(jets, flow.noise(jets, index, seed, NOISE), time)
+    moved, velocity = flow.on_path(jets, index, seed, NOISE, time)
     return View(moved, jets, time=time, target=velocity)
 
 
@@ -139,8 +139,7 @@ class Noised:
     def __call__(self, jets: Jets, index: Tensor, seed: int) -> View:
         whole = with_columns(jets, self.columns)
         time = uniform(seed, TIME, index).to(whole.particles.dtype)
-        noise = flow.noise(whole, index, seed, NOISE, self.statistics)
-        moved, velocity = flow.noised(whole, noise, time)
+        moved, velocity = flow.on_path(whole, index, seed, NOISE, time, self.statistics)
         return View(moved, whole, time=time, target=velocity)
 
 

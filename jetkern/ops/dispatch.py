@@ -163,6 +163,11 @@ BELOW = {
     "class_attention": "attention_block.class_attention",
     "clip": "gpu.update",
     "lion": "gpu.update",
+    "noise_path": "gpu.views",
+    "random_keep": "gpu.views",
+    "hidden_ranks": "gpu.views",
+    "flow_errors": "gpu.errors",
+    "class_errors": "gpu.errors",
 }
 
 

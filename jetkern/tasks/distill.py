@@ -45,7 +45,7 @@ class Distillation(FlowMatching):
     def make(self, jets: Jets, index: Tensor, seed: int) -> View:
         """The jets where their step begins; ``target`` is the mean velocity of the step."""
         time = steps_at(uniform(seed, TIME, index)).to(jets.particles.dtype)
-        moved, _ = flow.noised(jets, flow.noise(jets, index, seed, NOISE), time[:, 0])
+        moved, _ = flow.on_path(jets, index, seed, NOISE, time[:, 0])
         with torch.no_grad():
             target = self.target(moved, time)
         return View(moved, jets, time=time, target=target)

@@ -28,6 +28,7 @@ def test_a_step_is_counted_and_waits_for_nothing():
     triton, torch, waits, lines = counted("--objectives", "pretrain", "--lines", "1000")
     assert triton > 50
     assert torch > 50
+    assert triton + torch <= 300
     assert not waits
     assert sum("triton" in line and "knn_kernel" in line for line in lines) == 1
 

@@ -35,6 +35,16 @@ def more_bits(bits, counter):
 
 
 @triton.jit
+def normal_of(bits, TURN: tl.constexpr):
+    """A standard normal number from uint64 bits."""
+    share = ((bits >> 32).to(tl.int64).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    # In float64, for the logarithm of float32 numbers is approximate and theirs are near 0.
+    radius = tl.sqrt_rn((tl.log(share.to(tl.float64)) * -2.0).to(tl.float32))
+    angle = (bits & 0xFFFFFFFF).to(tl.int64).to(tl.float32) * TURN
+    return radius * tl.cos(angle)
+
+
+@triton.jit
 def _counted(bits, counter, row, column, inside):
     if counter is None:
         return bits
@@ -71,11 +81,7 @@ def random_numbers_kernel(
     elif KIND == 1:
         number = ((bits >> 41).to(tl.int64).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     else:
-        share = ((bits >> 32).to(tl.int64).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-        # In float64, for the logarithm of float32 numbers is approximate and theirs are near 0.
-        radius = tl.sqrt_rn((tl.log(share.to(tl.float64)) * -2.0).to(tl.float32))
-        angle = (bits & 0xFFFFFFFF).to(tl.int64).to(tl.float32) * TURN
-        number = radius * tl.cos(angle)
+        number = normal_of(bits, TURN)
     tl.store(out + place, number, inside)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -82,9 +83,10 @@ def _row_of(own, base, owner, place, found, inside):
 
 @triton.jit(do_not_specialize=["segments", "total", "second", "third", "fourth"])
 def joined_rows_kernel(
-    order, places, sources, second, third, fourth, segments, total, BLOCK: tl.constexpr
+    order, places, joined, sources, second, third, fourth, segments, total, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(joined + row, _begin(sources, row, row <= segments), row <= segments)
     inside = row < total
     owner = _owner(sources, row, segments, inside)
     place = row - _begin(sources, owner, inside)
@@ -137,43 +139,44 @@ def last_rows(offsets: Tensor, own: Tensor, total: int) -> Tensor:
     return _rows_op(own, offsets, total, LAST)
 
 
-def _joined(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _joined(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     total = sum(sizes)
-    order, places = offsets[0].new_empty(total), offsets[0].new_empty(total)
+    order, places, joined = _joined_fake(offsets, sizes)
     second, third, fourth = ([sum(sizes[:i]) for i in range(1, len(sizes))] + [0] * MOST)[
         : MOST - 1
     ]
     launch(
         joined_rows_kernel,
-        (cdiv(total, BLOCK),),
+        (cdiv(max(total, len(joined)), BLOCK),),
         order.device,
         {"BLOCK": BLOCK, "num_warps": 4},
         order=order,
         places=places,
+        joined=joined,
         sources=Sources(*(*offsets, *[None] * MOST)[:MOST]),
         second=second,
         third=third,
         fourth=fourth,
-        segments=len(offsets[0]) - 1,
+        segments=len(joined) - 1,
         total=total,
     )
-    return order, places
+    return order, places, joined
 
 
-def _joined_fake(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    total = sum(sizes)
-    return offsets[0].new_empty(total), offsets[0].new_empty(total)
+def _joined_fake(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    total, like = sum(sizes), offsets[0]
+    return like.new_empty(total), like.new_empty(total), torch.empty_like(like)
 
 
 _joined_op = gpu_operator(
     "joined_rows",
-    "(Tensor[] offsets, SymInt[] sizes) -> (Tensor order, Tensor places)",
+    "(Tensor[] offsets, SymInt[] sizes) -> (Tensor order, Tensor places, Tensor joined)",
     fake=_joined_fake,
     forward=_joined,
 )
 
 
-def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Where rows go when each segment becomes the sources' segments, one after the other.
 
     Args:
@@ -181,7 +184,7 @@ def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor
         sizes: their numbers of rows.
 
     Returns:
-        order (T,), the row of the sources laid back to back that each joined row is, and places
-        (T,), its inverse.
+        order (T,), the row of the sources laid back to back that each joined row is; places (T,),
+        its inverse; and the offsets (B + 1,) of the joined segments.
     """
     return _joined_op([o.contiguous() for o in offsets], list(sizes))

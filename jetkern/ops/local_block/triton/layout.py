@@ -167,16 +167,20 @@ def _row(parts: Sequence[Any], dtype: torch.dtype) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts]).to(dtype)
 
 
+def _embed_vectors(p: MLPParameters) -> list[Tensor]:
+    whole = _whole(p)._asdict()
+    return [whole[name] for name in EmbedVectors._fields[:-1]]
+
+
 def embed_vectors(p: MLPParameters) -> Tensor:
     """The row of ``EmbedVectors``, float32."""
-    whole = _whole(p)._asdict()
-    return _row([whole[name] for name in EmbedVectors._fields[:-1]], torch.float32)
+    return _row(_embed_vectors(p), torch.float32)
 
 
 def rows_of(embed: MLPParameters, blocks: Sequence[BlockParameters], precision: str) -> Weights:
     """Matrices, rounded to what products may take, and vectors, each in one row."""
     matrices = [embed.fc2_weight]
-    vectors = [embed_vectors(embed)]
+    vectors = _embed_vectors(embed)
     for block in blocks:
         named = {**_whole(block.mlp)._asdict(), **block._asdict()}
         matrices += [named[name] for name in BlockMatrices._fields[:-1]]
