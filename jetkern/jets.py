@@ -357,8 +357,8 @@ def joined_rows(offsets: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor
         order (T,), the row of the sources laid back to back that each joined row is; places (T,),
         its inverse; and the offsets (B + 1,) of the joined segments.
     """
-    if len(sizes) <= 4 and (own := kernel("joined_rows", offsets[0])) is not None:
-        return own(offsets, sizes)
+    if len(sizes) <= 4 and (made := kernel("joined_rows", offsets[0])) is not None:
+        return made(offsets, sizes)
     joined = functools.reduce(torch.add, offsets)
     start = joined[:-1]
     places = []
