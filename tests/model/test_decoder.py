@@ -7,6 +7,7 @@ from torch import Tensor
 from jetkern.model.decoder import Decoder, DecoderConfig, decoder_preset
 from jetkern.model.delay import delayed
 from jetkern.packed import Packed, offsets_from_counts
+from tests.model.by_steps import by_steps
 
 HURTING = [3, 0, 17, 1, 0, 150, 2]
 KINDS = {
@@ -30,35 +31,6 @@ def sets_of(counts: list[int], classes: tuple[int, ...], seed: int = 0) -> tuple
     packed = Packed(offsets_from_counts(torch.tensor(counts, dtype=torch.int64)))
     columns = [torch.randint(n, (sum(counts),), generator=g) for n in classes]
     return torch.stack(columns, 1), packed
-
-
-def by_steps(model: Decoder, points: Tensor) -> Tensor:
-    """-ln p of one set, row by row with keys and values kept, and the delays spelt out."""
-    config, n, nats = model.config, len(points), torch.zeros((), dtype=torch.float64)
-    cache: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.blocks]
-    for row in range(n + max(config.delays[-1], 1)):
-        read, due = [], []
-        for s, (late, classes) in enumerate(zip(config.delays, config.classes, strict=True)):
-            before, now = row - 1 - late, row - late
-            read.append(int(points[before, s]) if 0 <= before < n else classes)
-            due.append(int(points[now, s]) if 0 <= now < n else None)
-        if row == n:
-            due[0] = config.classes[0]
-        x = model.embed(torch.tensor([read]))
-        for block, kept in zip(model.blocks, cache, strict=True):
-            q, k, v = block.project(x, torch.tensor([row]))
-            kept.append((k[0], v[0]))
-            shared = q.shape[1] // k.shape[1]
-            keys, values = (
-                torch.stack(t).repeat_interleave(shared, 1) for t in zip(*kept, strict=True)
-            )
-            weights = (torch.einsum("hd,nhd->hn", q[0], keys) * q.shape[2] ** -0.5).softmax(-1)
-            x = block.finish(x, torch.einsum("hn,nhd->hd", weights, values)[None])
-        x = x if model.norm is None else model.norm(x)
-        for head, target in zip(model.heads, due, strict=True):
-            if target is not None:
-                nats = nats - head(x)[0].log_softmax(-1)[target]
-    return nats
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

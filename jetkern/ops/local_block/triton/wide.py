@@ -370,12 +370,12 @@ def _embed_backward(
         SUMS=layout,
         **_embed_constants(p, precision),
     )
-    total = Sums._make([*added([Slabs(slabs, sizes)])[0], None])
+    total = Sums._make([*added([Slabs(slabs, sizes, whole=(2,))])[0], None])
     fc1 = total.fc1.view(hidden, 16)
     found = MLPParameters(
         fc1[:, :7].contiguous(),
         fc1[:, 7].contiguous(),
-        total.alpha.sum(0, keepdim=True),
+        total.alpha,
         total.gamma,
         weight_gradient(d_out, u, precision, torch.float32),
         column_sums(d_out),
