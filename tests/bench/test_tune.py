@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from bench import tune
 from bench.cases import make
 from bench.jets import batch
+from jetkern.ops import dispatch
 from jetkern.ops.gpu import launch
 from jetkern.ops.knn.triton import knn_kernel
 from tests.ops.helpers import triton_device
@@ -78,6 +79,7 @@ def test_the_command_keeps_good_rows_and_tunes_again_from_the_default(
     monkeypatch.setattr(tune, "batch", lambda *_: SimpleNamespace(to=lambda _: None))
     monkeypatch.setattr(tune, "make", lambda *_: case)
     monkeypatch.setattr(launch, "family", lambda _: int(table.stem.removeprefix("sm")))
+    dispatch.triton_gpu()  # is kept: asked before there seems to be a GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     command = ["--ops", "knn", "--sizes", "micro", "--precisions", "ieee", "--repeats", "1"]
