@@ -1,8 +1,10 @@
 """Makes jets with a trained generator and writes them as shards and as JetNet's HDF5.
 
-Jets are made in parts of ``PART`` jets, each a file below OUT/parts that is there whole or not at
-all; a jet's noise is a function of (seed, its number). So a run that was killed continues, on any
-number of processes, and ends with the same bytes. When all parts are there the main process writes
+Generators are velocity fields, which move noise to the particles of jets that are asked for, and
+decoders of tokens, which draw jets as they come. Jets are made in parts of ``PART`` jets, each a
+file below OUT/parts that is there whole or not at all; a jet's noise is a function of (seed, its
+number). So a run that was killed continues, on any number of processes, and ends with the same
+bytes. When all parts are there the main process writes
 OUT/shards (exact) and OUT/jetnet/<type><P>.hdf5 (JetNet's columns, of massless particles; the jets'
 own pT, eta and mass), and last OUT/generated.json, which says what they were made with.
 """
@@ -14,16 +16,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from jetkern.data import Shards, Stream
-from jetkern.data.shards import make_fields, write_manifest, write_shard
+from jetkern.data.shards import MAX_PARTICLES, make_fields, write_manifest, write_shard
 from jetkern.evaluation.conditions import jets_to_make, load_conditions
 from jetkern.hdf5 import writing
 from jetkern.io import (
@@ -35,20 +37,25 @@ from jetkern.io import (
     remove_leftovers,
     write_atomically,
 )
-from jetkern.jets import Jets
+from jetkern.jets import Jets, offsets_from_counts
 from jetkern.machine import environment
 from jetkern.metrics.substructure import jet_eta, mass_and_pt
 from jetkern.model.columns import track_scale, without_columns
 from jetkern.model.config import PETConfig, fields_of, noise_of
 from jetkern.model.epic import EPiC, EPiCConfig
+from jetkern.model.jet_decoder import JetDecoder
 from jetkern.model.pet import PET
 from jetkern.sampling import (
     FLOW_MAP,
+    SLOTS,
+    Drawing,
     SamplingError,
     Scheme,
     Velocity,
+    check_draws_jets,
     field_of,
     fit,
+    generate_jets,
     guided,
     noise_jets,
     sample,
@@ -60,34 +67,46 @@ from jetkern.training.weights import Weights, any_config, load_model, load_weigh
 
 PART = 2000  # jets of a part, and of a shard
 EVALUATIONS = 12  # of the fitted scheme
+BATCH_SIZE = 256  # jets of a pass of a velocity field
 FITTED_ON = 200  # jets of the reference that a scheme is fitted to
 SAMPLER = "sampler.json"
 RECORD = "generated.json"
 MODEL = Path("model")  # as conditions: those of the run's own model of them
 
 
+OF_FIELDS = ("conditions", "jets_per_type", "solver", "evaluations", "guidance", "batch_size")
+OF_DECODERS = ("temperature", "top_k", "top_p", "max_particles", "slots")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """What to generate, from what; the result is a function of these but for ``device``.
+    """What to generate, from what; the result is a function of these but for ``device`` and, to the
+    bit on a CPU, ``slots``.
 
-    None as solver and evaluations stands for what ``default_scheme`` says.
+    None stands for a default: of solver and evaluations what ``default_scheme`` says. The names in
+    ``OF_FIELDS`` are of velocity fields, those in ``OF_DECODERS`` of decoders of tokens.
     """
 
     source: Path
-    conditions: Path
     out: Path
     num_jets: int | None = None
+    conditions: Path | None = None
     jets_per_type: str | None = None
     solver: str | None = None
     evaluations: int | None = None
-    guidance: float = 1.0
+    guidance: float | None = None
+    batch_size: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    max_particles: int | None = None
+    slots: int | None = None
     seed: int = 0
-    batch_size: int = 256
     device: str = "auto"
 
 
 def load_generator(source: Path | str) -> tuple[Any, Weights]:
-    """The generator of a run or checkpoint, its averaged weights if it has them.
+    """The velocity field of a run or checkpoint, its averaged weights if it has them.
 
     Raises:
         RunError: if there is no such checkpoint.
@@ -103,6 +122,125 @@ def load_generator(source: Path | str) -> tuple[Any, Weights]:
     return model.eval(), weights
 
 
+class Maker(Protocol):
+    """What makes the jets of a folder.
+
+    Attributes:
+        jets: how many.
+        classes, condition, columns: names of their types, conditions and columns but kinematics.
+        identity: what they are a function of, in JSON's types.
+    """
+
+    jets: int
+    classes: tuple[str, ...]
+    condition: tuple[str, ...]
+    columns: tuple[str, ...]
+    identity: dict[str, Any]
+
+    def make(self, numbers: range, progress: bool) -> tuple[Jets, torch.Tensor]:
+        """Jets of these numbers, on the CPU, and (B,) bool whether one was cut before its end."""
+
+    def told(self, counts: torch.Tensor) -> Jets:
+        """All jets with labels and conditions but without their particles, given their numbers."""
+
+
+class _Field:
+    """A velocity field and the jets that it imitates."""
+
+    def __init__(self, settings: GenerateSettings, world: World) -> None:
+        model, weights = load_generator(settings.source)
+        velocity = field_of(model.to(world.device))
+        self.request = _request(settings, weights)
+        self.wanted = self.request.jets
+        guidance = 1.0 if settings.guidance is None else settings.guidance
+        self.field = velocity if guidance == 1 else guided(velocity, guidance)
+        if guidance != 1 and model.config.few_steps:
+            raise SamplingError(f"{weights.path}: a distilled model takes no guidance")
+        self.scheme = _scheme(settings, self.field, weights, self.wanted, world)
+        self.jets, self.columns = len(self.wanted), model.config.columns
+        self.classes, self.seed, self.device = self.request.classes, settings.seed, world.device
+        self.condition = self.request.condition if self.wanted.condition is not None else ()
+        self.batch_size = settings.batch_size or BATCH_SIZE
+        self.statistics = noise_of(model.config)
+        self.identity = {
+            "weights": weights.sha256,
+            "conditions": self.request.fingerprint,
+            "jets": self.jets,
+            "scheme": self.scheme.as_json(),
+            "guidance": guidance,
+            "seed": settings.seed,
+            "batch_size": self.batch_size,
+        }
+
+    def make(self, numbers: range, progress: bool) -> tuple[Jets, torch.Tensor]:
+        some = self.wanted.select(slice(numbers.start, numbers.stop))
+        start = noise_jets(
+            some.counts,
+            seed=self.seed,
+            index=some.index,
+            label=some.label,
+            condition=some.condition,
+            statistics=self.statistics,
+        ).to(self.device)
+        made = sample(
+            self.field, start, self.scheme, batch_size=self.batch_size, progress=progress
+        ).to("cpu")
+        return without_columns(made, self.columns), torch.zeros(len(made), dtype=torch.bool)
+
+    def told(self, counts: torch.Tensor) -> Jets:
+        return self.wanted
+
+
+class _Decoder:
+    """A decoder of tokens with its tokeniser, whose jets have no types and no conditions."""
+
+    classes: tuple[str, ...] = ()
+    condition: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, settings: GenerateSettings, weights: Weights, world: World) -> None:
+        model = load_model(weights)
+        assert isinstance(model, JetDecoder)
+        try:
+            check_draws_jets(model)
+        except SamplingError as error:
+            raise SamplingError(f"{weights.path}: {error}") from error
+        assert settings.num_jets is not None
+        self.model, self.jets = model.to(world.device).eval(), settings.num_jets
+        given = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
+        self.drawing = Drawing(**{name: v for name, v in given.items() if v is not None})
+        self.most = settings.max_particles or MAX_PARTICLES
+        if self.most > MAX_PARTICLES:
+            raise ValueError(f"jets of shards have at most {MAX_PARTICLES} particles: {self.most}")
+        self.seed, self.slots = settings.seed, settings.slots or SLOTS
+        self.identity = {
+            "weights": weights.sha256,
+            "tokenizer": model.tokenizer.fingerprint,
+            "jets": self.jets,
+            "temperature": self.drawing.temperature,
+            "top_k": self.drawing.top_k,
+            "top_p": self.drawing.top_p,
+            "max_particles": self.most,
+            "seed": settings.seed,
+        }
+
+    def make(self, numbers: range, progress: bool) -> tuple[Jets, torch.Tensor]:
+        made, cut = generate_jets(
+            self.model,
+            torch.arange(numbers.start, numbers.stop),
+            seed=self.seed,
+            max_particles=self.most,
+            slots=self.slots,
+            drawing=self.drawing,
+            progress=progress,
+        )
+        return made.to("cpu"), cut.cpu()
+
+    def told(self, counts: torch.Tensor) -> Jets:
+        offsets = offsets_from_counts(counts)
+        return Jets(particles=torch.zeros(int(offsets[-1]), 4), offsets=offsets)
+
+
 def generate(settings: GenerateSettings, world: World) -> Shards | None:
     """Makes the jets of this process, and in the main one the files.
 
@@ -110,62 +248,53 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
         The shards, in the main process.
 
     Raises:
-        ValueError: for a model and conditions that do not fit, or a folder of other jets.
+        ValueError: for settings that the model does not take or that do not fit it, or a folder of
+            other jets.
     """
-    model, weights = load_generator(settings.source)
-    velocity = field_of(model.to(world.device))
-    columns = model.config.columns
-    request = _request(settings, weights)
-    wanted = request.jets
-    field = velocity if settings.guidance == 1 else guided(velocity, settings.guidance)
-    if settings.guidance != 1 and model.config.few_steps:
-        raise SamplingError(f"{weights.path}: a distilled model takes no guidance")
-    scheme = _scheme(settings, field, weights, wanted, world)
-    identity = {
-        "weights": weights.sha256,
-        "conditions": request.fingerprint,
-        "jets": len(wanted),
-        "scheme": scheme.as_json(),
-        **{k: v for k, v in asdict(settings).items() if k in ("guidance", "seed", "batch_size")},
-    }
+    maker = _maker(settings, world)
     parts = settings.out / "parts"
     with ExitStack() as stack:
         if world.is_main:
             prepare_folder(settings.out)
             stack.enter_context(locked(settings.out))
-            _open(settings.out, identity)
+            _open(settings.out, maker.identity)
         world.share(None)
-        numbers = range(-(-len(wanted) // PART))
+        numbers = range(-(-maker.jets // PART))
         for number in numbers[world.rank :: world.size]:
             path = _part(parts, number)
             if path.exists() or (settings.out / RECORD).exists():
                 continue
-            some = wanted.select(slice(number * PART, (number + 1) * PART))
-            start = noise_jets(
-                some.counts,
-                seed=settings.seed,
-                index=some.index,
-                label=some.label,
-                condition=some.condition,
-                statistics=noise_of(model.config),
-            ).to(world.device)
-            made = sample(
-                field,
-                start,
-                scheme,
-                batch_size=settings.batch_size,
-                progress=world.is_main,
-            ).to("cpu")
+            some = range(maker.jets)[number * PART : (number + 1) * PART]
+            made, cut = maker.make(some, world.is_main)
             content = io.BytesIO()  # written by NumPy, a full disk would have no name
-            rows = _as_rows(without_columns(made, columns)).numpy()
-            np.save(content, rows, allow_pickle=False)
+            for array in (_as_rows(made).numpy(), made.counts.numpy(), cut.numpy()):
+                np.save(content, array, allow_pickle=False)
             write_atomically(path, content.getvalue())
         world.any(False)  # all parts are there
         if not world.is_main:
             return None
         if not (settings.out / RECORD).exists():
-            _assemble(settings.out, request, identity, columns)
+            _assemble(settings.out, maker)
         return Shards(settings.out / "shards")
+
+
+def _maker(settings: GenerateSettings, world: World) -> Maker:
+    """Of the kind of the model, for settings that are of this kind."""
+    weights = load_weights(settings.source)
+    decoder = weights.kind == "decoder"
+    kinds = ("velocity fields", "decoders of tokens")
+    for name in OF_FIELDS if decoder else OF_DECODERS:
+        if getattr(settings, name) is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(
+                f"--{flag} is for {kinds[not decoder]}, {weights.path} is one of the "
+                f"{kinds[decoder]}"
+            )
+    if decoder:
+        if settings.num_jets is None:
+            raise ValueError("a decoder of tokens needs --num-jets: it imitates no jets")
+        return _Decoder(settings, weights, world)
+    return _Field(settings, world)
 
 
 def is_generated(folder: Path) -> bool:
@@ -173,14 +302,26 @@ def is_generated(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def read_generated(folder: Path) -> tuple[Shards, int]:
-    """The jets of a finished folder, and the evaluations of the network that made each.
+def read_generated(folder: Path) -> tuple[Shards, int | None]:
+    """The jets of a finished folder, and the evaluations of the network that made each, None of a
+    decoder's.
 
     Raises:
         FileError: if its record is none.
     """
-    record = read_json(folder / RECORD, error=FileError).record("scheme")
-    return Shards(folder / "shards"), len(record.content["times"])
+    record = read_json(folder / RECORD, error=FileError)
+    known = "scheme" in record.content
+    evaluations = len(record.record("scheme").content["times"]) if known else None
+    return Shards(folder / "shards"), evaluations
+
+
+def jets_cut(folder: Path) -> int:
+    """How many jets of a finished folder had not ended at the most particles that were asked for.
+
+    Raises:
+        FileError: if its record is none.
+    """
+    return int(read_json(folder / RECORD, error=FileError).content.get("cut", 0))
 
 
 @dataclass(frozen=True)
@@ -194,6 +335,8 @@ class Request:
 
 
 def _request(settings: GenerateSettings, weights: Weights) -> Request:
+    if settings.conditions is None:
+        raise ValueError("a velocity field needs --conditions: a folder of shards, or model")
     if settings.conditions != MODEL:
         if settings.jets_per_type is not None:
             raise ValueError("--jets-per-type goes with --conditions model; say --num-jets")
@@ -289,7 +432,7 @@ def _scheme(
             stored = json.loads(path.read_text())
             known = stored["schemes"] if stored.get("weights") == weights.sha256 else {}
         name = str(evaluations)
-        if settings.guidance != 1:
+        if settings.guidance not in (None, 1):
             name += f", guidance {settings.guidance}"
         if name not in known:
             some = wanted.select(slice(0, FITTED_ON))
@@ -348,22 +491,25 @@ def _as_rows(jets: Jets) -> torch.Tensor:
     return torch.cat(rows, 1)[order[jets.jet_of_particle[order].argsort(stable=True)]]
 
 
-def _assemble(
-    out: Path, request: Request, identity: dict[str, Any], columns: tuple[str, ...]
-) -> None:
-    parts = [np.load(p, allow_pickle=False) for p in sorted((out / "parts").glob("*.npy"))]
-    rows = torch.from_numpy(np.concatenate(parts))
-    jets, scale = request.jets.replace(particles=rows[:, :4].contiguous()), "tanh"
-    if "pid" in fields_of(columns):
+def _assemble(out: Path, maker: Maker) -> None:
+    found: list[tuple[NDArray[Any], ...]] = []
+    for path in sorted((out / "parts").glob("*.npy")):
+        with path.open("rb") as file:
+            found.append(tuple(np.load(file, allow_pickle=False) for _ in range(3)))
+    rows, counts, cut = (torch.from_numpy(np.concatenate(a)) for a in zip(*found, strict=True))
+    jets, scale = maker.told(counts).replace(particles=rows[:, :4].contiguous()), "tanh"
+    fields = fields_of(maker.columns)
+    if "pid" in fields:
         jets = jets.replace(pid=rows[:, 4].long())
-    if "tracks" in fields_of(columns):
+    if "tracks" in fields:
         jets = jets.replace(tracks=rows[:, -4:].contiguous())
-        scale = track_scale(columns)
-    names = request.condition if jets.condition is not None else ()
-    source = {"generated": identity}
-    write_jets(out / "shards", jets, request.classes, names, source, track_scale=scale)
-    _write_jetnet(out / "jetnet", jets, request.classes)
-    record = {**identity, "environment": environment()}
+        scale = track_scale(maker.columns)
+    source = {"generated": maker.identity}
+    write_jets(out / "shards", jets, maker.classes, maker.condition, source, track_scale=scale)
+    _write_jetnet(out / "jetnet", jets, maker.classes or ("all",))
+    record = {**maker.identity, "environment": environment()}
+    if isinstance(maker, _Decoder):
+        record |= {"cut": int(cut.sum()), "empty": int((counts == 0).sum())}
     write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
     shutil.rmtree(out / "parts")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from jetkern.ops.parameters import BlockParameters, MLPParameters
@@ -24,6 +26,16 @@ def check_float(name: str, tensor: Tensor) -> None:
     """Raises ValueError unless ``tensor`` is floating point."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def check_drawing(temperature: float, top_k: int, top_p: float) -> None:
+    """Raises ValueError for settings that ``sample_linear`` cannot draw with."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or more, got {temperature}")
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 or more, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def check_offsets(

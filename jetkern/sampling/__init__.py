@@ -19,7 +19,7 @@ From a decoder sets are drawn point by point::
     points, packed, cut = generate(decoder, torch.arange(1000), seed=0, max_points=128)
 """
 
-from jetkern.sampling.autoregressive import Cache, Drawing, Generated, generate
+from jetkern.sampling.autoregressive import SLOTS, Cache, Drawing, Generated, generate
 from jetkern.sampling.epic import EPiCVelocity, field_of
 from jetkern.sampling.fitting import Trajectory, fit, trajectory
 from jetkern.sampling.pet import PETVelocity
@@ -39,10 +39,11 @@ from jetkern.sampling.solvers import (
     uniform_grid,
     with_evaluations,
 )
-from jetkern.sampling.tokens import generate_jets
+from jetkern.sampling.tokens import check_draws_jets, generate_jets
 
 __all__ = [
     "FLOW_MAP",
+    "SLOTS",
     "SOLVERS",
     "Cache",
     "Drawing",
@@ -53,6 +54,7 @@ __all__ = [
     "Scheme",
     "Trajectory",
     "Velocity",
+    "check_draws_jets",
     "field_of",
     "fit",
     "generate",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from jetkern import ops
 from jetkern.model.decoder import CausalBlock, Decoder
 from jetkern.model.streams import MixtureHead
-from jetkern.ops.checks import check_shape
+from jetkern.ops.checks import check_drawing, check_shape
 from jetkern.packed import Packed, constant, offsets_from_counts
 from jetkern.random import normal, random_bits, uniform
 from jetkern.sampling.sampler import SamplingError, bar
@@ -41,6 +41,9 @@ class Drawing:
     top_p: float = 1.0
     forbidden: Tensor | None = None
     """(classes,) bool, of the first stream with the end as the last one; or None"""
+
+    def __post_init__(self) -> None:
+        check_drawing(self.temperature, self.top_k, self.top_p)
 
 
 PLAIN = Drawing()

@@ -16,6 +16,19 @@ from jetkern.sampling.sampler import MAX_PARTICLES, SamplingError
 KINEMATICS = ("delta_eta", "delta_phi", "ln_pt")
 
 
+def check_draws_jets(model: JetDecoder) -> None:
+    """Makes sure that ``generate_jets`` takes the model.
+
+    Raises:
+        SamplingError: for a classifier, rows that read features, or a tokeniser without
+            kinematics.
+    """
+    if NEXT_TOKEN not in model.config.parts or type(model.body) is not Decoder:
+        raise SamplingError("jets are drawn from decoders that read and predict tokens")
+    if missing := [name for name in KINEMATICS if name not in model.config.features]:
+        raise SamplingError(f"the tokeniser of this decoder does not read {', '.join(missing)}")
+
+
 @torch.no_grad()
 def generate_jets(
     model: JetDecoder,
@@ -41,16 +54,11 @@ def generate_jets(
         The jets, and (B,) bool, true for those cut at ``max_particles``.
 
     Raises:
-        SamplingError: for a classifier, rows that read features, or a tokeniser without
-            kinematics; and as ``generate`` does.
+        SamplingError: as ``check_draws_jets`` and ``generate`` do.
     """
-    features, body = model.config.features, model.body
-    if NEXT_TOKEN not in model.config.parts or type(body) is not Decoder:
-        raise SamplingError("jets are drawn from decoders that read and predict tokens")
-    if missing := [name for name in KINEMATICS if name not in features]:
-        raise SamplingError(f"the tokeniser of this decoder does not read {', '.join(missing)}")
+    check_draws_jets(model)
     points, packed, cut = generate(
-        body, index, seed=seed, max_points=max_particles, slots=slots, drawing=drawing,
+        model.body, index, seed=seed, max_points=max_particles, slots=slots, drawing=drawing,
         progress=progress,
     )  # fmt: skip
     blank = Jets(
@@ -59,6 +67,6 @@ def generate_jets(
         index=index.to(points.device),
     )
     jets = model.tokenizer.reconstructed(blank, points[:, 0])
-    if "ln_energy" not in features:
+    if "ln_energy" not in model.config.features:
         jets.particles[:, 3] = jets.particles[:, 2] + jets.particles[:, 0].cosh().log()
     return jets, cut

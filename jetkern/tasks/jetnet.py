@@ -136,7 +136,7 @@ class JetNet(Task):
         if not is_generated(run):
             model, weights = load_generator(run)
             check_same(weights.data, shards, model.config.fields, str(weights.path))
-        elif (found := read_generated(run)[0].classes) != shards.classes:
+        elif (found := read_generated(run)[0].classes) not in ((), shards.classes):
             raise ValueError(
                 f"{run} has jets of {', '.join(found)}, {shards.folder} of "
                 f"{', '.join(shards.classes)}"
@@ -153,24 +153,30 @@ class JetNet(Task):
         """Draws and compares generated with real jets.
 
         A run makes a jet for each of the first jets of ``shards``; a folder of ``generate`` has
-        its jets.
+        its jets. Where these have no types, a decoder's, all real jets are of one.
         """
         fields = _made_fields(run, shards)
         real = first_jets(shards, settings.num_jets, fields)
         if is_generated(run):
             source, evaluations = read_generated(run)
-            made = first_jets(source, None, fields)
+            made, classes = first_jets(source, None, fields), source.classes
         else:
             made, evaluations = _imitate(run, real, settings, device)
+            classes = shards.classes
+        if not classes:
+            classes = ("all",)
+            real, made = (
+                jets.replace(label=torch.zeros_like(jets.counts)) for jets in (real, made)
+            )
         stem = label.replace("/", "-")
-        for number, kind in enumerate(shards.classes):
+        for number, kind in enumerate(classes):
             one, other = (jets_of_type(jets, number) for jets in (real, made))
             if len(one):
                 sheet_figure(one, {label: other}, settings.out / f"{stem}-{kind}.png")
-        grid_figure(real, {label: made}, shards.classes, settings.out / f"{stem}-grid.png")
-        image_figure(real, made, shards.classes, settings.out / f"{stem}-images.png")
+        grid_figure(real, {label: made}, classes, settings.out / f"{stem}-grid.png")
+        image_figure(real, made, classes, settings.out / f"{stem}-images.png")
         report = generation_report(
-            real, made, shards.classes, seed=settings.seed, coverage=settings.coverage
+            real, made, classes, seed=settings.seed, coverage=settings.coverage
         )
         if settings.two_sample:
             report.distances[AVERAGE][AUC] = _two_sample(real, made, settings, device)
@@ -178,11 +184,11 @@ class JetNet(Task):
         if "pid" in fields:
             tracks = shards.field("tracks") if "tracks" in fields else None
             columns = () if tracks is None else tracks.columns
-            species = species_report(real, made, shards.classes, columns, seed=settings.seed)
+            species = species_report(real, made, classes, columns, seed=settings.seed)
         return replace(report, evaluations=evaluations, species=species)
 
     def draw(self, reports: Mapping[str, GenerationReport], shards: Shards, out: Path) -> None:
-        if len({r.evaluations for r in reports.values()}) > 1:
+        if len({r.evaluations for r in reports.values()} - {None}) > 1:
             quality_figure(reports, out / "evaluations.png")
 
     def table(self, reports: Mapping[str, GenerationReport]) -> str:

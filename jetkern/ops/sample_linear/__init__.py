@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from jetkern.ops.checks import check_float, check_shape
+from jetkern.ops.checks import check_drawing, check_float, check_shape
 from jetkern.ops.dispatch import run
 from jetkern.packed import readable
 
@@ -61,12 +59,7 @@ def sample_linear(
     check_shape("keys", keys, x.shape[0])
     if keys.dtype != torch.int64 or keys.device != x.device:
         raise ValueError(f"keys must be int64 on {x.device}, got {keys.dtype} on {keys.device}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 or more, got {top_k}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    check_drawing(temperature, top_k, top_p)
     if forbidden is not None:
         check_shape("forbidden", forbidden, classes)
         if forbidden.dtype != torch.bool or forbidden.device != x.device:
