@@ -163,7 +163,8 @@ def generate(
             making.step(seed, drawings)
             shown.update(making.refill())
             if progress and making.number_cut:
-                shown.set_postfix_str(f"{making.number_cut} cut at {max_points} points")
+                cut = f"{making.number_cut} cut at {max_points} points"
+                shown.set_postfix_str(cut, refresh=False)
     return making.result()
 
 
