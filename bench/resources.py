@@ -63,6 +63,7 @@ ARRAYS: dict[str, Callable[[int], int]] = {
     "keys": lambda i: (PER_JET + 4) * i,
     "jet": lambda i: i // PER_JET,
     "pair_ends": lambda i: PER_JET**2 * (i + 1),
+    "lengths": lambda i: PER_JET,
     "ends": lambda i: PER_JET * (PER_JET + 1) // 2 * (i + 1),
 }
 
@@ -216,6 +217,14 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         q, k, v = rows(3, total, heads, dim // heads).unbind(0)
         return ops.causal_attention(q, k, v, offsets, precision=precision)
 
+    def generation() -> None:
+        keys, values = rows(2, jets, PER_JET, 1, dim // heads).detach().unbind(0)
+        ends = rows(jets, dtype=torch.int64)
+        with torch.no_grad():
+            ops.decode_attention(rows(jets, heads, dim // heads), keys, values, ends)
+            layer = rows(jets, dim), rows(8194, dim), rows(8194)
+            ops.sample_linear(*layer, ends, precision=precision)
+
     def pair_bias() -> Any:
         p = MLP(3, 2 * dim, heads, norm=False).weights
         many = ops.shared_pair_bias(
@@ -270,6 +279,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
             precision=precision,
         ),
         "tokens": lambda: ops.nearest_code(particles, rows(1024, 4).detach()) * 0.0,
+        "generation": generation,
         "indices": indices,
         "views and losses": views_and_losses,
         "class attention": lambda: token_block(

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,17 +23,17 @@ def layer(rows: int, classes: int, width: int) -> tuple[Tensor, Tensor, Tensor, 
     return x, weight, bias, random_bits(0, 1, torch.arange(rows))
 
 
-def of_logits(logits: Tensor, **options) -> list[int]:
+def of_logits(logits: Tensor, draw: Callable[..., Tensor], **options) -> list[int]:
     """Draws of one row for each row of logits."""
     classes = logits.shape[1]
     eye = torch.eye(len(logits))
     keys = random_bits(2, 1, torch.arange(len(logits)))
     if not logits.isfinite().all():  # as biases, for 0 times infinity is no number
         return [
-            int(sample_linear(torch.zeros(1, 1), torch.zeros(classes, 1), row, keys[:1], **options))
+            int(draw(torch.zeros(1, 1), torch.zeros(classes, 1), row, keys[:1], **options))
             for row in logits
         ]
-    return sample_linear(eye, logits.T.contiguous(), None, keys, **options).tolist()
+    return draw(eye, logits.T.contiguous(), None, keys, **options).tolist()
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -78,25 +81,30 @@ def test_a_row_draws_the_same_alone_and_by_any_number_of_threads() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_traps_of_sampling(backend: str) -> None:
+    traps(partial(of_logits, draw=partial(sample_linear, backend=backend)))
+
+
+def traps(drawn: Callable[..., list[int]]) -> None:
+    """Makes sure of what logits that hurt give, by ``of_logits`` of an implementation."""
     equal = torch.zeros(1, 9)
     inf, nan = torch.inf, torch.nan
-    assert of_logits(equal, temperature=0.0, backend=backend) == [0]
-    assert of_logits(equal, top_p=1e-9, backend=backend) == [0]
-    assert of_logits(equal, top_k=1, backend=backend) == [0]
-    assert set(of_logits(equal.repeat(200, 1), top_k=2, backend=backend)) == {0, 1}
-    assert len(set(of_logits(equal.repeat(200, 1), backend=backend))) == 9
+    assert drawn(equal, temperature=0.0) == [0]
+    assert drawn(equal, top_p=1e-9) == [0]
+    assert drawn(equal, top_k=1) == [0]
+    assert set(drawn(equal.repeat(200, 1), top_k=2)) == {0, 1}
+    assert len(set(drawn(equal.repeat(200, 1)))) == 9
     steep = torch.tensor([[1.0, 3.0, 2.0]]).repeat(50, 1)
     first = torch.tensor([False, True, False])
     for temperature in (0.0, 1e-40, 1e-6):
-        options = {"temperature": temperature, "backend": backend}
-        assert set(of_logits(steep, **options)) == {1}
-        assert set(of_logits(steep, forbidden=first, **options)) == {2}
-        assert set(of_logits(steep, top_p=0.5, **options)) == {1}
+        options = {"temperature": temperature}
+        assert set(drawn(steep, **options)) == {1}
+        assert set(drawn(steep, forbidden=first, **options)) == {2}
+        assert set(drawn(steep, top_p=0.5, **options)) == {1}
     rows = torch.tensor([[0.0, -inf], [-inf, 0.0], [-inf, -inf], [0.0, nan], [inf, 0.0]])
     for options in ({}, {"top_k": 1}, {"top_p": 0.5}, {"temperature": 0.0}):
-        assert of_logits(rows, backend=backend, **options) == [0, 1, -1, -1, -1]
+        assert drawn(rows, **options) == [0, 1, -1, -1, -1]
     forbidden = torch.tensor([False, True])
-    assert of_logits(rows, forbidden=forbidden, backend=backend) == [0, -1, -1, 0, -1]
+    assert drawn(rows, forbidden=forbidden) == [0, -1, -1, 0, -1]
 
 
 def test_registration() -> None:

@@ -84,7 +84,7 @@ def linear_cross_entropy_bwd_kernel(
     tl.store(logits + row * classes + column, tl.where(wanted < 0, 0.0, slope), inside)
 
 
-def _runs(rows: int, classes: int) -> Iterator[slice]:
+def runs_of(rows: int, classes: int) -> Iterator[slice]:
     step = max(LOGITS // classes, 1)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
@@ -101,7 +101,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     loss = x.new_empty(len(x), dtype=torch.float32)
     softmax = x.new_empty(len(x), 2, dtype=torch.float32)
-    for run in _runs(len(x), len(weight)):
+    for run in runs_of(len(x), len(weight)):
         logits = product(x[run], weight.t(), precision, torch.float32)
         given = {"target": target[run], "loss": loss[run], "softmax": softmax[run]}
         _launch(linear_cross_entropy_fwd_kernel, len(logits), 0, logits, bias=bias, **given)
@@ -121,7 +121,7 @@ def _backward(
     d_x = x.new_empty(x.shape) if want_x else x.new_empty(0)
     d_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
     d_bias = weight.new_zeros(0 if bias is None else len(bias), dtype=torch.float32)
-    for run in _runs(len(x), len(weight)):
+    for run in runs_of(len(x), len(weight)):
         slope = product(x[run], weight.t(), precision, torch.float32)
         given = {"target": target[run], "d_loss": d_loss[run], "softmax": softmax[run]}
         _launch(linear_cross_entropy_bwd_kernel, len(slope), 1, slope, bias=bias, **given)

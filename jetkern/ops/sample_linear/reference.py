@@ -24,7 +24,7 @@ def sample_linear(
         logits = logits.masked_fill(forbidden, -torch.inf)
     drawable = (logits < torch.inf).all(1) & logits.isfinite().any(1)
     if top_k or top_p < 1:
-        logits = logits.masked_fill(~_kept(logits, temperature, top_k, top_p), -torch.inf)
+        logits = logits.masked_fill(~kept(logits, temperature, top_k, top_p), -torch.inf)
     classes = torch.arange(len(weight), device=x.device)
     score = logits - temperature * exponential(keys[:, None], classes, logits.dtype).log()
     return torch.where(drawable, score.argmax(1), -1)
@@ -38,7 +38,7 @@ def exponential(keys: Tensor, classes: Tensor, dtype: torch.dtype) -> Tensor:
     return -torch.log1p(-r.clamp(max=1 - 2.0**-24))
 
 
-def _kept(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def kept(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """(T, V) whether a class is among those that ``top_k`` and ``top_p`` leave."""
     ordered, order = logits.sort(dim=1, descending=True, stable=True)
     ahead = ordered.double() - ordered[:, :1].double()
