@@ -113,13 +113,17 @@ def load_generator(source: Path | str) -> tuple[Any, Weights]:
         SamplingError: if it has no generator, or one that needs what is not generated.
     """
     weights = load_weights(source)
+    return _generator_of(weights), weights
+
+
+def _generator_of(weights: Weights) -> PET | EPiC:
     model = load_model(weights)
     try:
         field_of(model)
     except SamplingError as error:
         raise SamplingError(f"{weights.path}: {error}") from error
     assert isinstance(model, PET | EPiC)
-    return model.eval(), weights
+    return model.eval()
 
 
 class Maker(Protocol):
@@ -147,8 +151,8 @@ class Maker(Protocol):
 class _Field:
     """A velocity field and the jets that it imitates."""
 
-    def __init__(self, settings: GenerateSettings, world: World) -> None:
-        model, weights = load_generator(settings.source)
+    def __init__(self, settings: GenerateSettings, weights: Weights, world: World) -> None:
+        model = _generator_of(weights)
         velocity = field_of(model.to(world.device))
         self.request = _request(settings, weights)
         self.wanted = self.request.jets
@@ -294,7 +298,7 @@ def _maker(settings: GenerateSettings, world: World) -> Maker:
         if settings.num_jets is None:
             raise ValueError("a decoder of tokens needs --num-jets: it imitates no jets")
         return _Decoder(settings, weights, world)
-    return _Field(settings, world)
+    return _Field(settings, weights, world)
 
 
 def is_generated(folder: Path) -> bool:
@@ -464,7 +468,8 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
             raise FileError(
                 f"{out} holds jets made with another {', '.join(changes)}: use another --out"
             )
-    elif any(p.name != LOCK for p in out.iterdir()):
+    # One that was killed before anything was there has left what remove_leftovers takes away.
+    elif any(p.name != LOCK and not p.match(".*.part") for p in out.iterdir()):
         raise FileError(f"{out} is not empty and holds no generated jets")
     else:
         write_atomically(path, json.dumps(identity).encode())

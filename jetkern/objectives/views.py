@@ -111,8 +111,9 @@ def turned(jets: Jets, index: Tensor, seed: int) -> Jets:
     angle, side = draws[:, jets.jet_of_particle]
     eta, phi, *others = jets.particles.unbind(1)
     cosine, sine = (2 * math.pi * angle).cos(), (2 * math.pi * angle).sin()
-    mirrored = torch.where(side < 0.5, sine * eta + cosine * phi, -(sine * eta + cosine * phi))
-    particles = torch.stack([cosine * eta - sine * phi, mirrored, *others], 1)
+    sign = torch.where(side < 0.5, 1, -1)
+    turned = cosine * eta - sine * phi, sign * (sine * eta + cosine * phi)
+    particles = torch.stack([*turned, *others], 1)
     return jets.replace(particles=particles)
 
 

@@ -263,13 +263,13 @@ def make_showers(
         with bar:
             for path, numbers in missing.items():
                 parts = [numbers[i : i + _AT_ONCE] for i in range(0, len(numbers), _AT_ONCE)]
-                found = counted(run(simulated, parts), bar.update)
+                found = _counted(run(simulated, parts), bar.update)
                 write_showers(path, CALORIMETERS[calorimeter], numbers, seed, found)
                 made += len(numbers)
     return made
 
 
-def counted(parts: Iterable[Showers], update: Callable[[int], object]) -> Iterator[Showers]:
+def _counted(parts: Iterable[Showers], update: Callable[[int], object]) -> Iterator[Showers]:
     """The same parts; ``update`` is told how many showers each has."""
     for part in parts:
         update(len(part))

@@ -155,14 +155,16 @@ class JetNet(Task):
         A run makes a jet for each of the first jets of ``shards``; a folder of ``generate`` has
         its jets. Where these have no types, a decoder's, all real jets are of one.
         """
-        fields = _made_fields(run, shards)
-        real = first_jets(shards, settings.num_jets, fields)
         if is_generated(run):
             source, evaluations = read_generated(run)
-            made, classes = first_jets(source, None, fields), source.classes
+            fields, classes = _made_fields(source, shards), source.classes
+            real = first_jets(shards, settings.num_jets, fields)
+            made = first_jets(source, None, fields)
         else:
-            made, evaluations = _imitate(run, real, settings, device)
-            classes = shards.classes
+            model, _ = load_generator(run)
+            fields, classes = model.config.fields, shards.classes
+            real = first_jets(shards, settings.num_jets, fields)
+            made, evaluations = _imitate(model, real, settings, device)
         if not classes:
             classes = ("all",)
             real, made = (
@@ -217,30 +219,29 @@ class JetNet(Task):
         }
 
 
-def _made_fields(run: Path, shards: Shards) -> tuple[str, ...]:
-    """The fields that the jets of a run or folder have beside kinematics.
+def _made_fields(source: Shards, shards: Shards) -> tuple[str, ...]:
+    """The fields that generated jets have beside kinematics.
 
     Raises:
         ValueError: if the real jets lack one, or have it on another scale.
     """
-    if not is_generated(run):
-        return load_generator(run)[0].config.fields
-    source, fields = read_generated(run)[0], []
+    fields = []
     for name in ("pid", "tracks"):
         made, real = source.field(name), shards.field(name)
         if made is None:
             continue
         if real is None or real.columns != made.columns:
-            raise ValueError(f"{run} has {name} on a scale that {shards.folder} does not have")
+            raise ValueError(
+                f"{source.folder} has {name} on a scale that {shards.folder} does not have"
+            )
         fields.append(name)
     return tuple(fields)
 
 
 def _imitate(
-    run: Path, real: Jets, settings: EvaluateSettings, device: torch.device
+    model: Any, real: Jets, settings: EvaluateSettings, device: torch.device
 ) -> tuple[Jets, int]:
     """A jet like each of ``real``, and the evaluations that each took."""
-    model, _ = load_generator(run)
     config = model.config
     few = bool(config.few_steps)
     scheme = with_evaluations(*default_scheme(config, None if few else "ab2"))

@@ -20,6 +20,7 @@ from jetkern.evaluation import generate as module
 from jetkern.sampling import PETVelocity
 from jetkern.training.checkpoints import write_checkpoint
 from tests.factories import JETNET, write_jetnet_shards
+from tests.faults import Faults, Killed, inject
 
 COUNTS = [1, 150, 2, 30, 7, 3, 12, 5, 9, 4]
 
@@ -106,30 +107,12 @@ def test_jetnets_files_hold_the_same_jets(whole):
         np.testing.assert_array_equal(particles[..., :2][mask], padded[mask][:, :2])
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it on the way out."""
-
-
 @pytest.mark.parametrize("point", range(10))
-def test_killed_anywhere_it_continues_to_the_same_bytes(
-    inputs, whole, tmp_path, monkeypatch, point
-):
+def test_killed_anywhere_it_continues_to_the_same_bytes(inputs, whole, tmp_path, point):
     """Killed at the point-th file that is published."""
     out = tmp_path / "out"
-    published = []
-    real = os.replace
-
-    def replace(source, target):
-        if str(out) in str(target):
-            if len(published) == point:
-                raise Killed
-            published.append(target)
-        real(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", replace)
-        with pytest.raises(Killed):
-            run(inputs, out)
+    with inject(Faults(out, "replace", point)), pytest.raises(Killed):
+        run(inputs, out)
     assert run(inputs, out) == 0
     assert digests(out) == digests(whole)
 

@@ -1,7 +1,6 @@
 """The generate command with a decoder of tokens: any interruption and slots, the same bytes."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 
@@ -9,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from test_generate import Killed, checkpoint, digests
+from test_generate import checkpoint, digests
 
 from jetkern import Jets
 from jetkern.cli import evaluate, verify
@@ -22,6 +21,7 @@ from jetkern.sampling import Drawing, generate_jets
 from jetkern.tokenizers import QuantileNormal, Tokenizer
 from jetkern.training.checkpoints import write_checkpoint
 from tests.factories import write_jetnet_shards
+from tests.faults import Faults, Killed, inject
 
 FEATURES = ("delta_eta", "delta_phi", "ln_pt")
 JETS, MOST = 8, 12
@@ -101,23 +101,11 @@ def test_the_jets_are_those_of_the_model(run, whole, capsys):
 
 
 @pytest.mark.parametrize("point", range(7))
-def test_killed_anywhere_it_continues_to_the_same_bytes_with_other_slots(
-    run, whole, tmp_path, monkeypatch, point
-):
+def test_killed_anywhere_it_goes_on_to_the_same_bytes_with_other_slots(run, whole, tmp_path, point):
     """Killed at the point-th file that is published."""
-    out, published, real = tmp_path / "out", [], os.replace
-
-    def replace(source, target):
-        if str(out) in str(target):
-            if len(published) == point:
-                raise Killed
-            published.append(target)
-        real(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", replace)
-        with pytest.raises(Killed):
-            draw(run[0], out, "--slots", "2")
+    out = tmp_path / "out"
+    with inject(Faults(out, "replace", point)), pytest.raises(Killed):
+        draw(run[0], out, "--slots", "2")
     assert draw(run[0], out, "--slots", "5") == 0
     assert digests(out) == digests(whole)
 

@@ -3,6 +3,8 @@ cross-entropies of jets."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +18,6 @@ BLOCK = 256
 SETTINGS = {"BLOCK": BLOCK, "num_warps": 4}
 JETS = 32  # of a program
 MOST_CLASSES = 1024
-IGNORED = -100
 
 
 @triton.jit
@@ -104,21 +105,22 @@ def class_errors_bwd_kernel(
     tl.store(d_output + at, d * tl.load(d_sums + tl.program_id(0)), mask)
 
 
-def _errors(
+def _launch_errors(
+    kernel: Any,
+    programs: int,
     output: Tensor,
     target: Tensor,
     widths: Tensor | None,
     owner: Tensor,
     offsets: Tensor,
     real: int,
-) -> Tensor:
-    sums = output.new_empty(cdiv(output.numel(), BLOCK))
+    **made: Tensor,
+) -> None:
     launch(
-        flow_errors_kernel,
-        (len(sums),),
+        kernel,
+        (programs,),
         output.device,
         SETTINGS,
-        sums=sums,
         output=output,
         target=target,
         widths=widths,
@@ -127,35 +129,25 @@ def _errors(
         columns=output.shape[1],
         total=output.numel(),
         real=real,
+        **made,
     )
+
+
+def _errors(output: Tensor, *others: Any) -> Tensor:
+    sums = output.new_empty(cdiv(output.numel(), BLOCK))
+    _launch_errors(flow_errors_kernel, len(sums), output, *others, sums=sums)
     return sums
 
 
-def _errors_backward(
-    d_sums: Tensor,
-    output: Tensor,
-    target: Tensor,
-    widths: Tensor | None,
-    owner: Tensor,
-    offsets: Tensor,
-    real: int,
-) -> Tensor:
+def _errors_backward(d_sums: Tensor, output: Tensor, *others: Any) -> Tensor:
     d_output = torch.empty_like(output)
-    launch(
+    _launch_errors(
         flow_errors_bwd_kernel,
-        (len(d_sums),),
-        output.device,
-        SETTINGS,
-        d_output=d_output,
+        len(d_sums),
+        output,
+        *others,
         d_sums=d_sums.contiguous(),
-        output=output,
-        target=target,
-        widths=widths,
-        owner=owner,
-        offsets=offsets,
-        columns=output.shape[1],
-        total=output.numel(),
-        real=real,
+        d_output=d_output,
     )
     return d_output
 
@@ -208,15 +200,20 @@ def flow_errors(
     return sums.sum()
 
 
-def _classes(output: Tensor, label: Tensor, time: Tensor | None) -> Tensor:
+def _launch_classes(
+    kernel: Any,
+    programs: int,
+    output: Tensor,
+    label: Tensor,
+    time: Tensor | None,
+    **made: Tensor,
+) -> None:
     jets, classes = output.shape
-    sums = output.new_empty(cdiv(jets, JETS))
     launch(
-        class_errors_kernel,
-        (len(sums),),
+        kernel,
+        (programs,),
         output.device,
         {"num_warps": 4},
-        sums=sums,
         output=output,
         label=label,
         time=time,
@@ -224,32 +221,26 @@ def _classes(output: Tensor, label: Tensor, time: Tensor | None) -> Tensor:
         jets=jets,
         CLASSES=power_of_two(classes),
         JETS=JETS,
+        **made,
     )
+
+
+def _classes(output: Tensor, label: Tensor, time: Tensor | None) -> Tensor:
+    sums = output.new_empty(cdiv(len(output), JETS))
+    _launch_classes(class_errors_kernel, len(sums), output, label, time, sums=sums)
     return sums
 
 
 def _classes_backward(d_sums: Tensor, output: Tensor, label: Tensor, time: Tensor | None) -> Tensor:
-    d_output, (jets, classes) = torch.empty_like(output), output.shape
-    launch(
-        class_errors_bwd_kernel,
-        (len(d_sums),),
-        output.device,
-        {"num_warps": 4},
-        d_output=d_output,
-        d_sums=d_sums.contiguous(),
-        output=output,
-        label=label,
-        time=time,
-        classes=classes,
-        jets=jets,
-        CLASSES=power_of_two(classes),
-        JETS=JETS,
+    d_output, d_sums = torch.empty_like(output), d_sums.contiguous()
+    _launch_classes(
+        class_errors_bwd_kernel, len(d_sums), output, label, time, d_sums=d_sums, d_output=d_output
     )
     return d_output
 
 
 def _classes_reference(output: Tensor, label: Tensor, time: Tensor | None) -> Tensor:
-    each = cross_entropy(output, label, reduction="none", ignore_index=IGNORED)
+    each = cross_entropy(output, label, reduction="none")  # fillers are -100
     each = each if time is None else (1 - time).square() * each
     return pad(each, (0, -len(each) % JETS)).view(-1, JETS).sum(1)
 
@@ -269,10 +260,13 @@ def class_errors(output: Tensor, label: Tensor, time: Tensor | None = None) -> T
     """() sum of the cross-entropies of jets, those of perturbed ones times (1 - t)^2.
 
     Args:
-        output: (B, C) float32 logits, up to 1024 classes.
+        output: (B, C) logits; other than float32, or of more than 1,024 classes, PyTorch's calls
+            take them.
         label: (B,) int64; -100 leaves a jet out, another number that is no class gives NaN.
         time: (B,) float32 of each jet, or None.
     """
+    if output.dtype != torch.float32 or output.shape[1] > MOST_CLASSES:
+        return _classes_reference(output, label, time).sum()
     time = None if time is None else time.contiguous()
     sums: Tensor = _classes_op(output.contiguous(), label.contiguous(), time)
     return sums.sum()
