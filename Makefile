@@ -25,7 +25,7 @@ help:  ## this list
 setup: .venv/.kernels  ## virtual environment in .venv with everything
 kernels: setup  ## compile the C++ kernels if they changed
 
-demo: setup  ## simulate jets, pre-train, fine-tune, compare (about 15 minutes on 2 cores)
+demo: setup  ## simulate jets, pre-train, fine-tune, compare (12 to 21 minutes on 2 cores)
 	$(PY) train/demo.py
 
 demo-generation: setup  ## fine-tune generators of jets, generate, judge (under 15 minutes on 2 cores)
