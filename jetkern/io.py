@@ -192,7 +192,7 @@ def sync(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _say_once(f"the file system of {path.parent} cannot sync: a power cut may lose files")
+        say(f"the file system of {path.parent} cannot sync: a power cut may lose files")
 
 
 def sync_folder(folder: Path) -> None:
@@ -267,7 +267,7 @@ def _lock(path: Path, kind: int) -> int:
             os.close(descriptor)  # its holder removed the file just now
         except OSError as error:
             if error.errno in _UNSUPPORTED:
-                _say_once(
+                say(
                     f"the file system of {path.parent} has no locks: nothing keeps two processes "
                     "from using this folder at once"
                 )
@@ -513,7 +513,8 @@ def _not_a_number(name: str) -> NoReturn:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say(message: str) -> None:
+    """A note on stderr, once in a program, from its main process."""
     if multiprocessing.parent_process() is None:  # the main process writes there, too
         print(f"note: {message}", file=sys.stderr, flush=True)
 

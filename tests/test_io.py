@@ -15,7 +15,7 @@ UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 @pytest.fixture(autouse=True)
 def _notes_anew():
-    io._say_once.cache_clear()
+    io.say.cache_clear()
 
 
 def failing(number, when=lambda *_: True, instead=None):

@@ -202,6 +202,43 @@ def load_conditions(run: Path) -> tuple[ConditionModel, tuple[str, ...], tuple[s
     return model.eval(), classes, names, digest_of(folder)
 
 
+def outside(run: Path, jets: Jets, names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """How many jets are wanted with conditions that no training jet of their type had.
+
+    Args:
+        run: the folder, with a model of the conditions or without.
+        jets: with conditions and, where types have names, labels.
+        names: of the conditions; classes: of the types.
+
+    Returns:
+        by name of the condition, or "multiplicity", the jets that are beyond the range of what the
+        run was trained on by more than a hundredth of it; by name of the type, those of a type that
+        it does not know. Nothing for a run without a model, and for other conditions than its.
+    """
+    if not (run / FOLDER).is_dir() or jets.condition is None or jets.label is None:
+        return {}
+    model, known, columns, _ = load_conditions(run)
+    if tuple(names) != columns:
+        return {}
+    limits = model.quantiles[:, [0, -1]].numpy()  # (types, 2, C)
+    values, label = _with_count(jets, names).numpy(), jets.label.numpy()
+    order = [*(name for name in columns if name != COUNT), "multiplicity"]
+    found: dict[str, int] = {}
+    for number in np.unique(label):
+        chosen, name = values[label == number], str(classes[number])
+        low, high = limits[known.index(name)] if name in known else (np.nan, np.nan)
+        if np.isnan(low).any():
+            found[name] = len(chosen)
+            continue
+        slack = 0.01 * (high - low) + 1e-6 * np.abs(high)  # the ends are quantiles, not extremes
+        slack[-1] += 0.5  # multiplicities were spread by so much
+        wrong = ((chosen < low - slack) | (chosen > high + slack)).sum(0)
+        for column, count in zip(order, wrong.tolist(), strict=True):
+            if count:
+                found[column] = found.get(column, 0) + count
+    return found
+
+
 def jets_to_make(
     model: ConditionModel, names: Sequence[str], numbers: Sequence[int], *, seed: int = 0
 ) -> Jets:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from jetkern.data import Shards, Stream
 from jetkern.data.shards import MAX_PARTICLES, make_fields, write_manifest, write_shard
-from jetkern.evaluation.conditions import jets_to_make, load_conditions
+from jetkern.evaluation.conditions import jets_to_make, load_conditions, outside
 from jetkern.hdf5 import writing
 from jetkern.io import (
     LOCK,
@@ -35,6 +35,7 @@ from jetkern.io import (
     prepare_folder,
     read_json,
     remove_leftovers,
+    say,
     write_atomically,
 )
 from jetkern.jets import Jets, offsets_from_counts
@@ -155,6 +156,8 @@ class _Field:
         model = _generator_of(weights)
         velocity = field_of(model.to(world.device))
         self.request = _request(settings, weights)
+        if world.is_main:
+            _warn(weights, self.request)
         self.wanted = self.request.jets
         guidance = 1.0 if settings.guidance is None else settings.guidance
         self.field = velocity if guidance == 1 else guided(velocity, guidance)
@@ -352,6 +355,15 @@ def _request(settings: GenerateSettings, weights: Weights) -> Request:
     model, classes, names, digest = load_conditions(weights.path.parent.parent)
     numbers = jets_per_type(settings.jets_per_type, classes)
     return Request(jets_to_make(model, names, numbers, seed=settings.seed), classes, names, digest)
+
+
+def _warn(weights: Weights, request: Request) -> None:
+    """Says which jets a run was not trained for: what it makes of these is a guess."""
+    run = weights.path.parent.parent
+    found = outside(run, request.jets, request.condition, request.classes)
+    if found:
+        what = ", ".join(f"{name} of {count:,}" for name, count in found.items())
+        say(f"of {len(request.jets):,} jets beyond what {run} was trained on: {what}")
 
 
 def jets_per_type(text: str, classes: tuple[str, ...]) -> list[int]:

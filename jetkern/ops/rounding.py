@@ -21,11 +21,15 @@ def rounded_once(buffer: Tensor | None) -> Iterator[None]:
         yield
         return
     key = buffer.untyped_storage().data_ptr()
+    before = _copies.get(key)
     _copies[key] = buffer.to(torch.bfloat16)
     try:
         yield
     finally:
-        del _copies[key]
+        if before is None:
+            del _copies[key]
+        else:
+            _copies[key] = before
 
 
 def rounded(weight: Tensor) -> Tensor:

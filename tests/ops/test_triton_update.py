@@ -56,5 +56,8 @@ def test_parts_of_a_buffer_are_rounded_once() -> None:
         assert copy.equal(part.bfloat16())
         assert rounding.rounded(part[1:].t()).equal(part[1:].t().bfloat16())
         assert rounding.rounded(torch.ones(2)).tolist() == [1, 1]
+        with rounding.rounded_once(buffer):
+            pass
+        assert copy.untyped_storage().data_ptr() == rounding.rounded(buffer).data_ptr()
     assert rounding.rounded(part).equal(part.bfloat16())
     assert not rounding._copies

@@ -11,7 +11,7 @@ from jetkern.cli.finetune import main as finetune
 from jetkern.cli.generate import main as generate
 from jetkern.data import Shards, Stream
 from jetkern.evaluation import conditions
-from jetkern.evaluation.conditions import draw_conditions, fit_conditions, load_conditions
+from jetkern.evaluation.conditions import draw_conditions, fit_conditions, load_conditions, outside
 from jetkern.metrics.generation import wasserstein
 from tests.factories import JETNET, write_jetnet_shards
 
@@ -139,6 +139,34 @@ def test_generate_makes_as_many_jets_of_each_type_as_asked_for(run, tmp_path):
     assert Shards(tmp_path / "b" / "shards").counts == (1, 1, 1, 1, 1)
     record = json.loads((tmp_path / "b" / "generated.json").read_text())
     assert record["conditions"] == load_conditions(run)[3]
+
+
+def test_conditions_that_no_training_jet_had_are_counted(run, tmp_path, capsys):
+    folder = tmp_path / "wanted"
+    write_jetnet_shards(folder, COUNTS)
+    flags = ["--conditions", str(folder), "--solver=ab2", "--evaluations=2"]
+    assert generate([str(run), *flags, "--out", str(tmp_path / "a")]) == 0
+    assert "beyond" not in capsys.readouterr().err
+    shards = Shards(folder)
+    jets = next(iter(Stream(shards, batch_size=99, shuffle=False, epochs=1)))
+    known = set(jets.label.tolist())
+    assert outside(run, jets, shards.condition, shards.classes) == {}
+    far = jets.replace(condition=jets.condition.clone())
+    far.condition[:2, 0] += 1.0  # of 1000 GeV, all alike
+    far.condition[0, 1] = -1e3
+    found = outside(run, far, shards.condition, shards.classes)
+    assert found == {shards.condition[0]: 2, shards.condition[1]: 1}
+    classes = ["x", *shards.classes[1:]]
+    many = outside(run, jets, shards.condition, classes)
+    assert many == ({"x": int((jets.label == 0).sum())} if 0 in known else {})
+    assert outside(run, jets, ("other",), shards.classes) == {}
+    assert outside(tmp_path, far, shards.condition, shards.classes) == {}
+    longer = tmp_path / "longer"
+    write_jetnet_shards(longer, (149,))
+    flags[1] = str(longer)
+    assert generate([str(run), *flags, "--out", str(tmp_path / "b")]) == 0
+    assert "beyond what" in (told := capsys.readouterr().err)
+    assert "multiplicity of 1" in told
 
 
 @pytest.mark.parametrize(
