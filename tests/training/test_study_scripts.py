@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from studies import masked, tokens
+from studies import masked, token_jets, tokens
 from tests.factories import write_toy_shards
 
 
@@ -35,6 +35,36 @@ def test_tokens_goes_on_where_it_was(jetclass, toptag, tmp_path, monkeypatch, ca
     tokens.main()  # all of it is there
     assert (out / "table.md").read_text() == table
     assert "step 2/2" not in capsys.readouterr().out
+
+
+def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys, one_thread):
+    pytest.importorskip("fastjet")
+    data, out = tmp_path / "shards", tmp_path / "out"
+    for split in ("train", "val", "test"):
+        write_toy_shards(data / split, ["QCD", "top"], jets=192, seed=len(split))
+    words = f"--data {data} --other {jetclass} --out {out} --codes 8 --vq-steps 2 --steps 2"
+    words += " --tune 2 --sizes 40 --drawn 20 --two-sample 2 --seeds 0"
+    monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split()])
+    token_jets.main()
+    table = (out / "table.md").read_text()
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert [n for n in names if n in token_jets.KINDS] == list(token_jets.KINDS)
+    assert "vqvae: drawn" in names
+    assert "40 jets, pre-trained" in names
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("*.json")}
+    capsys.readouterr()
+    token_jets.main()  # all of it is there
+    assert (out / "table.md").read_text() == table
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert "step 2/2" not in capsys.readouterr().out
+
+
+def test_a_number_has_three_figures():
+    assert token_jets.cell([]) == ""
+    assert token_jets.cell([123.4, 125.4]) == "124 ± 1"
+    assert token_jets.cell([12.34]) == "12.3"
+    assert token_jets.cell([1.234]) == "1.23"
+    assert token_jets.cell([0.1234]) == "0.123"
 
 
 @pytest.fixture
