@@ -220,13 +220,17 @@ def _product(
     )
 
 
+def of_halves(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """cuBLAS's product of bfloat16 factors, summed in float32, as ``dtype``."""
+    if not a.is_cuda:  # such products with float32 results have no twin on CPUs
+        return (a.float() @ b.float()).to(dtype)
+    return torch.mm(a, b) if dtype == torch.bfloat16 else torch.mm(a, b, out_dtype=dtype)
+
+
 def product(a: Tensor, b: Tensor, precision: str, dtype: torch.dtype) -> Tensor:
     """Rows a (T, K) times b (K, N), any strides, as ``dtype``; factors rounded to ``precision``."""
     if precision == "bf16":
-        a, b = a.bfloat16(), rounded(b)
-        if not a.is_cuda:  # cuBLAS's products with float32 results have no twin on CPUs
-            return (a.float() @ b.float()).to(dtype)
-        return torch.mm(a, b) if dtype == torch.bfloat16 else torch.mm(a, b, out_dtype=dtype)
+        return of_halves(a.bfloat16(), rounded(b), dtype)
     out = a.new_empty(1, len(a), b.shape[1], dtype=dtype)
     _product(a, b, out, "rows", precision, rows=len(a), part=0, M=None, K=a.shape[1])
     return out[0]
