@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jetkern.jets import PER_JET, PER_PARTICLE, Jets
+from jetkern.clouds import PER_SET
+from jetkern.jets import PER_PARTICLE, Jets
 from jetkern.packed import Packed, offsets_from_counts
 
 LONGEST = 200  # particles of a filler
@@ -77,7 +78,7 @@ def filled(jets: Jets, capacity: Capacity) -> Jets | None:
         return None
     added = {"particles": int(extra.sum()), "jets": len(extra)}
     values: dict[str, Any] = {}
-    for name in PER_PARTICLE + PER_JET:
+    for name in PER_PARTICLE + PER_SET:
         value: Tensor | None = getattr(jets, name)
         if value is not None:
             rows = added["particles" if name in PER_PARTICLE else "jets"]
@@ -139,7 +140,7 @@ class Buffers:
         self.pairs = like.num_pairs
         self.tensors = {
             name: value.to(device, copy=True)
-            for name in ("offsets", *PER_PARTICLE, *PER_JET)
+            for name in ("offsets", *PER_PARTICLE, *PER_SET)
             if (value := getattr(like, name)) is not None
         }
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jetkern.clouds import Sets
 from jetkern.kernels import kernel
 from jetkern.packed import (
     Packed,
-    check_rising,
-    int64_offsets,
     offsets_from_counts,
     plainly_eager,
     readable,
@@ -27,11 +26,10 @@ IDENTITIES = 9  # of particles: 0 is unknown
 ORIGINS = ("primary", "charm", "bottom", "other")  # of particles
 STORED = ("particles", "pid", "tracks", "vertex", "origin")  # in shards
 PER_PARTICLE = (*STORED, "columns")
-PER_JET = ("label", "condition", "index")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jets:
+class Jets(Sets):
     """B jets with T particles in all.
 
     Attributes:
@@ -61,40 +59,19 @@ class Jets:
             it).
     """
 
+    PER_POINT = PER_PARTICLE
+
     particles: Tensor
-    offsets: Tensor
     pid: Tensor | None = None
     tracks: Tensor | None = None
     vertex: Tensor | None = None
     origin: Tensor | None = None
     columns: Tensor | None = None
-    label: Tensor | None = None
-    condition: Tensor | None = None
-    index: Tensor | None = None
-    fillers: int = 0
-    packed: Packed = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.particles.ndim != 2 or self.particles.shape[1] != 4:
             raise ValueError(f"particles must be (T, 4), got {tuple(self.particles.shape)}")
-        offsets = self.offsets
-        if isinstance(offsets, Packed):
-            packed: Packed = offsets
-        else:
-            packed = Packed.trusted(int64_offsets("offsets", offsets))
-            check_rising("offsets", packed.offsets, self.particles.shape[0])
-        if packed.offsets.device != self.particles.device:
-            raise ValueError(
-                f"offsets is on {packed.offsets.device}, the particles on {self.particles.device}"
-            )
-        object.__setattr__(self, "offsets", packed.offsets)
-        object.__setattr__(self, "packed", packed)
-        for name, rows in [(n, self.particles.shape[0]) for n in PER_PARTICLE] + [
-            (n, self.offsets.shape[0] - 1) for n in PER_JET
-        ]:
-            value = getattr(self, name)
-            if value is not None and value.shape[0] != rows:
-                raise ValueError(f"{name} has {value.shape[0]} rows, expected {rows}")
+        super().__post_init__()
         if self.tracks is not None and self.tracks.shape[1:] != (4,):
             raise ValueError(
                 "tracks must be (T, 4): tanh d0, d0 error, tanh dz, dz error; got "
@@ -119,19 +96,6 @@ class Jets:
                 "jetkern.convert.readers.pid.from_pdg"
             )
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def real(self) -> int:
-        """Number of jets that are no fillers."""
-        return len(self) - self.fillers
-
-    @property
-    def counts(self) -> Tensor:
-        """(B,) number of particles of each jet."""
-        return self.packed.counts
-
     @property
     def jet_of_particle(self) -> Tensor:
         """(T,) index of the jet that each particle belongs to."""
@@ -141,56 +105,6 @@ class Jets:
     def rank_in_jet(self) -> Tensor:
         """(T,) position of each particle in its jet, 0 for the first."""
         return self.packed.rank(self.particles.shape[0])
-
-    @property
-    def num_pairs(self) -> int:
-        """Sum of n^2. ``to`` and ``concat`` carry it along, so that a GPU need not be asked."""
-        return self.packed.num_pairs
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
-        packed = self.packed.map(function)
-        moved: dict[str, Any] = {"offsets": packed, "fillers": self.fillers}
-        for name in PER_PARTICLE + PER_JET:
-            value = getattr(self, name)
-            moved[name] = value if value is None else function(value)
-        return Jets(**moved)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Jets:
-        """The same jets on ``device``."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Jets:
-        """The same jets in page-locked memory, for copies to a GPU that overlap its work."""
-        return self._map(lambda t: t.pin_memory())
-
-    def replace(self, **changes: Tensor | None) -> Jets:
-        """A copy with some fields replaced.
-
-        Args:
-            changes: (T, ...) or (B, ...) tensors by the name of a field, as in ``Jets``.
-
-        Raises:
-            ValueError: if they do not fit the others.
-        """
-        kept: dict[str, Any] = {"offsets": self.packed, **changes}
-        return replace(self, **kept)
-
-    def select(self, jets: Tensor | slice) -> Jets:
-        """The chosen jets, in the given order.
-
-        Args:
-            jets: (M,) int64 indices or (B,) bool mask, or a slice.
-        """
-        everything = torch.arange(len(self), device=self.offsets.device)
-        chosen = everything[jets]
-        counts = self.counts[chosen]
-        offsets = offsets_from_counts(counts)
-        known = self.packed.known_counts
-        known = known[jets] if known is not None and isinstance(jets, slice) else None
-        owner = segment_index(offsets, None if known is None else int(known.sum()))
-        rows = torch.arange(owner.shape[0], device=owner.device) - offsets[owner]
-        rows += self.offsets[chosen][owner]
-        return self._take(rows, chosen, Packed.trusted(offsets, counts=known))
 
     def keep_particles(self, keep: Tensor, counts: npt.NDArray[Any] | None = None) -> Jets:
         """The same jets without the particles where keep is false.
@@ -204,37 +118,6 @@ class Jets:
         kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
         packed = Packed.trusted(kept_before[self.offsets], counts=counts)
         return self._take(true_rows(keep, number), slice(None), packed)
-
-    def _take(self, rows: Tensor, jets: Tensor | slice, packed: Packed) -> Jets:
-        every = isinstance(jets, slice) and jets == slice(None)
-        taken: dict[str, Any] = {"offsets": packed, "fillers": self.fillers if every else 0}
-        for name in PER_PARTICLE + PER_JET:
-            value = getattr(self, name)
-            taken[name] = value if value is None else value[rows if name in PER_PARTICLE else jets]
-        return Jets(**taken)
-
-    @classmethod
-    def concat(cls, batches: Sequence[Jets], fields: Sequence[str] | None = None) -> Jets:
-        """One batch of all jets, in order. Optional fields must be present in all or in none.
-
-        Args:
-            fields: the optional ones that are wanted; by default all.
-
-        Raises:
-            ValueError: if they are not, or without any batch.
-        """
-        if not batches:
-            raise ValueError("concat needs at least one batch")
-        merged: dict[str, Any] = {"offsets": Packed.concat([b.packed for b in batches])}
-        for name in PER_PARTICLE + PER_JET:
-            if fields is not None and name not in ("particles", *fields):
-                continue
-            values = [getattr(b, name) for b in batches]
-            present = [v for v in values if v is not None]
-            if present and len(present) < len(values):
-                raise ValueError(f"{name} is present in some of the batches only")
-            merged[name] = torch.cat(present) if present else None
-        return cls(**merged)
 
     @classmethod
     def from_padded(

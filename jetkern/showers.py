@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+if TYPE_CHECKING:
+    from jetkern.clouds import Clouds
+
 COLUMNS = ("x", "y", "layer", "energy")
+CONDITION = ("incident_energy",)  # of shards: that of the particle in GeV
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,18 @@ class Showers:
         """(T, 4) layer, x, y, ln of the energy / MeV: what a decoder learns, in SPADE's order."""
         x, y, layer, energy = self.hits.T
         return np.stack([layer, x, y, np.log(energy)], 1)
+
+    @classmethod
+    def of_clouds(cls, clouds: Clouds) -> Showers:
+        """Those of shards, on the CPU: points are hits, the condition is the particle's energy.
+
+        Raises:
+            ValueError: for clouds without a condition.
+        """
+        if clouds.condition is None:
+            raise ValueError("showers need the energies of their particles")
+        offsets, energies = clouds.offsets.numpy(), clouds.condition[:, 0].numpy()
+        return cls(clouds.points.numpy(), offsets, energies)
 
     @classmethod
     def of_points(cls, points: ArrayLike, offsets: ArrayLike, energies: ArrayLike) -> Showers:

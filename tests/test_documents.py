@@ -16,6 +16,7 @@ import yaml
 
 from bench import readme
 from jetkern import Shards, Stream, cli
+from jetkern.simulate.showers import make_showers
 from tests.factories import write_jetnet_shards
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             some(source, folder / "data" / name / split / "jets.h5", jets, classes)
     for i, split in enumerate(("train", "val", "test")):
         write_jetnet_shards(folder / "shards" / "jetnet" / split, [12] * 40, seed=i)
+    splits = {"train": 0.4, "val": 0.3, "test": 0.3}
+    make_showers(folder / "showers" / "small", "small", 100, splits)
     return folder
 
 

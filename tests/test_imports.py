@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("kernels",),
     ("io", "build", "machine", "random", "packed"),
+    ("clouds",),
     ("jets", "showers", "tables", "hdf5"),
     ("ops", "data", "metrics", "fillers"),
     ("tokenizers",),

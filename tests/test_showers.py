@@ -68,13 +68,46 @@ def test_calochallenges_radius_is_fastest_and_its_energies_are_mev(tmp_path: Pat
     assert found.energies.tolist() == [1, 2.5]
 
 
+@pytest.mark.parametrize(
+    ("voxels", "cells"),
+    [
+        (368, {0: (0, 0, 0), 7: (7, 0, 0), 8: (0, 0, 1), 8 + 16 * 9 + 15: (15, 9, 1),
+               168 + 19 * 3 + 2: (2, 3, 2), 358: (0, 0, 3), 367: (4, 0, 4)}),
+        (533, {8 + 10 * 2 + 3: (3, 2, 1), 208: (0, 0, 3), 213 + 15 * 9 + 14: (14, 9, 4),
+               363 + 16 * 4 + 1: (1, 4, 5), 523: (0, 0, 6), 532: (9, 0, 6)}),
+    ],
+)  # fmt: skip
+def test_layers_of_data_set_1_have_their_own_bins(tmp_path: Path, voxels, cells):
+    showers = np.zeros((len(cells), voxels))
+    showers[np.arange(len(cells)), list(cells)] = 0.5
+    path = write(
+        tmp_path / "1.h5", showers=showers, incident_energies=np.full((len(cells), 1), 256)
+    )
+    found = read_showers(path)
+    assert [tuple(hit) for hit in found.hits[:, :3]] == list(cells.values())
+    assert found.energies.tolist() == [np.float32(0.256)] * len(cells)
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+def test_caloclouds_has_its_padding_in_front_and_layers_second(tmp_path: Path, columns):
+    events = np.zeros((2, columns, 3))
+    events[0, :4, 2], events[1, :4, 1], events[1, :4, 2] = (
+        (-3.5, 7, 40.0, 0.002), (1, 0, 2, 0.001), (5, 29, -6, 0.5)
+    )  # fmt: skip
+    path = write(tmp_path / "c.h5", events=events, energy=[[10.0], [90.0]], n_points=[1, 2])
+    found = read_showers(path)
+    assert found.hits.tolist() == [[-3.5, 40, 7, 2], [1, 2, 0, 1], [5, -6, 29, 500]]
+    assert found.offsets.tolist() == [0, 1, 3]
+    assert found.energies.tolist() == [10, 90]
+
+
 def test_what_is_no_file_of_showers_is_named(tmp_path: Path):
     energies = {"energies": [1.0, 2.0]}
     rows = h5py.vlen_dtype(np.float32)
     for data, message in (
         ({"showers": np.zeros((2, 3, 4))}, "no energies of the particles"),
-        ({"showers": np.zeros((2, 368)), **energies}, r"\(2, 368\).*data sets 2 and 3"),
-        ({"showers": np.zeros((1, 3, 4)), **energies}, "more energies of particles"),
+        ({"showers": np.zeros((2, 369)), **energies}, r"\(2, 369\).*data sets 1"),
+        ({"showers": np.zeros((1, 3, 4)), **energies}, "1 showers, but 2 energies of particles"),
         ({"shape": [2, 3, 4], "showers": np.zeros(2), **energies}, "no rows of float32"),
         ({"hits": np.zeros(3), **energies}, "no layout of showers.*hits"),
     ):

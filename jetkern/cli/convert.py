@@ -1,4 +1,4 @@
-"""Convert jets of any known format to shards.
+"""Convert jets, or showers, of any known format to shards.
 
 Examples:
   jetkern convert data/jetclass --out shards/jetclass --jobs 4
@@ -168,17 +168,13 @@ def _add_shards(p: Parser) -> None:
         help="of particles and tracks; float16 halves the size at a relative error of "
         "up to 0.05%% of each feature, and up to 0.2%% of pT and E",
     )
-    g.add_argument(
-        "--jets-per-block", type=positive, default=1024, metavar="N", help="read at a time"
-    )
-    g.add_argument("--jets-per-shard", type=positive, default=65536, metavar="N", help="of a file")
-    g.add_argument(
-        "--jets-per-read",
-        type=positive,
-        default=16384,
-        metavar="N",
-        help="jets that a process holds at a time in the first pass (default 16384)",
-    )
+    for name, what, jets, showers in (
+        ("block", "read at a time", 1024, 64),
+        ("shard", "of a file", 65536, 8192),
+        ("read", "that a process holds at a time in the first pass", 16384, 1024),
+    ):
+        words = f"jets {what} (default {jets}; of showers {showers})"
+        g.add_argument(f"--jets-per-{name}", type=positive, metavar="N", help=words)
 
 
 @command

@@ -15,29 +15,33 @@ import torch
 
 from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive
+from jetkern.clouds import Clouds
 from jetkern.convert.readers.pid import CODES
 from jetkern.convert.report import folders_of
 from jetkern.data import Shards, Stream
 from jetkern.io import printable, user_path
 from jetkern.jets import Jets
+from jetkern.metrics.showers import observables
 from jetkern.plots import STYLE, bin_edges, prepare, ridges, save, sheet
+from jetkern.showers import Showers
 from jetkern.tables import show, table
 
 
-def summary(shards: Shards, jets: Jets) -> str:
+def summary(shards: Shards, jets: Jets | Clouds) -> str:
     """Tables of the classes and, from a sample of jets, of the columns."""
     size = sum(shards.bytes)
+    sets, points = shards.words
     lines = [
-        f"{printable(shards.folder)}: {shards.num_jets:,} jets, "
-        f"{shards.num_particles:,} particles, "
+        f"{printable(shards.folder)}: {shards.num_jets:,} {sets}, "
+        f"{shards.num_particles:,} {points}, "
         f"{len(shards.paths)} shards of {len(shards.index)} blocks, {size / 1e6:,.1f} MB, "
         f"fingerprint {shards.fingerprint[:12]}",
         "",
     ]
-    rows = [["class", "jets", "share"]]
+    rows = [["class", sets, "share"]]
     for name, count in zip(shards.classes, shards.counts, strict=True):
         rows.append([name, f"{count:,}", f"{count / shards.num_jets:.2%}"])
-    lines += [table(rows), "", f"columns, from {len(jets):,} jets:"]
+    lines += [table(rows), "", f"columns, from {len(jets):,} {sets}:"]
     rows = [["column", "type", "lowest", "median", "highest"]]
     for field in shards.fields[1:]:
         values = getattr(jets, field.name)
@@ -85,8 +89,16 @@ def quantities(jets: Jets) -> dict[str, np.ndarray]:
     return {name: v.numpy() for name, v in shown.items()}
 
 
-def draw(shards: Shards, jets: Jets, path: Path) -> None:
+def draw(shards: Shards, jets: Jets | Clouds, path: Path) -> None:
     """Writes the sheet: per jet a ridge for each class, per particle for all."""
+    if isinstance(jets, Clouds):
+        per_set = {"points per set": jets.counts.numpy()}
+        if jets.condition is not None:
+            per_set |= dict(zip(shards.condition, jets.condition.T.numpy(), strict=True))
+        if shards.words[0] == "showers":
+            per_set = shower_quantities(Showers.of_clouds(jets))
+        _draw(shards, jets, per_set, dict(zip(shards.points, jets.points.T, strict=True)), path)
+        return
     per_particle: dict[str, Any] = {
         "Δη": jets.particles[:, 0], "Δφ": jets.particles[:, 1],
         "ln pT [GeV]": jets.particles[:, 2], "ln E [GeV]": jets.particles[:, 3],
@@ -94,23 +106,45 @@ def draw(shards: Shards, jets: Jets, path: Path) -> None:
     tracks = shards.field("tracks")
     if jets.tracks is not None and tracks is not None:
         per_particle |= {n: jets.tracks[:, i] for i, n in enumerate(tracks.columns)}
-    per_jet = quantities(jets)
-    panels = len(per_jet) + len(per_particle) + (jets.pid is not None)
-    title = f"{shards.folder.name}: {len(jets):,} of {shards.num_jets:,} jets"
+    _draw(shards, jets, quantities(jets), per_particle, path)
+
+
+def shower_quantities(showers: Showers) -> dict[str, np.ndarray]:
+    """What the sheet shows, per shower."""
+    shown = {
+        "energy of hits [MeV/GeV]": "response", "depth [layers]": "depth",
+        "radial width [cells]": "sigma_r",
+    }  # fmt: skip
+    found = observables(showers)
+    counts = {"hits per shower": showers.counts}
+    return counts | {title: found[name] for title, name in shown.items()}
+
+
+def _draw(
+    shards: Shards,
+    jets: Jets | Clouds,
+    per_jet: dict[str, np.ndarray],
+    per_particle: dict[str, Any],
+    path: Path,
+) -> None:
+    pid = jets.pid if isinstance(jets, Jets) else None
+    panels = len(per_jet) + len(per_particle) + (pid is not None)
+    sets, points = shards.words
+    title = f"{shards.folder.name}: {len(jets):,} of {shards.num_jets:,} {sets}"
     label = np.zeros(len(jets)) if jets.label is None else jets.label.numpy()
     with matplotlib.rc_context(STYLE):
         figure = sheet(panels, 4, title=title)
         rest = iter(figure.axes)
         for number, ((name, values), axes) in enumerate(zip(per_jet.items(), rest, strict=False)):
-            classes = {k: values[label == i] for i, k in enumerate(shards.classes or ("jets",))}
-            ridges(axes, classes, bin_edges(values), names=number % 4 == 0)
+            classes = {k: values[label == i] for i, k in enumerate(shards.classes or (sets,))}
+            ridges(axes, classes, bin_edges(values[np.isfinite(values)]), names=number % 4 == 0)
             axes.set_xlabel(name)
         for (name, column), axes in zip(per_particle.items(), rest, strict=False):
             axes.hist(column.numpy(), 100, histtype="step", log=True, color="black")
-            axes.set(xlabel=name, ylabel="particles")
-        if jets.pid is not None:
+            axes.set(xlabel=name, ylabel=points)
+        if pid is not None:
             axes = next(rest)
-            axes.bar(range(9), torch.bincount(jets.pid, minlength=9).numpy(), color="grey")
+            axes.bar(range(9), torch.bincount(pid, minlength=9).numpy(), color="grey")
             axes.set_xticks(range(9), ["none", *map(str, CODES)], fontsize=7)
             axes.set(xlabel="particle identity (PDG code)", ylabel="particles", yscale="log")
         save(figure, path)

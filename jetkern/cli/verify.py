@@ -27,7 +27,7 @@ from jetkern.cli import command
 from jetkern.cli.parser import Parser
 from jetkern.convert.clean import NUM_PID
 from jetkern.convert.report import folders_of
-from jetkern.data.shards import MANIFEST, MAX_PARTICLES, ShardError, Shards
+from jetkern.data.shards import MANIFEST, MAX_PARTICLES, POINTS, ShardError, Shards
 from jetkern.io import printable, user_path
 from jetkern.tables import show, table
 
@@ -151,7 +151,7 @@ def check_values(
     shards: Shards, arrays: dict[str, NDArray[Any]], start: int, totals: Totals
 ) -> Iterator[str]:
     """Yields what is wrong with the values of a block, and adds it to the totals."""
-    for name in ("particles", "tracks", "condition"):
+    for name in ("particles", POINTS, "tracks", "condition"):
         if name in arrays and not np.isfinite(arrays[name]).all():
             yield f"{name}: {int((~np.isfinite(arrays[name])).sum())} values are not finite"
     if "pid" in arrays and len(arrays["pid"]) and arrays["pid"].max() >= NUM_PID:
@@ -162,7 +162,7 @@ def check_values(
     if (counts < 0).any() or arrays["offsets"][0] != 0:
         yield "offsets: not increasing from 0"
         return
-    if counts.max(initial=0) > MAX_PARTICLES:
+    if counts.max(initial=0) > MAX_PARTICLES and not shards.points:
         yield f"offsets: a jet has {counts.max()} particles"
     if (counts != totals.multiplicity[start : start + len(counts)]).any():
         yield "offsets: not the multiplicities of multiplicity.npy"
@@ -214,8 +214,8 @@ def main(arguments: list[str]) -> int:
         for problem in problems:
             print(f"jetkern verify: error: {printable(problem)}", file=sys.stderr)
         damaged |= bool(problems)
-        rows = [["class", "jets", "particles", "mean"]]
-        for i, name in enumerate(shards.classes or ("jets",)):
+        rows = [["class", *shards.words, "mean"]]
+        for i, name in enumerate(shards.classes or shards.words[:1]):
             jets, particles = int(totals.classes[i]), int(totals.particles[i])
             mean = particles / jets if jets else math.nan
             rows.append([name, f"{jets:,}", f"{particles:,}", f"{mean:.1f}"])

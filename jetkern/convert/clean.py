@@ -77,7 +77,7 @@ def clean(
     raw = _skip(raw, tally)
     tally[PARTICLES] = len(raw.particles)
     raw.counts = np.asarray(raw.counts, np.int64)
-    judge = _Judge(raw.counts, path, start, tally)
+    judge = Judge(raw.counts, path, start, tally)
     for fault in raw.faults:
         judge(fault.reason, fault.jets, fault.message, getattr(policy, fault.policy))
     _judge_labels(raw, judge, policy, classes)
@@ -98,17 +98,19 @@ def clean(
     return raw, rows, tally
 
 
-class _Judge:
+class Judge:
     """Marks bad jets for dropping and counts them, or fails at the first of them.
 
     Attributes:
         keep: (B,) false for the jets to be dropped.
     """
 
-    def __init__(self, counts: Array, path: Path, start: int, tally: Tally) -> None:
+    def __init__(
+        self, counts: Array, path: Path, start: int, tally: Tally, word: str = "jet"
+    ) -> None:
         self.keep = np.ones(len(counts), bool)
         self.tally = tally
-        self._path, self._start = path, start
+        self._path, self._start, self._word = path, start, word
         self._counts, self._ends = counts, np.cumsum(counts)
 
     def __call__(
@@ -126,7 +128,7 @@ class _Judge:
 
     def fail(self, jet: int, what: str) -> None:
         """Raises the error that names file and jet."""
-        raise InputError(f"{self._path}: jet {self._start + jet}: {what}")
+        raise InputError(f"{self._path}: {self._word} {self._start + jet}: {what}")
 
     def owner(self, particles: Any) -> Any:
         """The jets of particles that are given by their rows."""
@@ -143,7 +145,7 @@ class _Judge:
         return slice(self._ends[jet] - self._counts[jet], self._ends[jet])
 
 
-def _judge_labels(raw: Raw, judge: _Judge, policy: Policy, classes: tuple[str, ...]) -> None:
+def _judge_labels(raw: Raw, judge: Judge, policy: Policy, classes: tuple[str, ...]) -> None:
     judge(
         UNLABELLED,
         (raw.label < 0) | (raw.label >= len(classes)),
@@ -156,7 +158,7 @@ def _judge_labels(raw: Raw, judge: _Judge, policy: Policy, classes: tuple[str, .
     )
 
 
-def _judge_identities(raw: Raw, judge: _Judge) -> None:
+def _judge_identities(raw: Raw, judge: Judge) -> None:
     if raw.pid is None:
         return
     wrong = (raw.pid < 0) | (raw.pid >= NUM_PID)
@@ -167,9 +169,9 @@ def _judge_identities(raw: Raw, judge: _Judge) -> None:
     raw.pid = raw.pid.astype(np.uint8, copy=False)
 
 
-def _judge_particles(raw: Raw, judge: _Judge, policy: Policy) -> None:
+def _judge_particles(raw: Raw, judge: Judge, policy: Policy) -> None:
     particles = raw.particles = np.ascontiguousarray(raw.particles, np.float32)
-    limits = _limits(particles)
+    limits = extremes(particles)
     if not np.isfinite(limits).all():
         finite = np.isfinite(particles)
 
@@ -191,7 +193,7 @@ def _judge_particles(raw: Raw, judge: _Judge, policy: Policy) -> None:
             judge(reason, far, f"a particle has {reason}{hint}", policy.bad_jets)
 
 
-def _judge_condition(raw: Raw, judge: _Judge, policy: Policy) -> None:
+def _judge_condition(raw: Raw, judge: Judge, policy: Policy) -> None:
     if raw.condition is None:
         return
     raw.condition = np.asarray(raw.condition, np.float32)
@@ -203,11 +205,11 @@ def _judge_condition(raw: Raw, judge: _Judge, policy: Policy) -> None:
     )
 
 
-def _judge_tracks(raw: Raw, judge: _Judge, policy: Policy) -> None:
+def _judge_tracks(raw: Raw, judge: Judge, policy: Policy) -> None:
     if raw.tracks is None:
         return
     tracks = raw.tracks = np.ascontiguousarray(raw.tracks, np.float32)
-    limits = _limits(tracks)
+    limits = extremes(tracks)
     if not np.isfinite(limits).all():
         finite = np.isfinite(tracks)
         if policy.bad_tracks == "zero":
@@ -340,7 +342,7 @@ def _observe(raw: Raw, tally: Tally) -> None:
         ("condition", raw.condition),
     ):
         if array is not None and len(array):
-            ranges[name] = _limits(array).tolist()
+            ranges[name] = extremes(array).tolist()
     ranges["multiplicity"] = [[int(raw.counts.min())], [int(raw.counts.max())]] if len(p) else []
     tally["ranges"] = {k: v for k, v in ranges.items() if v}
     if len(p):
@@ -349,7 +351,7 @@ def _observe(raw: Raw, tally: Tally) -> None:
         tally["median leading pT"] = [float(np.exp(np.median(leading)))]
 
 
-def _limits(array: Array) -> Array:
+def extremes(array: Array) -> Array:
     """(2, columns) smallest and largest values; NaN if there is one. Zeros for no rows.
 
     As one row of many at first, because numpy reduces rows of four slowly.

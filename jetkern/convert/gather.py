@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jetkern.convert.plan import Plan
 from jetkern.convert.scatter import read_bucket, sealed, unsealed, work_file
 from jetkern.data.order import hashes
-from jetkern.data.shards import Block, write_shard
+from jetkern.data.shards import Block, counts_dtype, write_shard
 from jetkern.io import AtomicFile
 
 Array = NDArray[Any]
@@ -62,7 +62,7 @@ def gather(
         record,
         entry=np.frombuffer(json.dumps({**entry, "plan": plan.digest}).encode(), "u1"),
         index=rows,
-        multiplicity=counts[order].astype(np.uint8),
+        multiplicity=counts[order].astype(counts_dtype(plan.fields)),
     )
     with AtomicFile(record_file(folder, bucket)) as file:
         file.write(sealed(record.getvalue()))

@@ -18,10 +18,11 @@ from jetkern.convert import readers
 from jetkern.convert.clean import Policy
 from jetkern.convert.inputs import SPLITS, Found, find
 from jetkern.convert.readers import InputError, Layout, Options
-from jetkern.data.shards import Field, make_fields
+from jetkern.data.shards import Field, make_fields, words_of
 
 VERSION = 2
 FEW_FILES = 200  # that are looked at without a bar
+SIZES = (1024, 65536, 16384)  # jets of a block, of a shard, and that are read at a time
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,13 @@ class Plan:
             condition=self.layout.condition,
             dtype=self.dtype,
             track_scale=self.options.tracks,
+            points=self.layout.points,
         )
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What the inputs' sets and their points are called."""
+        return words_of(self.layout.points)
 
     @property
     def num_jets(self) -> int:
@@ -246,9 +253,9 @@ def make_plan(
     fractions: dict[str, float] | None = None,
     use_splits: bool = True,
     seed: int = 0,
-    jets_per_block: int = 1024,
-    jets_per_shard: int = 65536,
-    jets_per_read: int = 16384,
+    jets_per_block: int | None = None,
+    jets_per_shard: int | None = None,
+    jets_per_read: int | None = None,
     dtype: str = "float32",
     progress: bool = False,
 ) -> Plan:
@@ -258,6 +265,8 @@ def make_plan(
         sources: files, and folders that are searched for files that the reader reads.
         fractions: split every source at random into these parts.
         use_splits: false puts everything into one set of shards.
+        jets_per_block, jets_per_shard, jets_per_read: None for those of ``SIZES``, or of a reader
+            of larger sets its own.
         progress: shows a bar where there are many inputs.
 
     Raises:
@@ -283,10 +292,18 @@ def make_plan(
         own.append(splits)
         if layout != layouts[0]:
             raise InputError(_misfit(entry, layout, inputs[0], layouts[0]))
+    if layouts[0].points:
+        policy = _of_points(policy, options, dtype, inputs[0].path)
+    sizes = getattr(readers.module(reader), "SIZES", SIZES)
+    given = (jets_per_block, jets_per_shard, jets_per_read)
+    per_block, per_shard, per_read = (
+        own if size is None else size for size, own in zip(given, sizes, strict=True)
+    )
     total = sum(i.num_jets for i in inputs)
     if not total:
         what = inputs[0].path if len(inputs) == 1 else f"{len(inputs)} files"
-        raise InputError(f"{what}: there are no jets in the input")
+        sets = words_of(layouts[0].points)[0]
+        raise InputError(f"{what}: there are no {sets} in the input")
     own_splits: tuple[str, ...] = ()
     expected: dict[str, float] = {}
     if fractions:
@@ -317,13 +334,31 @@ def make_plan(
         fractions=fractions,
         own_splits=own_splits,
         seed=seed,
-        jets_per_block=jets_per_block,
-        jets_per_shard=jets_per_shard,
-        jets_per_read=jets_per_read,
+        jets_per_block=per_block,
+        jets_per_shard=per_shard,
+        jets_per_read=per_read,
         dtype=dtype,
         passed_over=tuple(search.notes()),
     )
-    return plan.with_buckets({s: max(1, round(expected[s] / jets_per_shard)) for s in order})
+    return plan.with_buckets({s: max(1, round(expected[s] / per_shard)) for s in order})
+
+
+def _of_points(policy: Policy, options: Options, dtype: str, path: Path) -> Policy:
+    """The policy for sets that are no jets, which are never cut.
+
+    Raises:
+        InputError: for settings that are of jets.
+    """
+    for name, given in (
+        ("max-particles", policy.max_particles != Policy.max_particles),
+        ("dtype", dtype != "float32"),
+        ("tracks", options.tracks != "tanh"),
+        ("classes", bool(options.classes)),
+        ("label-shift", options.label_shift is not None),
+    ):
+        if given:
+            raise InputError(f"{path}: --{name} is for jets, and these are none")
+    return replace(policy, max_particles=0)
 
 
 def _look(

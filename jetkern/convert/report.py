@@ -16,7 +16,9 @@ def text(result: Result) -> str:
     """What was read, kept, repaired and left out, and the classes of every split."""
     report = result.report
     lines = ["The shards were there already; nothing was done."] if result.already_done else []
-    lines.append(f"{report.get('read', 0):,} jets read, {report['kept']:,} kept")
+    opened = {split or "all": Shards(folder) for split, folder in result.folders.items()}
+    sets, points = next((s.words for s in opened.values()), ("jets", "particles"))
+    lines.append(f"{report.get('read', 0):,} {sets} read, {report['kept']:,} kept")
     lines += [
         f"  {key}: {value:,}"
         for key, value in report.items()
@@ -27,14 +29,13 @@ def text(result: Result) -> str:
         lines.append(f"WARNING: {report['warning']}")
     if not result.folders:
         return "\n".join(lines)
-    opened = {split or "all": Shards(folder) for split, folder in result.folders.items()}
     classes = next(iter(opened.values())).classes
     lines += _gaps(opened, classes)
     rows = [["class", *opened]]
     for i, name in enumerate(classes):
         rows.append([name, *(f"{s.counts[i]:,}" for s in opened.values())])
     rows.append(["all", *(f"{s.num_jets:,}" for s in opened.values())])
-    rows.append(["particles", *(f"{s.num_particles:,}" for s in opened.values())])
+    rows.append([points, *(f"{s.num_particles:,}" for s in opened.values())])
     rows.append(["shards", *(f"{len(s.paths):,}" for s in opened.values())])
     rows.append(["MB", *(f"{sum(s.bytes) / 1e6:,.1f}" for s in opened.values())])
     lines += ["", table(rows), ""]
@@ -56,16 +57,17 @@ def _gaps(opened: dict[str, Shards], classes: tuple[str, ...]) -> list[str]:
     """Warnings of splits that got no jets, or none of a class that others have."""
     source = next(iter(opened.values())).manifest.get("source", {})
     empty = [split for split in source.get("buckets", {}) if (split or "all") not in opened]
-    lines = [f"WARNING: no jet fell to {split}" for split in empty]
+    sets = next(iter(opened.values())).words[0]
+    lines = [f"WARNING: no {sets[:-1]} fell to {split}" for split in empty]
     present = [any(s.counts[i] for s in opened.values()) for i in range(len(classes))]
     for split, shards in opened.items():
         counts = zip(classes, shards.counts, present, strict=True)
         lacking = [name for name, count, there in counts if there and not count]
         if lacking:
-            lines.append(f"WARNING: {split} has no jets of {printable(', '.join(lacking))}")
+            lines.append(f"WARNING: {split} has no {sets} of {printable(', '.join(lacking))}")
     absent = [name for name, there in zip(classes, present, strict=True) if not there]
     if absent:
-        lines.append(f"WARNING: there are no jets of {printable(', '.join(absent))}")
+        lines.append(f"WARNING: there are no {sets} of {printable(', '.join(absent))}")
     return lines
 
 

@@ -160,7 +160,8 @@ def _convert(
             return Result(report, notes=notes)
         if not read.jets.any():
             raise ConversionError(
-                f"none of the {plan.num_jets} jets is left: {_reasons(merge(read.tallies))}"
+                f"none of the {plan.num_jets} {plan.words[0]} is left: "
+                + _reasons(merge(read.tallies))
             )
         _second_pass(plan, out, read.jets, workers, progress, part)
     if part is not None:
@@ -406,7 +407,7 @@ def _first_pass(
     total, read = plan.num_jets, 0
     sums = dict.fromkeys((UNLABELLED, BEYOND, PARTICLES, LOW_ENERGY, HIGH_ENERGY), 0)
     with tqdm(
-        total=total, unit=" jets", unit_scale=True, desc="read ", disable=not progress
+        total=total, unit=f" {plan.words[0]}", unit_scale=True, desc="read ", disable=not progress
     ) as bar:
 
         def done(number: int, tally: Tally) -> None:
@@ -425,8 +426,8 @@ def _first_pass(
             dropped = read - int(jets.sum()) - sums[UNLABELLED]
             if dropped > max_dropped * total:
                 raise ConversionError(
-                    f"{dropped} jets were dropped, more than --max-dropped {max_dropped:g} of "
-                    f"{total} allows: " + _reasons(merge(list(tallies.values())))
+                    f"{dropped} {plan.words[0]} were dropped, more than --max-dropped "
+                    f"{max_dropped:g} of {total} allows: " + _reasons(merge(list(tallies.values())))
                 )
 
         waiting = []
@@ -483,7 +484,7 @@ def _second_pass(
             block += num_blocks(int(jets[bucket]), plan.jets_per_block)
     total = sum(int(jets[bucket]) for bucket, _ in tasks)
     with tqdm(
-        total=total, unit=" jets", unit_scale=True, desc="write", disable=not progress
+        total=total, unit=f" {plan.words[0]}", unit_scale=True, desc="write", disable=not progress
     ) as bar:
         workers.run(gather, tasks, lambda _, entry: bar.update(entry["jets"]))
 
@@ -537,14 +538,17 @@ def _finish(plan: Plan, out: Path, read: _Read, report: dict[str, Any]) -> dict[
 def _remarks(plan: Plan, read: _Read) -> list[str]:
     """Oddities of the inputs that are no errors."""
     empty = [str(i.path) for i in plan.inputs if not i.num_jets]
-    notes = [f"{path}: there are no jets in it" for path in empty[:5]]
+    sets = plan.words[0]
+    notes = [f"{path}: there are no {sets} in it" for path in empty[:5]]
     if len(empty) > 5:
-        notes.append(f"{len(empty) - 5} other files have no jets")
+        notes.append(f"{len(empty) - 5} other files have no {sets}")
     same: dict[str, Path] = {}
     for entry, contents in zip(plan.inputs, read.contents, strict=True):
         first = same.setdefault(contents, entry.path)
         if entry.num_jets and first != entry.path:
-            notes.append(f"{entry.path} and {first} have the same contents: these jets count twice")
+            notes.append(
+                f"{entry.path} and {first} have the same contents: these {sets} count twice"
+            )
     return notes
 
 

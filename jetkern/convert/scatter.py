@@ -26,8 +26,9 @@ from jetkern.convert.clean import Tally, clean, merge, take_jets
 from jetkern.convert.inputs import fingerprints
 from jetkern.convert.plan import Input, Piece, Plan, Unit
 from jetkern.convert.readers import InputError, Options, Raw, Source
+from jetkern.convert.showers import clean_showers
 from jetkern.data.order import hashes
-from jetkern.data.shards import Field, npy_bytes
+from jetkern.data.shards import POINTS, Field, counts_dtype, npy_bytes
 from jetkern.io import AtomicFile
 
 _SPLIT, _DEAL = 101, 102
@@ -51,7 +52,11 @@ def scatter(plan: Plan, unit: Unit, folder: Path) -> Tally:
         prints.append(fingerprints(entry.path, entry.size, piece.start, piece.stop, entry.num_jets))
         raw = _source(plan, entry).read(piece.start, piece.stop)
         entry.check()
-        raw, rows, tally = clean(raw, plan.policy, plan.layout.classes, entry.path, piece.start)
+        if plan.layout.points:
+            raw, rows, tally = clean_showers(raw, plan.policy, entry.path, piece.start)
+        else:
+            classes = plan.layout.classes
+            raw, rows, tally = clean(raw, plan.policy, classes, entry.path, piece.start)
         raws.append(raw)
         splits.append(_splits(plan, piece, raw, rows - piece.start))
         tallies.append(tally)
@@ -189,10 +194,10 @@ def _join(raws: list[Raw]) -> Raw:
 
 def _work_arrays(fields: tuple[Field, ...], raw: Raw) -> list[tuple[NDArray[Any], bool]]:
     """What a work file holds of jets, and whether it has a row per particle."""
-    counts = (raw.counts.astype(np.uint8), False)
+    counts = (raw.counts.astype(counts_dtype(fields)), False)
+    arrays = {f: raw.particles if f.name == POINTS else getattr(raw, f.name) for f in fields[1:]}
     return [counts] + [
-        (np.ascontiguousarray(getattr(raw, f.name), work_dtype(f)), f.per_particle)
-        for f in fields[1:]
+        (np.ascontiguousarray(array, work_dtype(f)), f.per_particle) for f, array in arrays.items()
     ]
 
 
@@ -211,7 +216,7 @@ def read_bucket(
         with open(path, "rb", buffering=0) as file:
             _fill(file, rows[i : i + 1], header + bucket * TABLE.itemsize)
     jets, particles = int(rows["jets"].sum()), int(rows["particles"].sum())
-    arrays = {"counts": np.empty(jets, np.uint8)}
+    arrays = {"counts": np.empty(jets, counts_dtype(fields))}
     for field in fields[1:]:
         arrays[field.name] = np.empty(field.shape(jets, particles), work_dtype(field))
     per_particle = [False, *(f.per_particle for f in fields[1:])]

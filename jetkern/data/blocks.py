@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jetkern.clouds import Clouds
 from jetkern.data.order import Order
-from jetkern.data.shards import Field, ShardError, Shards
+from jetkern.data.shards import POINTS, Field, ShardError, Shards
 from jetkern.jets import Jets
 
 _OPEN_FILES = 128
@@ -243,7 +244,7 @@ class BlockCache:
 
     def batch(
         self, blocks: NDArray[np.int64], rows: NDArray[np.int64], index: NDArray[np.int64]
-    ) -> Jets:
+    ) -> Any:
         """The jets in the given rows (B,) of the given blocks (B,) as one packed batch."""
         self._slots.tick()
         wanted, slots = self._slots.find(blocks)
@@ -271,7 +272,7 @@ class BlockCache:
             size, n = (self._particles, particles) if field.per_particle else (self._jets, jets)
             self.reader.read(block, field, self._data[field.name][slot * size :][:n])
 
-    def _gather(self, places: NDArray[np.int64], index: NDArray[np.int64]) -> Jets:
+    def _gather(self, places: NDArray[np.int64], index: NDArray[np.int64]) -> Any:
         counts = self._per_jet["count"].take(places)
         offsets = np.zeros(len(places) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
@@ -281,7 +282,7 @@ class BlockCache:
             f.name: torch.from_numpy(_take(self._data[f.name], rows if f.per_particle else places))
             for f in self.fields
         }
-        return as_jets(tensors, torch.from_numpy(offsets), torch.from_numpy(index))
+        return as_batch(tensors, torch.from_numpy(offsets), torch.from_numpy(index))
 
     def close(self) -> None:
         """Closes files and threads."""
@@ -327,7 +328,7 @@ class Resident:
 
     def batch(
         self, blocks: NDArray[np.int64], rows: NDArray[np.int64], index: NDArray[np.int64]
-    ) -> Jets:
+    ) -> Any:
         """The jets in the given rows (B,) of the given blocks (B,) as one packed batch."""
         chosen = self._first[blocks] + rows
         offsets = np.zeros(len(chosen) + 1, np.int64)
@@ -342,20 +343,23 @@ class Resident:
             f.name: self._data[f.name].index_select(0, rows_of if f.per_particle else jets)
             for f in self.fields
         }
-        return as_jets(tensors, ends, at)
+        return as_batch(tensors, ends, at)
 
     def close(self) -> None:
         """Lets go of the memory."""
         self._data.clear()
 
 
-def as_jets(tensors: dict[str, torch.Tensor], offsets: torch.Tensor, index: torch.Tensor) -> Jets:
-    """The packed batch of stored fields, in the types that ``Jets`` promises."""
+def as_batch(
+    tensors: dict[str, torch.Tensor], offsets: torch.Tensor, index: torch.Tensor
+) -> Jets | Clouds:
+    """The packed batch of stored fields, in the types that ``Jets`` and ``Clouds`` promise."""
     kinds = dict.fromkeys(("pid", "vertex", "origin", "label"), torch.int64)
     fields: dict[str, Any] = {
         name: t.to(kinds.get(name, torch.float32)) for name, t in tensors.items()
     }
-    return Jets(offsets=offsets, index=index, **fields)
+    kind: type[Jets | Clouds] = Clouds if POINTS in tensors else Jets
+    return kind(offsets=offsets, index=index, **fields)
 
 
 def _take(data: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

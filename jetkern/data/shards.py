@@ -9,6 +9,9 @@ A folder of shards holds
 - ``multiplicity.npy``: (N,) uint8, particles of each jet in file order.
 - ``manifest.json``: classes and counts, fields, shards with size and SHA-256, source, report.
 
+Other sets than jets, such as showers, have ``points`` in place of ``particles``, with columns of
+any names, and any number of them: their multiplicities are uint32, and their blocks fewer sets.
+
 The index and the multiplicities are small binary files, so a hundred million jets open at once and
 any block is one seek away.
 """
@@ -30,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetkern.io import AtomicFile, Document, explain, printable, read_json, regular_file
+from jetkern.showers import COLUMNS as SHOWERS
 
 FORMAT = "jetkern-shards"
 VERSION = 1
@@ -41,6 +45,7 @@ PER_PARTICLE = (
     "vertex",
     "origin",
 )  # as in jetkern.jets, which needs torch
+POINTS = "points"  # of sets that are no jets, as in jetkern.clouds
 MAX_PARTICLES = 150  # of a jet; the multiplicities are stored in one byte
 
 Block = Mapping[str, NDArray[Any]]
@@ -66,8 +71,8 @@ class Field:
 
     @property
     def per_particle(self) -> bool:
-        """Whether it has a row per particle; otherwise per jet, or is the offsets."""
-        return self.name in PER_PARTICLE
+        """Whether it has a row per particle, or point; otherwise per jet, or is the offsets."""
+        return self.name in PER_PARTICLE or self.name == POINTS
 
     def shape(self, jets: int, particles: int) -> tuple[int, ...]:
         """Shape in a block with so many jets and particles."""
@@ -84,6 +89,7 @@ class Field:
 DTYPES = {  # that each field may have
     "offsets": ("<i4",),
     "particles": ("<f4", "<f2"),
+    POINTS: ("<f4",),
     "pid": ("|u1",),
     "tracks": ("<f4", "<f2"),
     "vertex": ("|u1",),
@@ -105,12 +111,15 @@ def make_fields(
     condition: Iterable[str] = (),
     dtype: str = "float32",
     track_scale: str = "tanh",
+    points: Iterable[str] = (),
 ) -> tuple[Field, ...]:
     """The fields of a set of shards, in the order of their members; ``track_scale`` is tanh, asinh
-    or raw, what d0 and dz are stored as; ``vertices`` the truth of where particles come from."""
+    or raw, what d0 and dz are stored as; ``vertices`` the truth of where particles come from;
+    ``points`` the columns of sets that are no jets."""
     real = np.dtype(dtype).newbyteorder("<").str
-    condition = tuple(condition)
-    chosen = [Field("offsets", "<i4"), Field("particles", real, KINEMATICS)]
+    condition, points = tuple(condition), tuple(points)
+    rows = Field(POINTS, real, points) if points else Field("particles", real, KINEMATICS)
+    chosen = [Field("offsets", "<i4"), rows]
     chosen += [Field("pid", "|u1")] if pid else []
     if tracks:
         prefix = "" if track_scale == "raw" else f"{track_scale}_"
@@ -120,6 +129,18 @@ def make_fields(
     chosen += [Field("label", "<i2")] if label else []
     chosen += [Field("condition", "<f4", condition)] if condition else []
     return tuple(chosen)
+
+
+def words_of(points: tuple[str, ...]) -> tuple[str, str]:
+    """What sets and their points are called, given the columns of these; none for jets."""
+    if points == SHOWERS:
+        return "showers", "hits"
+    return ("sets", "points") if points else ("jets", "particles")
+
+
+def counts_dtype(fields: tuple[Field, ...]) -> np.dtype:
+    """Of ``multiplicity.npy``: a byte for a jet, four for sets of any number of points."""
+    return np.dtype("<u4" if any(f.name == POINTS for f in fields) else "|u1")
 
 
 def index_dtype(fields: tuple[Field, ...]) -> np.dtype:
@@ -191,7 +212,7 @@ def write_manifest(
     folder: Path,
     *,
     index: NDArray[Any],
-    multiplicity: NDArray[np.uint8],
+    multiplicity: NDArray[Any],
     fields: tuple[Field, ...],
     classes: Iterable[str],
     counts: Iterable[int],
@@ -239,6 +260,7 @@ class Shards:
         counts: (classes,) number of jets of each.
         fields: the arrays of a block.
         condition: names of the condition's columns; empty if there are none.
+        points: names of the points' columns; empty for jets.
         index: one row per block, see ``index_dtype``.
         fingerprint: SHA-256 of what the manifest says, which includes the digests of all files.
         rows: of each block those that count, or None for all; ``numbers``: the label of each class
@@ -290,6 +312,7 @@ class Shards:
         if bool(self.classes) != ("label" in names):
             manifest.fail("classes", "and the field label are there only together")
         self.condition = names["condition"].columns if "condition" in names else ()
+        self.points = names[POINTS].columns if POINTS in names else ()
         entries = manifest.records("shards")
         self.paths = [self.folder / shard_name(e.text("name"), path) for e in entries]
         self.bytes: list[int] = [e.integer("bytes") for e in entries]
@@ -320,7 +343,7 @@ class Shards:
         index = self.index
         jets, particles = index["jets"].astype(np.int64), index["particles"]
         wrong = (index["shard"] < 0) | (index["shard"] >= len(self.paths)) | (jets < 0)
-        wrong |= (particles < 0) | (particles > MAX_PARTICLES * jets)
+        wrong |= (particles < 0) | ((particles > MAX_PARTICLES * jets) & (not self.points))
         if not wrong.any():
             ends = np.array(self.bytes, np.int64)[index["shard"]] if len(index) else jets
             for i, field in enumerate(self.fields):
@@ -358,13 +381,22 @@ class Shards:
             raise ShardError(f"{path} does not hold one array of {dtype}")
         return np.asarray(array)  # still mapped, but indexed faster than a memmap
 
-    def multiplicity(self) -> NDArray[np.uint8]:
+    @property
+    def words(self) -> tuple[str, str]:
+        """What its sets and their points are called."""
+        return words_of(self.points)
+
+    def longest(self) -> int:
+        """Points that a set has at most: of jets what they may have, of others what these have."""
+        return int(self.multiplicity().max(initial=1)) if self.points else MAX_PARTICLES
+
+    def multiplicity(self) -> NDArray[Any]:
         """(N,) particles of each jet of the files in their order, mapped from the disk.
 
         Raises:
             ShardError: if the file is not that of these shards.
         """
-        array = self._array(MULTIPLICITY, np.dtype("|u1"))
+        array = self._array(MULTIPLICITY, counts_dtype(self.fields))
         if len(array) != int(self.index["jets"].sum()):
             raise ShardError(f"{self.folder / MULTIPLICITY} has {len(array)} jets")
         return array
@@ -385,7 +417,8 @@ def _fields(manifest: Document) -> Iterator[Field]:
         if field.dtype not in DTYPES.get(field.name, ()) or field.name in seen:
             unknown = printable(f"unknown field {field.name} of type {field.dtype}")
             raise ShardError(f"{manifest.path}: {unknown}")
-        columns = {"particles": len(KINEMATICS), "tracks": len(TRACKS), "condition": None}
+        columns: dict[str, int | None] = {"particles": len(KINEMATICS), "tracks": len(TRACKS)}
+        columns |= dict.fromkeys(("condition", POINTS))
         number = columns.get(field.name, 0)
         if len(field.columns) != number and (number is not None or not field.columns):
             entry.fail("columns", f"are {len(field.columns)} for {field.name}")
@@ -393,7 +426,9 @@ def _fields(manifest: Document) -> Iterator[Field]:
             entry.fail("name", f"is {field.name!r}; the first field is offsets")
         seen.add(field.name)
         yield field
-    if "particles" not in seen:
+    if POINTS in seen and seen & set(PER_PARTICLE):
+        manifest.fail("fields", "are those of jets and points of other sets")
+    if not seen & {"particles", POINTS}:
         manifest.fail("fields", "are without particles")
 
 

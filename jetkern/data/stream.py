@@ -16,15 +16,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from jetkern.data.blocks import BlockCache, Resident, Rows
 from jetkern.data.order import LANES, Order
-from jetkern.data.shards import MAX_PARTICLES, ShardError, Shards
-from jetkern.jets import Jets
+from jetkern.data.shards import ShardError, Shards
 
 _SPARE_BLOCKS = 8
 _OPTIONAL = ("pid", "tracks", "vertex", "origin")
 
 
 class Stream(IterableDataset):
-    """Iterates over batches of ``Jets``; ``jetkern.data.order`` defines the order.
+    """Iterates over batches of ``Jets``, of ``Clouds`` where the shards have points of other sets;
+    ``jetkern.data.order`` defines the order.
 
     Every rank gets the same number of batches. ``Jets.index`` is the position in the training
     order, epoch x jets used + position in the epoch; a batch may reach into the next epoch, so no
@@ -87,7 +87,8 @@ class Stream(IterableDataset):
         if pin_memory and not torch.cuda.is_available():
             raise ValueError("pin_memory needs a CUDA GPU")
         if particles_per_batch is not None:
-            _check_budget(particles_per_batch, lanes if shuffle else 1, world_size)
+            longest = shards.longest()
+            _check_budget(particles_per_batch, lanes if shuffle else 1, world_size, longest)
         available = tuple(n for n in _OPTIONAL if shards.field(n) is not None)
         fields = available if fields is None else fields
         lacking = [n for n in fields if n not in available]
@@ -168,7 +169,7 @@ class Stream(IterableDataset):
             raise ValueError(f"position is {position!r}, but must be an integer from 0")
         self._position = position
 
-    def __iter__(self) -> Iterator[Jets]:
+    def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
             raise ValueError(
                 "Stream reads ahead by itself, and each worker of a DataLoader would give the same "
@@ -179,7 +180,7 @@ class Stream(IterableDataset):
             self._position = position
             yield jets
 
-    def _produce(self, position: int) -> Iterator[tuple[Jets, int]]:
+    def _produce(self, position: int) -> Iterator[tuple[Any, int]]:
         lanes = self.order.lanes // gcd(self.order.lanes, self.world_size)
         slots = lanes + _SPARE_BLOCKS
         finder = Rows(self.order, slots, self.shards.rows)
@@ -239,16 +240,16 @@ class Stream(IterableDataset):
         return fitting
 
 
-def _check_budget(particles: int, lanes: int, world_size: int) -> None:
+def _check_budget(particles: int, lanes: int, world_size: int, longest: int) -> None:
     if lanes % world_size:
         raise ValueError(
             f"with particles_per_batch, world_size {world_size} must divide lanes {lanes}, so that "
             "all ranks get equally many jets"
         )
-    if particles < lanes * MAX_PARTICLES:
+    if particles < lanes * longest:
         raise ValueError(
-            f"particles_per_batch is {particles}, but must be at least lanes x {MAX_PARTICLES} = "
-            f"{lanes * MAX_PARTICLES}"
+            f"particles_per_batch is {particles}, but must be at least lanes x {longest} = "
+            f"{lanes * longest}"
         )
 
 

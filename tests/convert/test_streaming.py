@@ -97,15 +97,15 @@ def test_real_particles_are_found(tmp_path_factory, features, explicit, awkward,
 def test_limits_of_columns(rows):
     values = np.random.default_rng(rows).normal(size=(rows, 4)).astype("f4")
     expected = np.array([values.min(axis=0), values.max(axis=0)])
-    assert np.array_equal(clean._limits(values), expected)
+    assert np.array_equal(clean.extremes(values), expected)
     for at in {0, rows // 2, rows - 1}:
         for bad in (np.nan, np.inf):
             damaged = values.copy()
             damaged[at, 2] = bad
-            assert np.isfinite(clean._limits(damaged)).all(axis=0).tolist() == [
+            assert np.isfinite(clean.extremes(damaged)).all(axis=0).tolist() == [
                 True, True, False, True
             ]  # fmt: skip
-    assert not clean._limits(values[:0]).any()
+    assert not clean.extremes(values[:0]).any()
 
 
 def test_only_jets_out_of_order_are_sorted():

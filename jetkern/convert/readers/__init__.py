@@ -20,7 +20,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-MODULES = ("omnilearned", "toptagging", "jetnet", "jetclass", "parquet", "schema")
+MODULES = ("omnilearned", "toptagging", "jetnet", "showers", "jetclass", "parquet", "schema")
 SCHEMAS = Path(__file__).with_name("schemas")
 SHIPPED = tuple(sorted(path.stem for path in SCHEMAS.glob("*.toml")))
 """Formats that descriptions in ``schemas`` read"""
@@ -56,9 +56,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file's jets consist of; all files of a conversion must agree."""
+    """What a file's jets consist of; all files of a conversion must agree. ``points``: columns of
+    each point of sets that are no jets."""
 
     classes: tuple[str, ...]
+    points: tuple[str, ...] = ()
     pid: bool = False
     tracks: bool = False
     vertices: bool = False
@@ -88,7 +90,8 @@ class Raw:
 
     Attributes:
         counts: (B,) particles of each jet.
-        particles: (T, 4) delta eta, delta phi, ln pT, ln E (GeV).
+        particles: (T, 4) delta eta, delta phi, ln pT, ln E (GeV); of sets that are no jets, the
+            columns of ``Layout.points``.
         label: (B,) class; one that is out of range is no label.
         pid: (T,) identity, 0 to 8; tracks: (T, 4); condition: (B, C); all optional.
         vertex, origin: (T,) uint8 as in ``Jets``, both or none.

@@ -1,36 +1,121 @@
-"""Showers from the public layouts of HDF5 files; there are no shards of them yet."""
+"""Showers from the public layouts of HDF5 files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.convert.readers import InputError, hdf5
-from jetkern.showers import Showers
+from jetkern.convert.readers import BaseSource, InputError, Layout, Options, Raw, hdf5
+from jetkern.showers import COLUMNS, CONDITION, Showers
 
-CALOCHALLENGE = {45 * 16 * 9: (45, 16, 9), 45 * 50 * 18: (45, 50, 18)}
-"""Layers, angular and radial bins of data sets 2 and 3; in data set 1 layers differ."""
-
-
+NAME = "showers"
+SUFFIXES = (".h5", ".hdf5")
+LOOKS_FOR = "HDF5 datasets showers, events, or x, y, z and energy, and energies of particles"
+SIZES = (64, 8192, 1024)  # showers of a block, of a shard, and that are read at a time: long ones
+CLASSES = ("shower",)
 INCIDENT = ("incident_energies", "incident_energy", "genE", "energies")
+MEV = 1000  # in a GeV
+
+_PHOTONS = ((1, 8), (10, 16), (10, 19), (1, 5), (1, 5))
+_PIONS = ((1, 8), (10, 10), (10, 10), (1, 5), (10, 15), (10, 16), (1, 10))
+CALOCHALLENGE = {
+    sum(angles * radii for angles, radii in layers): layers
+    for layers in (_PHOTONS, _PIONS, ((16, 9),) * 45, ((50, 18),) * 45)
+}
+"""Angular and radial bins of each layer by the number of voxels: of photons and pions (data set 1,
+whose layers 0, 1, 2, 3, 12 and 13, 14 are numbered through), and of data sets 2 and 3"""
 
 
-def read_showers(path: Path, start: int = 0, stop: int | None = None) -> Showers:
-    """Showers of one of the public layouts, judged by the content; hits in the file's order.
+class Hits(NamedTuple):
+    """Hits of some showers back to back, (T, 4) x, y, layer, MeV, and (B,) how many of each."""
+
+    rows: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+class _Stored(NamedTuple):
+    """How a file says what it holds: a name, the dataset of showers and that of the particles'
+    energies, a GeV in the latter's unit, and what reads hits ``start`` to ``stop``."""
+
+    name: str
+    showers: Any
+    energies: Any
+    gev: int
+    read: Callable[[int, int], Hits]
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file has the datasets of one of the layouts."""
+    with hdf5.open_file(path) as file:
+        return _layout_of(file) is not None
+
+
+def open_source(path: Path, options: Options) -> ShowerFile:
+    """The opened file."""
+    return ShowerFile(path)
+
+
+class ShowerFile(BaseSource):
+    """One file, of a layout that is judged by the content; hits in the file's order.
 
     - ShowerData: ``showers`` with a row of numbers for each shower, ``shape``, ``energies``.
     - padded: ``showers`` (N, P, 4) of x, y, z, energy; a hit has an energy above 0.
     - apart: ``x``, ``y``, ``z``, ``energy`` (N, P), likewise.
-    - CaloChallenge data sets 2 and 3: ``showers`` (N, V), the radial bin fastest, then the angular
-      one, then the layer; x and y are these bins. All energies are MeV, those of particles become
-      GeV.
+    - CaloChallenge: ``showers`` (N, V), the radial bin fastest, then the angular one, then the
+      layer; x and y are these bins. All energies are MeV, those of particles become GeV.
+    - CaloClouds: ``events`` (N, 4 or 5, P) of x, layer, y, energy in GeV, which becomes MeV, with
+      the padding in front; x and y are millimetres. ``energy`` (N,) are those of the particles.
 
     Energies of particles are ``incident_energies``, ``incident_energy``, ``genE`` or ``energies``,
-    (N,) or (N, 1).
+    (N,) or (N, 1), but of CaloClouds.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = hdf5.open_file(path)
+        find = _layout_of(self.file)
+        if find is None:
+            energies = any(name in self.file for name in INCIDENT)
+            lacks = "no layout of showers that is known" if energies else NO_ENERGIES
+            have = ", ".join(sorted(self.file)) or "nothing"
+            raise InputError(f"{path}: {lacks}; the file has {have}")
+        self.stored = find(self.file)
+        number = len(self.stored.energies)
+        if len(self.stored.showers) != number:
+            raise InputError(
+                f"{path}: {len(self.stored.showers)} showers, but {number} energies of particles"
+            )
+        layout = Layout(CLASSES, points=COLUMNS, condition=CONDITION)
+        super().__init__(path, number, layout, notes={"layout": self.stored.name})
+
+    def read(self, start: int, stop: int) -> Raw:
+        """The showers ``start`` to ``stop - 1``."""
+        hits = self.stored.read(start, stop)
+        energies = hdf5.read_per_jet(self.stored.energies, start, stop) / self.stored.gev
+        return Raw(
+            counts=hits.counts,
+            particles=hits.rows,
+            label=np.zeros(stop - start, np.int64),
+            condition=energies.astype(np.float32)[:, None],
+        )
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+NO_ENERGIES = f"no energies of the particles: {', '.join(INCIDENT)}"
+
+
+def read_showers(path: Path, start: int = 0, stop: int | None = None) -> Showers:
+    """Showers of one of the layouts that ``ShowerFile`` reads.
 
     Args:
         path: an HDF5 file; start, stop: which of its showers.
@@ -38,63 +123,120 @@ def read_showers(path: Path, start: int = 0, stop: int | None = None) -> Showers
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    with hdf5.open_file(path) as file:
-        name = next((n for n in INCIDENT if n in file), None)
-        if name is None:
-            raise InputError(f"{path}: no energies of the particles: {', '.join(INCIDENT)}")
-        number = hdf5.per_jet(file, name)
-        stop = len(number) if stop is None else min(stop, len(number))
-        start = min(start, stop)
-        energies = hdf5.read_per_jet(number, start, stop).astype(np.float32)
-        for wanted, read in (("shape", _showerdata), ("showers", _dense), ("energy", _apart)):
-            if wanted in file:
-                return read(file, start, stop, energies)
-        raise InputError(f"{path}: no layout of showers that is known: {', '.join(sorted(file))}")
+    source = ShowerFile(path)
+    try:
+        stop = source.num_jets if stop is None else min(stop, source.num_jets)
+        raw = source.read(min(start, stop), stop)
+    finally:
+        source.close()
+    assert raw.condition is not None
+    return Showers(raw.particles, _offsets(raw.counts), raw.condition[:, 0])
 
 
-def _showerdata(file: Any, start: int, stop: int, energies: NDArray[np.float32]) -> Showers:
-    found, shape = file.get("showers"), file["shape"][()]
+def _layout_of(file: Any) -> Callable[[Any], _Stored] | None:
+    """What opens the datasets of the file, by those that are there; None for no showers."""
+    if "events" in file and "energy" in file:
+        return _caloclouds
+    if not any(name in file for name in INCIDENT):
+        return None
+    found = (("shape", _showerdata), ("showers", _dense), ("energy", _apart))
+    return next((find for name, find in found if name in file), None)
+
+
+def _energies(file: Any) -> Any:
+    return hdf5.per_jet(file, next(name for name in INCIDENT if name in file))
+
+
+def _showerdata(file: Any) -> _Stored:
+    found, shape = file.get("showers"), hdf5.dataset(file, "shape")[()]
     if not isinstance(found, h5py.Dataset) or h5py.check_vlen_dtype(found.dtype) != np.float32:
         raise InputError(f"{file.filename}: showers are no rows of float32 of any length")
-    if np.shape(shape) != (3,) or shape[2] not in (4, 5) or len(found) < stop:
+    if np.shape(shape) != (3,) or shape[2] not in (4, 5):
         raise InputError(f"{file.filename}: shape {shape} is not that of its showers")
-    rows = [np.asarray(row) for row in found[start:stop]]
-    for number, row in enumerate(rows, start):
-        if len(row) % shape[2]:
+    width = int(shape[2])
+
+    def read(start: int, stop: int) -> Hits:
+        rows = hdf5.read(found, start, stop)
+        counts, over = np.divmod(np.array([len(row) for row in rows], np.int64), width)
+        if over.any():
+            number = int(over.nonzero()[0][0])
             raise InputError(
-                f"{file.filename}: shower {number} has {len(row)} numbers, not {shape[2]} a hit"
+                f"{file.filename}: shower {start + number} has {len(rows[number])} numbers, not "
+                f"{width} a hit"
             )
-    flat = [row.reshape(-1, shape[2])[:, :4] for row in rows]
-    offsets = np.cumsum([0, *map(len, flat)], dtype=np.int64)
-    return Showers(np.concatenate([np.empty((0, 4), np.float32), *flat]), offsets, energies)
+        flat = np.concatenate([np.empty(0, np.float32), *rows]).reshape(-1, width)
+        return Hits(flat[:, :4], counts)
+
+    return _Stored("ShowerData", found, _energies(file), 1, read)
 
 
-def _dense(file: Any, start: int, stop: int, energies: NDArray[np.float32]) -> Showers:
+def _dense(file: Any) -> _Stored:
     data = hdf5.dataset(file, "showers")
-    if len(data) < stop:
-        raise InputError(f"{file.filename}: {len(data)} showers, but more energies of particles")
     if data.ndim == 3 and data.shape[2] == 4:
-        return _without_padding(hdf5.read(data, start, stop), energies)
+        return _Stored("padded", data, _energies(file), 1, _parts(_without_padding, data))
     if data.ndim != 2 or data.shape[1] not in CALOCHALLENGE:
         raise InputError(
             f"{file.filename}: showers has shape {data.shape}, expected (N, P, 4), or (N, V) with "
-            f"V of {' or '.join(map(str, CALOCHALLENGE))}, CaloChallenge's data sets 2 and 3"
+            f"V of {', '.join(map(str, CALOCHALLENGE))}, CaloChallenge's data sets 1 (photons, "
+            "pions), 2 and 3"
         )
-    voxels = hdf5.read(data, start, stop).reshape(stop - start, *CALOCHALLENGE[data.shape[1]])
-    owner, layer, angle, radius = voxels.nonzero()
-    hits = np.stack([radius, angle, layer, voxels[voxels != 0]], 1).astype(np.float32)
-    counts = np.bincount(owner, minlength=stop - start)
-    return Showers(hits, np.cumsum([0, *counts], dtype=np.int64), energies / np.float32(1000))
+    layers = CALOCHALLENGE[data.shape[1]]
+    cells = np.concatenate(
+        [
+            np.stack([np.tile(np.arange(r), a), np.repeat(np.arange(a), r), np.full(a * r, n)], 1)
+            for n, (a, r) in enumerate(layers)
+        ]
+    )
+
+    def read(voxels: NDArray[Any]) -> Hits:
+        owner, voxel = voxels.nonzero()
+        hits = np.concatenate([cells[voxel], voxels[owner, voxel, None]], 1)
+        return Hits(hits.astype(np.float32), np.bincount(owner, minlength=len(voxels)))
+
+    return _Stored("CaloChallenge", data, _energies(file), MEV, _parts(read, data))
 
 
-def _apart(file: Any, start: int, stop: int, energies: NDArray[np.float32]) -> Showers:
+def _apart(file: Any) -> _Stored:
     columns = [hdf5.dataset(file, name, ndim=2) for name in ("x", "y", "z", "energy")]
-    if len({c.shape for c in columns}) > 1 or len(columns[0]) < stop:
-        raise InputError(f"{file.filename}: x, y, z and energy differ in shape or lack showers")
-    return _without_padding(np.stack([hdf5.read(c, start, stop) for c in columns], 2), energies)
+    if len({c.shape for c in columns}) > 1:
+        raise InputError(f"{file.filename}: x, y, z and energy differ in shape")
+    energies = _energies(file)
+
+    def read(start: int, stop: int) -> Hits:
+        return _without_padding(np.stack([hdf5.read(c, start, stop) for c in columns], 2))
+
+    return _Stored("x, y, z, energy", columns[0], energies, 1, read)
 
 
-def _without_padding(hits: NDArray[Any], energies: NDArray[np.float32]) -> Showers:
-    there = hits[:, :, 3] > 0  # wherever the padding is
-    offsets = np.cumsum([0, *there.sum(1)], dtype=np.int64)
-    return Showers(hits[there].astype(np.float32), offsets, energies)
+def _caloclouds(file: Any) -> _Stored:
+    data = hdf5.dataset(file, "events", ndim=3)
+    if data.shape[1] not in (4, 5):
+        raise InputError(f"{file.filename}: events has shape {data.shape}, expected (N, 4, P)")
+
+    def read(events: NDArray[Any]) -> Hits:
+        hits = np.moveaxis(events, 1, 2)[:, :, [0, 2, 1, 3]].copy()
+        hits[:, :, 3] *= MEV
+        return _without_padding(hits)
+
+    return _Stored("CaloClouds", data, hdf5.per_jet(file, "energy"), 1, _parts(read, data))
+
+
+def _parts(read: Callable[[NDArray[Any]], Hits], data: Any) -> Callable[[int, int], Hits]:
+    """Reads showers of a dataset part by part: with their padding they are large."""
+
+    def whole(start: int, stop: int) -> Hits:
+        found = [read(part) for part in hdf5.parts(data, start, stop)]
+        rows = np.concatenate([np.empty((0, 4), np.float32), *(f.rows for f in found)])
+        return Hits(rows, np.concatenate([np.empty(0, np.int64), *(f.counts for f in found)]))
+
+    return whole
+
+
+def _without_padding(hits: NDArray[Any]) -> Hits:
+    # Wherever the padding is. What is no number is no padding either.
+    there = ~(hits[:, :, 3] <= 0)
+    return Hits(hits[there].astype(np.float32), there.sum(1))
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)])
