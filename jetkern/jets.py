@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -26,6 +26,13 @@ IDENTITIES = 9  # of particles: 0 is unknown
 ORIGINS = ("primary", "charm", "bottom", "other")  # of particles
 STORED = ("particles", "pid", "tracks", "vertex", "origin")  # in shards
 PER_PARTICLE = (*STORED, "columns")
+
+
+class Shown(NamedTuple):
+    """What masked views show of some jets: its layout, and how many particles it has in all."""
+
+    packed: Packed
+    particles: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,8 @@ class Jets(Sets):
         index: (B,) int64 position of the jet in the training order, or None. It keys the random
             numbers of a training step, so that they do not depend on how a batch is split.
         fillers: how many of the last jets only make up a size, see ``jetkern.fillers``.
+        shown: how many particles of each jet a masked view is to show, if that was decided where
+            the host knows it; None leaves it to the view. Not kept by ``select`` and ``concat``.
         packed: the layout, which the ops take in place of ``offsets``.
 
     Raises:
@@ -67,6 +76,7 @@ class Jets(Sets):
     vertex: Tensor | None = None
     origin: Tensor | None = None
     columns: Tensor | None = None
+    shown: Shown | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.particles.ndim != 2 or self.particles.shape[1] != 4:
@@ -106,6 +116,14 @@ class Jets(Sets):
         """(T,) position of each particle in its jet, 0 for the first."""
         return self.packed.rank(self.particles.shape[0])
 
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Jets:
+        moved = super()._map(function)
+        if self.shown is None:
+            return moved
+        shown = self.shown._replace(packed=self.shown.packed.map(function))
+        kept: dict[str, Any] = {"offsets": moved.packed, "shown": shown}
+        return replace(moved, **kept)
+
     def keep_particles(self, keep: Tensor, counts: npt.NDArray[Any] | None = None) -> Jets:
         """The same jets without the particles where keep is false.
 
@@ -118,6 +136,14 @@ class Jets(Sets):
         kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
         packed = Packed.trusted(kept_before[self.offsets], counts=counts)
         return self._take(true_rows(keep, number), slice(None), packed)
+
+    def show(self, keep: Tensor, shown: Shown) -> Jets:
+        """The same from a known layout: nothing waits for a GPU.
+
+        Args:
+            keep: (T,) bool, true for as many particles of each jet as ``shown`` says.
+        """
+        return self._take(true_rows(keep, shown.particles), slice(None), shown.packed)
 
     @classmethod
     def from_padded(

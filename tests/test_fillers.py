@@ -11,6 +11,7 @@ from jetkern.fillers import (
     buckets,
     filled,
     filler_counts,
+    masked_capacities,
     sizes_of,
     training_capacity,
 )
@@ -55,6 +56,53 @@ def test_nearly_all_batches_fit_into_the_capacity_of_a_training(batch):
         found.append(counts is not None)
     assert np.mean(found) > 0.95
     assert capacity.particles < batch * 41 * (1.2 if batch > 100 else 1.7)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.7])
+@pytest.mark.parametrize("batch", [64, 1024])
+def test_nearly_all_batches_fit_into_both_capacities_of_a_training_with_masked_views(
+    batch, fraction
+):
+    def visible(counts):
+        return counts - (counts * fraction).astype(np.int64)
+
+    whole, seen = masked_capacities(drawn(batch), visible(drawn(batch)), batch)
+    found = []
+    for seed in range(60):
+        jets = jets_of(drawn(batch, seed + 1))
+        shown = visible(jets.counts.numpy())
+        full = filled(jets, whole, shown, seen)
+        found.append(full is not None)
+        if full is not None:
+            assert (len(full), len(full.particles), full.num_pairs) == whole
+            views = full.shown.packed.counts.numpy()
+            assert (*sizes_of(views)[1:], full.shown.particles) == (*seen[1:], seen.particles)
+            assert (views[:batch] == shown).all()
+            assert (views <= full.counts.numpy()).all()
+    assert np.mean(found) > 0.9
+    assert whole.particles < batch * 41 * (1.2 if batch > 100 else 1.8)
+
+
+def test_what_is_shown_stays_with_the_jets():
+    counts = drawn(64)
+    visible = counts // 2
+    whole, seen = masked_capacities(counts, visible, 64)
+    full = filled(jets_of(counts), whole, visible, seen)
+    buffers = Buffers(full, torch.device("cpu"))
+    other = drawn(64, 1)
+    again = filled(jets_of(other), whole, other // 3, seen)
+    if again is not None:
+        buffers.take(again)
+        full = again
+    for jets in (buffers.jets(), full.to("cpu"), full.replace(label=None)):
+        assert jets.shown.packed.offsets.equal(full.shown.packed.offsets)
+        assert jets.shown.packed.num_pairs == seen.pairs
+        keep = jets.rank_in_jet < jets.shown.packed.counts[jets.jet_of_particle]
+        some = jets.show(keep, jets.shown)
+        assert some.particles.equal(jets.particles[keep])
+        assert some.offsets.equal(jets.keep_particles(keep).offsets)
+        assert some.shown is None
+    assert full.select(slice(3)).shown is None
 
 
 def test_there_is_a_bucket_for_every_batch_and_few_in_all():

@@ -281,7 +281,7 @@ class MaskedParticles(Loss):
         return [model.mpm(*view.read(), view.whole, view.keep) for view in seen]
 
     def weight(self, jets: Jets) -> Tensor:
-        return self.masked.counts(jets, index_of(jets), self.seed).sum()
+        return self.masked.counts(jets, index_of(jets), self.seed)[: jets.real].sum()
 
     def trivial(self, model: PET, jets: Jets) -> float | None:
         """Of the median of each number."""
@@ -294,9 +294,11 @@ class MaskedParticles(Loss):
 
     def sum(self, output: Tensor, view: View) -> Tensor:
         assert view.keep is not None
-        error = output - view.whole.particles
-        return (error.abs().mean(1) * ~view.keep).sum()
+        jets, hidden = view.whole, ~view.keep
+        if jets.fillers:
+            hidden = hidden & (jets.jet_of_particle < jets.real)
+        return ((output - jets.particles).abs().mean(1) * hidden).sum()
 
 
 # Those that leave fillers out (``jetkern.fillers``).
-FILLED = (Classification, FlowMatching)
+FILLED = (Classification, FlowMatching, MaskedParticles)

@@ -25,6 +25,7 @@ from jetkern.objectives.views import (
     DROP_PID,
     DROP_TRACKS,
     MakeView,
+    Masked,
     Place,
     View,
     clean,
@@ -95,9 +96,20 @@ class Objective(nn.Module):
 
     @property
     def fills(self) -> bool:
-        """Whether all losses leave out filler jets, and all views have sizes that follow from the
-        jets'."""
-        return all(type(loss) in FILLED and loss.view in (clean, noised) for loss in self.losses)
+        """Whether all losses leave out filler jets, and the sizes of all views follow from the
+        jets' and from what ``visible`` says."""
+        masks = {view for view in self.views if isinstance(view, Masked)}
+        return len(masks) < 2 and all(
+            type(loss) in FILLED and (loss.view in (clean, noised) or loss.view in masks)
+            for loss in self.losses
+        )
+
+    def visible(self, jets: Jets) -> Tensor | None:
+        """(B,) int64 particles of each jet that the masked view shows; None without one."""
+        for view in self.views:
+            if isinstance(view, Masked):
+                return jets.counts - view.counts(jets, index_of(jets), self.seed)
+        return None
 
     def weights(self, jets: Jets) -> Tensor:
         """(L,) what each loss is a mean over, in the order of ``losses``. Additive over jets."""

@@ -173,12 +173,16 @@ class Masked:
 
     def counts(self, jets: Jets, index: Tensor, seed: int) -> Tensor:
         """(B,) int64 hidden particles of each jet."""
+        if jets.shown is not None:
+            return jets.counts - jets.shown.packed.counts
         if self.low == self.high:
             return masked_counts(jets.counts, self.low)
         return drawn_counts(jets.counts, index, seed, FRACTION, (self.low, self.high))
 
     def __call__(self, jets: Jets, index: Tensor, seed: int) -> View:
         keep = random_keep(jets, index, seed, MASK, self.counts(jets, index, seed))
+        if jets.shown is not None:
+            return View(jets.show(keep, jets.shown), jets, keep=keep)
         known = jets.packed.known_counts
         if known is not None:  # of a fraction that is drawn, the host does not know the result
             known = known - masked_counts(known, self.low) if self.low == self.high else None

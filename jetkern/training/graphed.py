@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-import torch
-
-from jetkern.fillers import Buffers, Capacity, filled, training_capacity
+from jetkern.fillers import Buffers, Capacity, filled, masked_capacities, training_capacity
 from jetkern.graphs import Recorder, cuda_graph
 from jetkern.jets import Jets
 from jetkern.training.optim import Lion, set_lr
@@ -38,11 +36,11 @@ class GraphedStep:
             raise ValueError(f"the step cannot be a graph: {reason}")
         self.step, self.record = step, record
         self.plain = 0
-        device = step.weights.values.device
         groups = step.optimizer.param_groups
-        self._rates = torch.zeros(len(groups), device=device)
-        self._share = torch.zeros((), device=device)
+        self._rates = step.weights.values.new_zeros(len(groups))
+        self._share = step.weights.values.new_zeros(())
         self._capacity: Capacity | None = None
+        self._seen: Capacity | None = None  # of masked views
         self._buffers: Buffers | None = None
         self._replay: Callable[[], None] = self.region
         self._warm = 0
@@ -50,9 +48,7 @@ class GraphedStep:
     def __call__(self, jets: Jets, number: int) -> None:
         """Makes update ``number``, counted from 0, from ``jets`` on the CPU."""
         device = self.step.weights.values.device
-        if self._capacity is None:
-            self._capacity = training_capacity(jets.counts.numpy(), len(jets))
-        full = filled(jets, self._capacity)
+        full = self._filled(jets)
         if full is None or self._warm < WARM:
             if full is None:
                 self.plain += 1
@@ -66,11 +62,22 @@ class GraphedStep:
         self._share.fill_(1 - average_decay(self.step.decay, number))
         if self._buffers is None:
             self._buffers = Buffers(full, device)
-            self._replay = self._recorded()
+            _, self._replay = self.record(self.region)
         else:
             self._buffers.take(full)
         self._replay()
         self.step.made(full)
+
+    def _filled(self, jets: Jets) -> Jets | None:
+        visible = self.step.objective.visible(jets)
+        shown = None if visible is None else visible.numpy()
+        if self._capacity is None:
+            counts = jets.counts.numpy()
+            if shown is None:
+                self._capacity = training_capacity(counts, len(jets))
+            else:
+                self._capacity, self._seen = masked_capacities(counts, shown, len(jets))
+        return filled(jets, self._capacity, shown, self._seen)
 
     def region(self) -> None:
         """What is recorded: the update from the buffers' jets."""
@@ -78,19 +85,15 @@ class GraphedStep:
         unused, finite = self.step.gradients(self._buffers.jets())
         assert isinstance(self.step.optimizer, Lion)
         self.step.optimizer.applied = finite
-        self.step.apply(unused, finite, self._share)
-
-    def _recorded(self) -> Callable[[], None]:
         groups = self.step.optimizer.param_groups
         numbers = [group["lr"] for group in groups]
         for group, place in zip(groups, self._rates, strict=True):
             group["lr"] = place
         try:
-            _, replay = self.record(self.region)
+            self.step.apply(unused, finite, self._share)
         finally:
             for group, number in zip(groups, numbers, strict=True):
                 group["lr"] = number
-        return replay
 
 
 def unfit(step: Step) -> str:
@@ -102,7 +105,7 @@ def unfit(step: Step) -> str:
     if step.held:
         return "some weights begin to learn later"
     if not getattr(step.objective, "fills", False):
-        return "a loss does not leave out filler jets, or a view has sizes of its own"
+        return "a loss does not leave out filler jets, or there are several masked views"
     return ""
 
 

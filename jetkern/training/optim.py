@@ -79,15 +79,17 @@ class Lion(torch.optim.Optimizer):
                 momenta = [self.state[p]["exp_avg"] for p in params]
                 if self._in_one_pass(params, grads, momenta, group):
                     continue
+                if self.applied is not None:
+                    lr = self.applied.to(params[0].dtype) * lr  # 0 where nothing is applied
                 if group["weight_decay"]:
-                    torch._foreach_mul_(params, self._or(1 - lr * group["weight_decay"], 1.0))
+                    torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
                 updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
                 torch._foreach_sign_(updates)
                 if self.applied is None:
                     torch._foreach_add_(params, updates, alpha=-lr)
                     torch._foreach_lerp_(momenta, grads, 1 - beta2)
                     continue
-                torch._foreach_mul_(updates, self._or(-lr, 0.0))
+                torch._foreach_mul_(updates, -lr)
                 torch._foreach_add_(params, updates)
                 for m, g in zip(momenta, grads, strict=True):
                     m.copy_(torch.where(self.applied, m.lerp(g, 1 - beta2), m))
@@ -105,10 +107,6 @@ class Lion(torch.optim.Optimizer):
         of_group = {"lr": group["lr"], "decay": group["weight_decay"], "betas": group["betas"]}
         fused(p.detach(), m, g, self.applied, **of_group)
         return True
-
-    def _or(self, value: float, otherwise: float) -> Any:
-        """``value``, or ``otherwise`` where nothing is applied."""
-        return value if self.applied is None else torch.where(self.applied, value, otherwise)
 
 
 class Lookahead:

@@ -19,7 +19,7 @@ from jetkern.kernels import kernel
 from jetkern.model.layers import Layer
 from jetkern.objectives import Objective
 from jetkern.ops.rounding import rounded_once
-from jetkern.packed import readable
+from jetkern.packed import constant, readable
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
 from jetkern.training.optim import AnyOptimizer, Lion, set_lr
@@ -162,7 +162,9 @@ class Step:
     def _summed(self, jets: Jets) -> tuple[list[Any], Tensor]:
         """The weights that have no gradient, and (N,) the sum of those of all passes."""
         weights = self.world.sum(self.objective.weights(jets))
-        per_jet = weights / (len(jets) * self.world.size)
+        # Of the weights' precision, which that of a number and an integer tensor is not.
+        values = self.weights.values
+        per_jet = weights / constant((len(jets) * self.world.size,), values.dtype, values.device)
         parameters = self.weights.parameters
         unused: list[Any] = []
         total: Tensor | None = None

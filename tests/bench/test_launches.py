@@ -33,7 +33,10 @@ def test_a_step_is_counted_and_waits_for_nothing():
     assert sum("triton" in line and "knn_kernel" in line for line in lines) == 1
 
 
-def test_what_a_graph_holds_of_a_step_waits_for_nothing_and_is_short():
-    triton, torch, waits, _ = counted("--objectives", "classifier+generator", "--graph")
+@pytest.mark.parametrize(
+    ("objective", "most"), [("classifier+generator", 240), ("pretrain", 310), ("mpm", 200)]
+)
+def test_what_a_graph_holds_of_a_step_waits_for_nothing_and_is_short(objective, most):
+    triton, torch, waits, _ = counted("--objectives", objective, "--graph")
     assert not waits  # no value is read, no size depends on values, nothing comes from the host
-    assert triton + torch <= 300
+    assert triton + torch <= most
