@@ -1,7 +1,7 @@
 """What a training step asks of a GPU, counted without one: launches and waits.
 
     python -m bench.launches [--sizes micro small] [--objectives classifier pretrain] [--lines 30]
-        [--graph]
+        [--graph] [--optimizer ranger]
 
 Triton's driver is replaced by one that launches nothing, and PyTorch computes on the CPU, so that
 a step runs as on a GPU but for its results. Counted are launches of Triton kernels, calls of
@@ -23,11 +23,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 SIZES = ("micro", "small", "medium")
+Optimizer = Literal["lion", "ranger", "adamw"]
+OPTIMIZERS = get_args(Optimizer)
 OBJECTIVES = ("classifier", "classifier+generator", "pretrain")
 # Ops that allocate, or give another view of the same memory, besides those whose schema says so.
 FREE = (
@@ -183,26 +185,31 @@ def counting(counts: Counts, *, lines: bool = False) -> Iterator[None]:
         yield
 
 
-def counted_step(size: str, objective: str, *, lines: bool = False) -> tuple[Counts, float]:
+def counted_step(
+    size: str, objective: str, *, optimizer: Optimizer = "lion", lines: bool = False
+) -> tuple[Counts, float]:
     """Counts of one step of two jets, and its seconds of CPU time without the counting."""
     from bench.jets import load_jets
-    from bench.step import our_steps
+    from bench.step import our_step
 
-    steps, jets = our_steps(size, objective, "bf16"), load_jets("", 2).to("cpu")  # as to a GPU
+    step, jets = our_step(size, objective, "bf16", optimizer=optimizer), load_jets("", 2)
+    jets = step.objective.prepared(jets).to("cpu")  # as to a GPU
     counts, times = Counts(), []
     with counting(Counts()):
         for _ in range(2):
-            steps.train(jets)
+            step(jets, 0)
         for _ in range(5):
             start = time.process_time()
-            steps.train(jets)
+            step(jets, 0)
             times.append(time.process_time() - start)
     with counting(counts, lines=lines):
-        steps.train(jets)
+        step(jets, 0)
     return counts, statistics.median(times)
 
 
-def counted_region(size: str, objective: str, *, lines: bool = False) -> Counts:
+def counted_region(
+    size: str, objective: str, *, optimizer: Optimizer = "lion", lines: bool = False
+) -> Counts:
     """Counts of what a CUDA graph of a step would hold.
 
     Raises:
@@ -212,7 +219,8 @@ def counted_region(size: str, objective: str, *, lines: bool = False) -> Counts:
     from bench.step import our_step
     from jetkern.training.graphed import WARM, GraphedStep
 
-    graph = GraphedStep(our_step(size, objective, "bf16"), record=lambda work: (None, work))
+    step = our_step(size, objective, "bf16", optimizer=optimizer)
+    graph = GraphedStep(step, record=lambda work: (None, work))
     jets, counts = load_jets("", 16), Counts()
     with counting(Counts()):
         for number in range(WARM + 1):
@@ -236,17 +244,19 @@ def main() -> None:
         "--graph", action="store_true", help="what a CUDA graph of the step would hold, no times"
     )
     parser.add_argument("--lines", type=int, default=0, help="so many lines with most launches")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="lion")
     settings = parser.parse_args()
     print(
         "| size | objective | Triton | PyTorch | waits | host ms |\n|---|---|---:|---:|---:|---:|"
     )
+    options: Any = {"optimizer": settings.optimizer, "lines": bool(settings.lines)}
     for size in settings.sizes:
         for objective in settings.objectives:
             time = ""
             if settings.graph:
-                counts = counted_region(size, objective, lines=bool(settings.lines))
+                counts = counted_region(size, objective, **options)
             else:
-                counts, seconds = counted_step(size, objective, lines=bool(settings.lines))
+                counts, seconds = counted_step(size, objective, **options)
                 time = f"{seconds * 1e3:.1f}"
             kinds = [counts.of(kind) for kind in ("triton", "torch", "wait")]
             print(f"| {size} | {objective} | {' | '.join(map(str, kinds))} | {time} |")

@@ -41,7 +41,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -59,7 +59,7 @@ from jetkern.ops import dispatch
 from jetkern.tables import table
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
-from jetkern.training.optim import Lion
+from jetkern.training.optim import Lion, build_optimizer
 from jetkern.training.step import Step
 
 # Small enough that the peer does not page: at 256 micro jets it runs at a quarter of its rate.
@@ -84,10 +84,16 @@ class Steps(NamedTuple):
 
 
 LR, DECAY, CLIP = 1e-5, 0.1, 1.0
+BETAS = (0.95, 0.99)
 
 
 def our_step(
-    size: str, objective: str, precision: str, jets: Jets | None = None, device: str = "cpu"
+    size: str,
+    objective: str,
+    precision: str,
+    jets: Jets | None = None,
+    device: str = "cpu",
+    optimizer: Literal["lion", "ranger", "adamw"] = "lion",
 ) -> Step:
     """Our train step, as ``Trainer`` makes it; ``jets`` scale targets' features."""
     if objective in CASES:
@@ -99,10 +105,10 @@ def our_step(
         model = PET(model_preset(size, parse_objective(objective)), precision=precision)
         losses = Objective(model)
     losses.to(device)
-    weights = FlatParameters([{"params": list(model.parameters())}])
-    optimizer = Lion(weights.groups, lr=LR, weight_decay=DECAY)
+    weights = FlatParameters([{"params": list(model.parameters()), "weight_decay": DECAY}])
+    update = build_optimizer(optimizer, weights.groups, lr=LR, betas=BETAS)
     world = World(0, 1, torch.device(device))
-    return Step(losses, weights, optimizer, world, lr=lambda _: LR, clip=CLIP, per_pass=1 << 30)
+    return Step(losses, weights, update, world, lr=lambda _: LR, clip=CLIP, per_pass=1 << 30)
 
 
 def our_steps(size: str, objective: str, precision: str, jets: Jets | None = None) -> Steps:

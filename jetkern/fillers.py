@@ -114,8 +114,9 @@ def filled(
             fill = {"label": IGNORED, "condition": 1}.get(name, 0)
             value = torch.cat([value, value.new_full((rows, *value.shape[1:]), fill)])
         values[name] = value
-    packed: Any = _layout(np.concatenate([counts, extra]))
-    views = None if shown is None else Shown(_layout(shown), int(shown.sum()))
+    both = np.concatenate([counts, extra])
+    packed: Any = Packed.trusted(offsets_from_counts(torch.from_numpy(both)), counts=both)
+    views = None if shown is None else Shown.of(shown)
     return Jets(**values, offsets=packed, fillers=len(extra), shown=views)
 
 
@@ -140,10 +141,6 @@ def _both(whole: Capacity, seen: Capacity) -> tuple[NDArray[np.int64], NDArray[n
     if hidden is None:
         return None
     return np.concatenate([shown, hidden]), np.concatenate([shown, np.zeros_like(hidden)])
-
-
-def _layout(counts: NDArray[Any]) -> Packed:
-    return Packed.trusted(offsets_from_counts(torch.from_numpy(counts)), counts=counts)
 
 
 def sizes_of(counts: NDArray[Any]) -> Capacity:

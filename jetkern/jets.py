@@ -34,6 +34,12 @@ class Shown(NamedTuple):
     packed: Packed
     particles: int
 
+    @classmethod
+    def of(cls, counts: npt.NDArray[Any]) -> Shown:
+        """Of so many particles (B,) of each jet."""
+        offsets = offsets_from_counts(torch.from_numpy(counts))
+        return cls(Packed.trusted(offsets, counts=counts), int(counts.sum()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Jets(Sets):
@@ -136,6 +142,11 @@ class Jets(Sets):
         kept_before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
         packed = Packed.trusted(kept_before[self.offsets], counts=counts)
         return self._take(true_rows(keep, number), slice(None), packed)
+
+    def with_shown(self, counts: npt.NDArray[Any]) -> Jets:
+        """The same jets, of which masked views are to show so many particles (B,)."""
+        kept: dict[str, Any] = {"offsets": self.packed, "shown": Shown.of(counts)}
+        return replace(self, **kept)
 
     def show(self, keep: Tensor, shown: Shown) -> Jets:
         """The same from a known layout: nothing waits for a GPU.

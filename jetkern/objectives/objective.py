@@ -98,18 +98,26 @@ class Objective(nn.Module):
     def fills(self) -> bool:
         """Whether all losses leave out filler jets, and the sizes of all views follow from the
         jets' and from what ``visible`` says."""
-        masks = {view for view in self.views if isinstance(view, Masked)}
-        return len(masks) < 2 and all(
-            type(loss) in FILLED and (loss.view in (clean, noised) or loss.view in masks)
+        return len(self._masks) < 2 and all(
+            type(loss) in FILLED and loss.view in (clean, noised, *self._masks)
             for loss in self.losses
         )
 
+    @property
+    def _masks(self) -> list[Masked]:
+        return [view for view in self.views if isinstance(view, Masked)]
+
     def visible(self, jets: Jets) -> Tensor | None:
-        """(B,) int64 particles of each jet that the masked view shows; None without one."""
-        for view in self.views:
-            if isinstance(view, Masked):
-                return jets.counts - view.counts(jets, index_of(jets), self.seed)
-        return None
+        """(B,) int64 particles of each jet that the masked view shows; None without one, and for
+        several."""
+        if len(self._masks) != 1:
+            return None
+        return jets.counts - self._masks[0].counts(jets, index_of(jets), self.seed)
+
+    def prepared(self, jets: Jets) -> Jets:
+        """Jets on the CPU with all sizes of their views, so that a GPU need not be asked."""
+        visible = self.visible(jets)
+        return jets if visible is None else jets.with_shown(visible.numpy())
 
     def weights(self, jets: Jets) -> Tensor:
         """(L,) what each loss is a mean over, in the order of ``losses``. Additive over jets."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from jetkern.fillers import Buffers, Capacity, filled, masked_capacities, training_capacity
 from jetkern.graphs import Recorder, cuda_graph
 from jetkern.jets import Jets
-from jetkern.training.optim import Lion, set_lr
+from jetkern.training.optim import set_lr
 from jetkern.training.step import Step, average_decay
 
 WARM = 3  # plain updates before the recording
@@ -54,7 +54,8 @@ class GraphedStep:
                 self.plain += 1
             else:
                 self._warm += 1
-            self.step((jets if full is None else full).to(device), number)
+            plain = self.step.objective.prepared(jets) if full is None else full
+            self.step(plain.to(device), number)
             return
         set_lr(self.step.optimizer, self.step.lr(number))
         for place, group in zip(self._rates, self.step.optimizer.param_groups, strict=True):
@@ -83,7 +84,6 @@ class GraphedStep:
         """What is recorded: the update from the buffers' jets."""
         assert self._buffers is not None
         unused, finite = self.step.gradients(self._buffers.jets())
-        assert isinstance(self.step.optimizer, Lion)
         self.step.optimizer.applied = finite
         groups = self.step.optimizer.param_groups
         numbers = [group["lr"] for group in groups]
@@ -98,8 +98,6 @@ class GraphedStep:
 
 def unfit(step: Step) -> str:
     """Why a step cannot be recorded, "" if it can."""
-    if not isinstance(step.optimizer, Lion):
-        return "only Lion decides on the GPU whether an update is applied"
     if step.world.size > 1:
         return "processes sum their gradients between its parts"
     if step.held:

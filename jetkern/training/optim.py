@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jetkern.kernels import kernel
+from jetkern.training.adam import AdamW, RAdam
 
 NO_DECAY = ("norm", "scale")  # and parameters that are tokens themselves
 # Elements that a multi-tensor call takes, so that its result is not the size of the model.
@@ -134,13 +135,24 @@ class Lookahead:
         self.optimizer = optimizer
         self.interval = interval
         self.alpha = alpha
-        self._steps = 0
+        self._steps: int | Tensor = 0
         self._slow: list[Tensor] = []
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups of the inner optimiser."""
         return self.optimizer.param_groups
+
+    @property
+    def applied(self) -> Tensor | None:
+        """As of the inner optimiser; where it is false, nothing is counted either."""
+        return getattr(self.optimizer, "applied", None)
+
+    @applied.setter
+    def applied(self, applied: Tensor | None) -> None:
+        if applied is not None and not hasattr(self.optimizer, "applied"):
+            raise TypeError("the inner optimiser cannot be told on the device what is applied")
+        self.optimizer.applied = applied  # type: ignore[attr-defined]
 
     def _fast(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -152,12 +164,26 @@ class Lookahead:
         if not self._slow:
             self._slow = [p.detach().clone() for p in fast]
         loss = self.optimizer.step(closure)
-        self._steps += 1
+        if self.applied is not None:
+            self._on_device(fast, self.applied)
+            return loss
+        self._steps = int(self._steps) + 1
         if self._steps % self.interval == 0:
             torch._foreach_mul_(fast, self.alpha)
             torch._foreach_add_(fast, self._slow, alpha=1 - self.alpha)
             torch._foreach_copy_(self._slow, fast)
         return loss
+
+    def _on_device(self, fast: list[Tensor], applied: Tensor) -> None:
+        """The same with the steps counted there."""
+        if isinstance(self._steps, int):
+            self._steps = torch.full((), self._steps, device=applied.device)
+        self._steps += applied
+        due = applied & (self._steps % self.interval == 0)
+        for p, slow in zip(fast, self._slow, strict=True):
+            moved = (p * self.alpha).add_(slow, alpha=1 - self.alpha)
+            p.copy_(torch.where(due, moved, p))
+            slow.copy_(torch.where(due, moved, slow))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients."""
@@ -168,7 +194,7 @@ class Lookahead:
         return {
             "optimizer": self.optimizer.state_dict(),
             "slow": list(self._slow),
-            "steps": self._steps,
+            "steps": int(self._steps),
         }
 
     @torch.no_grad()
@@ -186,7 +212,7 @@ class Lookahead:
         self._steps = state["steps"]
 
 
-AnyOptimizer = torch.optim.Optimizer | Lookahead
+AnyOptimizer = Lion | AdamW | RAdam | Lookahead
 
 
 def ranger(
@@ -198,7 +224,7 @@ def ranger(
     eps: float = 1e-5,
 ) -> Lookahead:
     """Ranger as the study uses it: RAdam with decoupled weight decay inside Lookahead."""
-    radam = torch.optim.RAdam(
+    radam = RAdam(
         params,
         lr=lr,
         betas=betas,
@@ -282,5 +308,5 @@ def build_optimizer(
     if name == "ranger":
         return ranger(groups, lr=lr, betas=betas)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=True)
+        return AdamW(groups, lr=lr, betas=betas, foreach=True)
     raise ValueError(f"unknown optimizer {name!r}; choose lion, ranger or adamw")

@@ -1,8 +1,7 @@
 """One update of the weights, in its eager form.
 
-A step is work for the device alone: with Lion, nothing in it waits for a result. Whether a
-gradient is finite and is applied is decided where it is; the host reads how many were not when a
-report asks. Optimisers that count their updates on the host wait for that decision.
+A step is work for the device alone: nothing in it waits for a result. Whether a gradient is finite
+and is applied is decided where it is; the host reads how many were not when a report asks.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from jetkern.ops.rounding import rounded_once
 from jetkern.packed import constant, readable
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
-from jetkern.training.optim import AnyOptimizer, Lion, set_lr
+from jetkern.training.optim import AnyOptimizer, set_lr
 
 
 def average_decay(decay: float, number: int) -> float:
@@ -89,9 +88,8 @@ class Step:
             p.requires_grad_(thawed > 0)
         unused, finite = self.gradients(jets)
         self.made(jets)
-        if isinstance(self.optimizer, Lion) and not readable(finite):
-            self.optimizer.applied = finite  # decided on the device
-        elif self.skipped:
+        self.optimizer.applied = None if readable(finite) else finite  # decided on the device
+        if readable(finite) and self.skipped:
             return
         set_lr(self.optimizer, self.lr(number), thawed)
         self.apply(unused, finite, 1 - average_decay(self.decay, number))

@@ -294,7 +294,8 @@ class Trainer:
                 if isinstance(self.advance, GraphedStep):
                     self.advance(jets, self.step)
                 else:
-                    self.advance(jets.to(self.world.device, non_blocking=True), self.step)
+                    jets = self.objective.prepared(jets).to(self.world.device, non_blocking=True)
+                    self.advance(jets, self.step)
                 self.step += 1
                 at_end = self.step == self.optim.steps
                 logged = at_end or self.step % self.run_settings.log_every == 0

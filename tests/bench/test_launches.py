@@ -34,9 +34,16 @@ def test_a_step_is_counted_and_waits_for_nothing():
 
 
 @pytest.mark.parametrize(
-    ("objective", "most"), [("classifier+generator", 240), ("pretrain", 310), ("mpm", 200)]
+    ("objective", "optimizer", "most"),
+    [
+        ("classifier+generator", "lion", 240),
+        ("pretrain", "lion", 310),
+        ("mpm", "adamw", 240),
+        ("mpm", "ranger", 270),
+    ],
 )
-def test_what_a_graph_holds_of_a_step_waits_for_nothing_and_is_short(objective, most):
-    triton, torch, waits, _ = counted("--objectives", objective, "--graph")
+def test_what_a_graph_holds_of_a_step_waits_for_nothing_and_is_short(objective, optimizer, most):
+    what = ("--objectives", objective, "--optimizer", optimizer)
+    triton, torch, waits, _ = counted(*what, "--graph")
     assert not waits  # no value is read, no size depends on values, nothing comes from the host
     assert triton + torch <= most

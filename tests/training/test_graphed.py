@@ -15,7 +15,7 @@ from jetkern.objectives.views import Masked
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
 from jetkern.training.graphed import GraphedStep, graphed, unfit
-from jetkern.training.optim import Lion, parameter_groups, ranger
+from jetkern.training.optim import Lion, build_optimizer, parameter_groups, ranger
 from jetkern.training.step import Step
 
 SMALL = {"dim": 8, "layers": 1, "heads": 2, "neighbours": 3, "head_layers": 1, "num_classes": 3}
@@ -26,6 +26,10 @@ def later(work):
 
 
 MASKED = (("mpm",), ("classifier", "mpm"), ("generator", "mpm"), ("classifier", "generator", "mpm"))
+
+
+def adamw(groups, lr):
+    return build_optimizer("adamw", groups, lr=lr, betas=(0.9, 0.99))
 
 
 def made(parts, optimizer=Lion):
@@ -92,6 +96,18 @@ def test_a_recorded_step_makes_the_updates_of_the_plain_loop(parts):
     check_updates(made(parts), made(parts), 9)
 
 
+@pytest.mark.parametrize("optimizer", [adamw, ranger])
+def test_a_recorded_step_of_any_optimiser_makes_the_updates_of_the_plain_loop(optimizer):
+    check_updates(made(("mpm",), optimizer), made(("mpm",), optimizer), 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [adamw, ranger])
+def test_a_hundred_recorded_steps_of_any_optimiser_are_those_of_the_plain_loop(optimizer):
+    parts = ("classifier", "generator", "mpm")
+    check_updates(made(parts, optimizer), made(parts, optimizer), 100)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", MASKED, ids="+".join)
 def test_a_hundred_recorded_steps_of_masked_jets_are_those_of_the_plain_loop(parts):
@@ -102,12 +118,23 @@ def test_what_cannot_be_recorded_is_plain_and_said(capsys):
     step = made(("classifier",))
     assert graphed(step, per_pass=8, batch=8) is step
     assert "plain launches: not on a GPU" in capsys.readouterr().err
-    assert "Lion" in unfit(made(("classifier",), ranger))
     two = made(("mpm",))
     two.objective = Objective(two.objective.model, losses=[MaskedParticles(), half()])
     assert "several masked views" in unfit(two)
     with pytest.raises(ValueError, match="cannot be a graph"):
         GraphedStep(two, record=later)
+
+
+def test_what_is_hidden_is_known_before_a_step_if_there_is_one_masked_view():
+    (jets,) = batches(1)
+    model = made(("mpm",)).objective.model
+    drawn = MaskedParticles(Masked(0.2, 0.6))
+    one = Objective(model, losses=[drawn])
+    prepared = one.prepared(jets)
+    assert prepared.shown.particles == int(one.visible(jets).sum())
+    assert one(prepared)["loss"].equal(one(jets)["loss"])
+    assert Objective(model, losses=[drawn, half()]).prepared(jets) is jets
+    assert made(("classifier",)).objective.prepared(jets) is jets
 
 
 def half():

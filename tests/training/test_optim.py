@@ -185,3 +185,50 @@ def test_a_lion_that_is_told_on_the_device_steps_alike_and_not_at_all_where_it_i
         assert torch.equal(plain[0], told[0])
     momenta = [o.state[p[0]]["exp_avg"] for o, p in zip(optimizers, (plain, told), strict=True)]
     assert torch.equal(*momenta)
+
+
+@pytest.mark.parametrize("name", ["adamw", "ranger"])
+@pytest.mark.parametrize("betas", [(0.95, 0.999), (0.9, 0.5)])  # the latter is never rectified
+def test_the_others_that_are_told_on_the_device_step_alike_and_not_at_all_where_not_applied(
+    name, betas
+):
+    start = torch.linspace(-1, 1, 37, dtype=torch.float64)
+    plain, told = (nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = [
+        build_optimizer(name, [{"params": [p], "weight_decay": 0.1}], lr=0.0, betas=betas)
+        for p in (plain, told)
+    ]
+    for step in range(25):
+        # Left out is the first one, too.
+        told.grad = torch.full_like(told, torch.nan)
+        optimizers[1].applied = torch.tensor(False)
+        before = told.detach().clone()
+        optimizers[1].step()
+        assert torch.equal(told, before)
+        gradient = torch.randn(37, generator=torch.Generator().manual_seed(step)).double()
+        plain.grad, told.grad = gradient, gradient.clone()
+        rate = 1e-2 / (1 + step)
+        set_lr(optimizers[0], rate)
+        optimizers[1].applied = torch.tensor(True)
+        for group in optimizers[1].param_groups:
+            group["lr"] = torch.tensor(rate, dtype=torch.float64)
+        for optimizer in optimizers:
+            optimizer.step()
+        torch.testing.assert_close(told, plain, rtol=0, atol=1e-12)
+    # Each goes on from the other's state, and tells on the host again.
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    again = [nn.Parameter(p.detach().clone()) for p in (told, plain)]
+    for p, state in zip(again, reversed(states), strict=True):
+        other = build_optimizer(name, [{"params": [p]}], lr=0.0, betas=betas)
+        other.load_state_dict(state)
+        set_lr(other, 1e-2)
+        p.grad = torch.ones_like(p)
+        other.step()
+    torch.testing.assert_close(*again, rtol=0, atol=1e-12)
+
+
+def test_an_optimiser_that_cannot_be_told_says_so():
+    optimizer = Lookahead(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    assert optimizer.applied is None
+    with pytest.raises(TypeError, match="cannot be told"):
+        optimizer.applied = torch.tensor(True)
