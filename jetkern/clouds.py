@@ -65,14 +65,15 @@ class Sets:
             )
         object.__setattr__(self, "offsets", packed.offsets)
         object.__setattr__(self, "packed", packed)
-        for name in self.PER_POINT + PER_SET:
+        sizes = dict.fromkeys(self.PER_POINT, first.shape[0])
+        sizes |= dict.fromkeys(PER_SET, packed.offsets.shape[0] - 1)
+        for name, rows in sizes.items():
             value = getattr(self, name)
-            rows = first.shape[0] if name in self.PER_POINT else len(self)
             if value is not None and value.shape[0] != rows:
                 raise ValueError(f"{name} has {value.shape[0]} rows, expected {rows}")
 
     def __len__(self) -> int:
-        return self.offsets.shape[0] - 1
+        return len(self.offsets) - 1
 
     @property
     def total(self) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from jetkern.data import Shards, select_classes
-from jetkern.evaluation.generate import is_generated
+from jetkern.evaluation.generate import is_generated, read_generated
 from jetkern.io import prepare_folder, printable, remove_leftovers, write_atomically
 from jetkern.machine import environment
 from jetkern.model.config import PETConfig
@@ -31,6 +31,7 @@ from jetkern.model.jet_decoder import NEXT_TOKEN, JetDecoder, jet_decoder_config
 from jetkern.model.kinds import build
 from jetkern.model.pet import PET
 from jetkern.model.presets import model_preset
+from jetkern.model.shower_decoder import SHOWER_PRESETS, ShowerDecoder, shower_decoder_config
 from jetkern.objectives import Objective, objective_of, parse_objective
 from jetkern.plots import training_figure
 from jetkern.tables import show
@@ -44,6 +45,7 @@ from jetkern.training.distributed import World, choose_device, join_world
 from jetkern.training.log import read_metrics
 from jetkern.training.plugins import load_plugins
 from jetkern.training.schedule import thawed_at
+from jetkern.training.showers import shower_shape
 from jetkern.training.start import adapted, base_config, begun
 from jetkern.training.tokenize import tokenizer_for
 from jetkern.training.trainer import SIGNAL, Trainer, open_splits
@@ -64,6 +66,8 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     parts = parse_objective(settings.objective)
     with join_world(settings.run.device) as world:
         train, val = open_splits(settings.data, settings.classes)
+        if train.points or settings.preset in SHOWER_PRESETS:
+            return _showers(settings, parts, world, train, val)
         tokenizer = tokenizer_for(settings.tokenizer, train)
         if NEXT_TOKEN in parts:
             return _next_token(settings, tokenizer, world, train, val)
@@ -112,6 +116,25 @@ def _next_token(
     return Trainer(settings, objective, world, train, val, identity=identity).fit()
 
 
+def _showers(
+    settings: PretrainSettings,
+    parts: tuple[str, ...],
+    world: World,
+    train: Shards,
+    val: Shards | None,
+) -> dict[str, Any]:
+    """``pretrain`` of a decoder of showers."""
+    shape = shower_shape(train)
+    if parts != (NEXT_TOKEN,) or settings.tokenizer is not None or settings.inputs != "tokens":
+        raise ValueError(
+            f"{train.folder} has showers: these are learned by --objective next-token, without "
+            "--tokenizer and --inputs"
+        )
+    torch.manual_seed(settings.seed)
+    model = ShowerDecoder(shower_decoder_config(settings.preset, **shape))
+    return Trainer(settings, objective_of(model, settings.seed), world, train, val).fit()
+
+
 def _columns(
     settings: PretrainSettings, world: World, train: Shards, val: Shards | None
 ) -> dict[str, Any]:
@@ -150,6 +173,10 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
     task = find_task(task) if isinstance(task, str) else task
     with join_world(settings.run.device) as world:
         train, val = open_splits(settings.data, settings.classes)
+        if train.points:
+            raise ValueError(
+                f"{train.folder} has {train.words[0]}, the task {task.name} needs jets"
+            )
         weights = None if settings.source is None else load_weights(settings.source)
         torch.manual_seed(settings.seed)
         tokenizer = tokenizer_for(settings.tokenizer, train)
@@ -232,6 +259,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     shards = select_classes(Shards(settings.data / settings.split), settings.classes)
     runs = by_name(settings.runs)
     task = _task_of(settings)
+    if shards.points and task.name != "showers":
+        raise ValueError(f"{shards.folder} has {shards.words[0]}, the task {task.name} needs jets")
     for run in runs.values():  # what is wrong with the last is said before the first is judged
         task.check(run, shards, settings)
     prepare_folder(settings.out)
@@ -259,7 +288,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     }
     write_atomically(settings.out / "report.json", json.dumps(record, indent=2).encode())
     write_atomically(settings.out / "table.md", f"{table}\n".encode())
-    show(f"{jets:,} jets of {shards.folder}\n\n{table}\n\nwritten to {settings.out}")
+    show(f"{jets:,} {shards.words[0]} of {shards.folder}\n\n{table}\n\nwritten to {settings.out}")
     return reports
 
 
@@ -278,7 +307,9 @@ def _task_of(settings: EvaluateSettings) -> Task:
     if settings.task is not None:
         return find_task(settings.task)
     if is_generated(settings.runs[0]):
-        return find_task("jetnet")
+        return find_task("showers" if read_generated(settings.runs[0])[0].points else "jetnet")
     weights = load_weights(settings.runs[0])
+    if weights.kind == "showers":
+        return find_task("showers")
     untold = "next-token" if NEXT_TOKEN in weights.config.get("parts", ()) else "classify"
     return find_task(weights.data.get("task") or untold)

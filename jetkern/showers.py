@@ -63,6 +63,13 @@ class Showers:
         hits = self.hits[offsets[0] : offsets[-1]]
         return Showers(hits, offsets - offsets[0], self.energies[start:stop])
 
+    def select(self, chosen: NDArray[np.int64]) -> Showers:
+        """Those of the chosen numbers, in that order."""
+        counts = self.counts[chosen]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.repeat(self.offsets[chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return Showers(self.hits[rows], offsets, self.energies[chosen])
+
     def ordered(self) -> Showers:
         """The same with the hits of each shower by layer, in a layer the most energetic first;
         equally energetic ones stay as they are."""

@@ -46,7 +46,8 @@ from pathlib import Path
 
 from jetkern.cli import convert, pretrain
 from jetkern.data import Shards
-from jetkern.evaluation.generate import _write_jetnet, first_jets
+from jetkern.evaluation.files import write_jetnet
+from jetkern.evaluation.generate import first_jets
 
 source, shards, jetnet, out = sys.argv[1:]
 classes = ["--classes", "a,b"]
@@ -55,7 +56,7 @@ tiny = "--steps 2 --batch-size 8 --warmup-steps 0 --val-jets 16 --threads 1".spl
 run = ["--objective", "classifier", "--data", shards, "--out", f"{out}/run"]
 assert pretrain.main([*run, *tiny]) == 0
 conditions = Shards(jetnet)
-_write_jetnet(Path(out) / "jetnet", first_jets(conditions), conditions.classes)
+write_jetnet(Path(out) / "jetnet", first_jets(conditions), conditions.classes)
 """
 
 

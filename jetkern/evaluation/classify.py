@@ -49,8 +49,8 @@ def load_part(source: Path | str, part: str, device: torch.device | str = "cpu")
 def ask(
     model: Model,
     shards: Shards,
-    answer: Callable[[Jets], Tensor],
-    keep: Callable[[Jets], Kept],
+    answer: Callable[[Any], Tensor],
+    keep: Callable[[Any], Kept],
     *,
     fields: tuple[str, ...] = (),
     batch_size: int = 1024,

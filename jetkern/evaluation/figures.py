@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 from jetkern.evaluation.generation import AVERAGE, GenerationReport, jets_of_type
 from jetkern.jets import Jets
 from jetkern.metrics.generation import Sample
+from jetkern.metrics.showers import samples
 from jetkern.metrics.substructure import JET, PARTICLE, observables
 from jetkern.plots import PANEL, STYLE, bin_edges, label_curves, save, sheet
+from jetkern.showers import Showers
 
 BINS = 40
 OF_GRID = ("mass", "pT", "tau21", "tau32", "D2", "multiplicity", "particle ln pT")
 OF_QUALITY = ("W1 mass", "W1 tau21", "W1 particle ln pT", "W1 multiplicity", "W1M", "FPD")
-UNITS = {"mass": "GeV", "pT": "GeV", "energy": "GeV"}
+UNITS = {
+    "mass": "GeV", "pT": "GeV", "energy": "GeV", "incident_energy": "GeV", "response": "MeV/GeV",
+    "depth": "layers", "sigma_z": "layers", "x": "cells", "y": "cells", "sigma_r": "cells",
+    "ln_energy": "MeV",
+}  # fmt: skip
 HALF = 0.5  # of the sides of an image, in eta and phi
 PIXELS = 40
 
@@ -38,6 +44,22 @@ def sheet_figure(real: Jets, generated: Mapping[str, Jets], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure, pairs = _panels(len(names) // 4, 4)
         for name, (top, below) in zip(names, pairs, strict=True):
+            _compare(top, below, truth[name], {n: found[name] for n, found in made.items()})
+            below.set_xlabel(_axis(name))
+        _legend(pairs[0][0])
+        save(figure, path)
+
+
+def showers_figure(real: Showers, generated: Mapping[str, Showers], path: Path) -> None:
+    """The same of showers: their observables and the energies of hits.
+
+    Args:
+        real, generated, path: as for ``sheet_figure``.
+    """
+    truth, made = samples(real), {name: samples(showers) for name, showers in generated.items()}
+    with matplotlib.rc_context(STYLE):
+        figure, pairs = _panels(-(-len(truth) // 3), 3)
+        for name, (top, below) in zip(truth, pairs, strict=True):
             _compare(top, below, truth[name], {n: found[name] for n, found in made.items()})
             below.set_xlabel(_axis(name))
         _legend(pairs[0][0])

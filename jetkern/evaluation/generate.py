@@ -1,12 +1,14 @@
 """Makes jets with a trained generator and writes them as shards and as JetNet's HDF5.
 
-Generators are velocity fields, which move noise to the particles of jets that are asked for, and
-decoders of tokens, which draw jets as they come. Jets are made in parts of ``PART`` jets, each a
+Generators are velocity fields, which move noise to the particles of jets that are asked for,
+decoders of tokens, which draw jets as they come, and decoders of showers
+(``jetkern.evaluation.showers``). Jets are made in parts of ``PART`` jets, each a
 file below OUT/parts that is there whole or not at all; a jet's noise is a function of (seed, its
 number). So a run that was killed continues, on any number of processes, and ends with the same
 bytes. When all parts are there the main process writes
 OUT/shards (exact) and OUT/jetnet/<type><P>.hdf5 (JetNet's columns, of massless particles; the jets'
-own pT, eta and mass), and last OUT/generated.json, which says what they were made with.
+own pT, eta and mass), of showers OUT/showers/showers_NNNN.h5 in ShowerData's layout, and last
+OUT/generated.json, which says what they were made with.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 from jetkern.data import Shards, Stream
-from jetkern.data.shards import MAX_PARTICLES, make_fields, write_manifest, write_shard
+from jetkern.data.shards import MAX_PARTICLES
 from jetkern.evaluation.conditions import jets_to_make, load_conditions, outside
-from jetkern.hdf5 import writing
+from jetkern.evaluation.files import Made, write_jetnet, write_sets
+from jetkern.evaluation.showers import ShowerMaker
 from jetkern.io import (
     LOCK,
     FileError,
@@ -40,7 +43,6 @@ from jetkern.io import (
 )
 from jetkern.jets import Jets, offsets_from_counts
 from jetkern.machine import environment
-from jetkern.metrics.substructure import jet_eta, mass_and_pt
 from jetkern.model.columns import track_scale, without_columns
 from jetkern.model.config import PETConfig, fields_of, noise_of
 from jetkern.model.epic import EPiC, EPiCConfig
@@ -77,6 +79,11 @@ MODEL = Path("model")  # as conditions: those of the run's own model of them
 
 OF_FIELDS = ("conditions", "jets_per_type", "solver", "evaluations", "guidance", "batch_size")
 OF_DECODERS = ("temperature", "top_k", "top_p", "max_particles", "slots")
+TAKEN = {  # settings by the kind of the model
+    "velocity fields": OF_FIELDS,
+    "decoders of tokens": OF_DECODERS,
+    "decoders of showers": ("conditions", "energies", *OF_DECODERS),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +91,8 @@ class GenerateSettings:
     """What to generate, from what; the result is a function of these but for ``device`` and, to the
     bit on a CPU, ``slots``.
 
-    None stands for a default: of solver and evaluations what ``default_scheme`` says. The names in
-    ``OF_FIELDS`` are of velocity fields, those in ``OF_DECODERS`` of decoders of tokens.
+    None stands for a default: of solver and evaluations what ``default_scheme`` says. Which are of
+    which kind of model, ``TAKEN`` says.
     """
 
     source: Path
@@ -102,6 +109,7 @@ class GenerateSettings:
     top_p: float | None = None
     max_particles: int | None = None
     slots: int | None = None
+    energies: str | None = None
     seed: int = 0
     device: str = "auto"
 
@@ -131,25 +139,66 @@ class Maker(Protocol):
     """What makes the jets of a folder.
 
     Attributes:
-        jets: how many.
-        classes, condition, columns: names of their types, conditions and columns but kinematics.
+        jets: how many; part: of a file of its own until all are there.
         identity: what they are a function of, in JSON's types.
     """
 
     jets: int
+    identity: dict[str, Any]
+
+    @property
+    def part(self) -> int: ...
+
+    def make(self, numbers: range, progress: bool) -> Made:
+        """Jets of these numbers."""
+
+    def write(self, out: Path, rows: torch.Tensor, counts: torch.Tensor) -> None:
+        """Writes the files of all jets, from what ``make`` made of them."""
+
+    def record(self, counts: torch.Tensor, cut: torch.Tensor) -> dict[str, Any]:
+        """What generated.json says besides ``identity``."""
+
+
+class _OfJets:
+    """What makers of jets have in common.
+
+    Attributes:
+        classes, condition, columns: names of types, conditions and columns but kinematics.
+    """
+
     classes: tuple[str, ...]
     condition: tuple[str, ...]
     columns: tuple[str, ...]
     identity: dict[str, Any]
 
-    def make(self, numbers: range, progress: bool) -> tuple[Jets, torch.Tensor]:
-        """Jets of these numbers, on the CPU, and (B,) bool whether one was cut before its end."""
+    @property
+    def part(self) -> int:
+        return PART
 
     def told(self, counts: torch.Tensor) -> Jets:
         """All jets with labels and conditions but without their particles, given their numbers."""
+        raise NotImplementedError
+
+    def write(self, out: Path, rows: torch.Tensor, counts: torch.Tensor) -> None:
+        jets, scale = self.told(counts).replace(particles=rows[:, :4].contiguous()), "tanh"
+        fields = fields_of(self.columns)
+        if "pid" in fields:
+            jets = jets.replace(pid=rows[:, 4].long())
+        if "tracks" in fields:
+            jets = jets.replace(tracks=rows[:, -4:].contiguous())
+            scale = track_scale(self.columns)
+        source = {"generated": self.identity}
+        write_sets(
+            out / "shards", jets, self.classes, self.condition, source, track_scale=scale,
+            per_shard=PART, per_block=PART,
+        )  # fmt: skip
+        write_jetnet(out / "jetnet", jets, self.classes or ("all",))
+
+    def record(self, counts: torch.Tensor, cut: torch.Tensor) -> dict[str, Any]:
+        return {}
 
 
-class _Field:
+class _Field(_OfJets):
     """A velocity field and the jets that it imitates."""
 
     def __init__(self, settings: GenerateSettings, weights: Weights, world: World) -> None:
@@ -179,7 +228,7 @@ class _Field:
             "batch_size": self.batch_size,
         }
 
-    def make(self, numbers: range, progress: bool) -> tuple[Jets, torch.Tensor]:
+    def make(self, numbers: range, progress: bool) -> Made:
         some = self.wanted.select(slice(numbers.start, numbers.stop))
         start = noise_jets(
             some.counts,
@@ -192,13 +241,14 @@ class _Field:
         made = sample(
             self.field, start, self.scheme, batch_size=self.batch_size, progress=progress
         ).to("cpu")
-        return without_columns(made, self.columns), torch.zeros(len(made), dtype=torch.bool)
+        cut = torch.zeros(len(made), dtype=torch.bool)
+        return Made(_as_rows(without_columns(made, self.columns)), made.counts, cut)
 
     def told(self, counts: torch.Tensor) -> Jets:
         return self.wanted
 
 
-class _Decoder:
+class _Decoder(_OfJets):
     """A decoder of tokens with its tokeniser, whose jets have no types and no conditions."""
 
     classes: tuple[str, ...] = ()
@@ -212,7 +262,8 @@ class _Decoder:
             check_draws_jets(model)
         except SamplingError as error:
             raise SamplingError(f"{weights.path}: {error}") from error
-        assert settings.num_jets is not None
+        if settings.num_jets is None:
+            raise ValueError("a decoder of tokens needs --num-jets: it imitates no jets")
         self.model, self.jets = model.to(world.device).eval(), settings.num_jets
         given = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
         self.drawing = Drawing(**{name: v for name, v in given.items() if v is not None})
@@ -231,7 +282,7 @@ class _Decoder:
             "seed": settings.seed,
         }
 
-    def make(self, numbers: range, progress: bool) -> tuple[Jets, torch.Tensor]:
+    def make(self, numbers: range, progress: bool) -> Made:
         made, cut = generate_jets(
             self.model,
             torch.arange(numbers.start, numbers.stop),
@@ -241,11 +292,15 @@ class _Decoder:
             drawing=self.drawing,
             progress=progress,
         )
-        return made.to("cpu"), cut.cpu()
+        made = made.to("cpu")
+        return Made(_as_rows(made), made.counts, cut.cpu())
 
     def told(self, counts: torch.Tensor) -> Jets:
         offsets = offsets_from_counts(counts)
         return Jets(particles=torch.zeros(int(offsets[-1]), 4), offsets=offsets)
+
+    def record(self, counts: torch.Tensor, cut: torch.Tensor) -> dict[str, Any]:
+        return {"cut": int(cut.sum()), "empty": int((counts == 0).sum())}
 
 
 def generate(settings: GenerateSettings, world: World) -> Shards | None:
@@ -266,16 +321,15 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
             stack.enter_context(locked(settings.out))
             _open(settings.out, maker.identity)
         world.share(None)
-        numbers = range(-(-maker.jets // PART))
+        numbers = range(-(-maker.jets // maker.part))
         for number in numbers[world.rank :: world.size]:
             path = _part(parts, number)
             if path.exists() or (settings.out / RECORD).exists():
                 continue
-            some = range(maker.jets)[number * PART : (number + 1) * PART]
-            made, cut = maker.make(some, world.is_main)
+            some = range(maker.jets)[number * maker.part : (number + 1) * maker.part]
             content = io.BytesIO()  # written by NumPy, a full disk would have no name
-            for array in (_as_rows(made).numpy(), made.counts.numpy(), cut.numpy()):
-                np.save(content, array, allow_pickle=False)
+            for array in maker.make(some, world.is_main):
+                np.save(content, array.numpy(), allow_pickle=False)
             write_atomically(path, content.getvalue())
         world.any(False)  # all parts are there
         if not world.is_main:
@@ -288,20 +342,19 @@ def generate(settings: GenerateSettings, world: World) -> Shards | None:
 def _maker(settings: GenerateSettings, world: World) -> Maker:
     """Of the kind of the model, for settings that are of this kind."""
     weights = load_weights(settings.source)
-    decoder = weights.kind == "decoder"
-    kinds = ("velocity fields", "decoders of tokens")
-    for name in OF_FIELDS if decoder else OF_DECODERS:
-        if getattr(settings, name) is not None:
+    makers: dict[str, tuple[str, Callable[[GenerateSettings, Weights, World], Maker]]] = {
+        "decoder": ("decoders of tokens", _Decoder),
+        "showers": ("decoders of showers", ShowerMaker),
+    }
+    kind, maker = makers.get(weights.kind) or ("velocity fields", _Field)
+    for name in dict.fromkeys(name for names in TAKEN.values() for name in names):
+        if getattr(settings, name) is not None and name not in TAKEN[kind]:
+            others = [other for other, names in TAKEN.items() if name in names]
             flag = name.replace("_", "-")
             raise ValueError(
-                f"--{flag} is for {kinds[not decoder]}, {weights.path} is one of the "
-                f"{kinds[decoder]}"
+                f"--{flag} is for {' and '.join(others)}, {weights.path} is one of the {kind}"
             )
-    if decoder:
-        if settings.num_jets is None:
-            raise ValueError("a decoder of tokens needs --num-jets: it imitates no jets")
-        return _Decoder(settings, weights, world)
-    return _Field(settings, weights, world)
+    return maker(settings, weights, world)
 
 
 def is_generated(folder: Path) -> bool:
@@ -322,13 +375,19 @@ def read_generated(folder: Path) -> tuple[Shards, int | None]:
     return Shards(folder / "shards"), evaluations
 
 
-def jets_cut(folder: Path) -> int:
-    """How many jets of a finished folder had not ended at the most particles that were asked for.
+def remarks(folder: Path) -> str:
+    """What is odd about the jets of a finished folder, for the user: how many were cut at the most
+    particles that they may have, or have other conditions than the model was trained with.
 
     Raises:
         FileError: if its record is none.
     """
-    return int(read_json(folder / RECORD, error=FileError).content.get("cut", 0))
+    record = read_json(folder / RECORD, error=FileError).content
+    cut, outside = record.get("cut", 0), record.get("outside", 0)
+    what = Shards(folder / "shards").words[1]
+    found = [f"{cut:,} of them cut at {record.get('max_particles')} {what}"] if cut else []
+    found += [f"{outside:,} of them of energies that the model has not seen"] if outside else []
+    return "".join(f", {remark}" for remark in found)
 
 
 @dataclass(frozen=True)
@@ -387,8 +446,8 @@ def jets_per_type(text: str, classes: tuple[str, ...]) -> list[int]:
     return numbers
 
 
-def first_jets(shards: Shards, num_jets: int | None = None, fields: tuple[str, ...] = ()) -> Jets:
-    """The first jets in the order of the files, numbered from 0; all by default.
+def first_jets(shards: Shards, num_jets: int | None = None, fields: tuple[str, ...] = ()) -> Any:
+    """The first jets, or clouds, in the order of the files, numbered from 0; all by default.
 
     Args:
         shards: the folder; num_jets: how many; fields: optional ones to read, such as pid.
@@ -405,7 +464,7 @@ def first_jets(shards: Shards, num_jets: int | None = None, fields: tuple[str, .
         total += len(jets)
         if num_jets is not None and total >= num_jets:
             break
-    everything = Jets.concat(found).select(slice(0, num_jets))
+    everything = type(found[0]).concat(found).select(slice(0, num_jets))
     return everything.replace(index=torch.arange(len(everything)))
 
 
@@ -514,109 +573,7 @@ def _assemble(out: Path, maker: Maker) -> None:
         with path.open("rb") as file:
             found.append(tuple(np.load(file, allow_pickle=False) for _ in range(3)))
     rows, counts, cut = (torch.from_numpy(np.concatenate(a)) for a in zip(*found, strict=True))
-    jets, scale = maker.told(counts).replace(particles=rows[:, :4].contiguous()), "tanh"
-    fields = fields_of(maker.columns)
-    if "pid" in fields:
-        jets = jets.replace(pid=rows[:, 4].long())
-    if "tracks" in fields:
-        jets = jets.replace(tracks=rows[:, -4:].contiguous())
-        scale = track_scale(maker.columns)
-    source = {"generated": maker.identity}
-    write_jets(out / "shards", jets, maker.classes, maker.condition, source, track_scale=scale)
-    _write_jetnet(out / "jetnet", jets, maker.classes or ("all",))
-    record = {**maker.identity, "environment": environment()}
-    if isinstance(maker, _Decoder):
-        record |= {"cut": int(cut.sum()), "empty": int((counts == 0).sum())}
+    maker.write(out, rows, counts)
+    record = {**maker.identity, "environment": environment(), **maker.record(counts, cut)}
     write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
     shutil.rmtree(out / "parts")
-
-
-def write_jets(
-    folder: Path,
-    jets: Jets,
-    classes: Sequence[str],
-    condition: Sequence[str] = (),
-    source: Mapping[str, Any] | None = None,
-    *,
-    track_scale: str = "tanh",
-) -> None:
-    """Writes jets as shards.
-
-    Args:
-        folder: for the shards.
-        jets: their particles, identities, tracks, labels and conditions are kept.
-        classes, condition: names.
-        source: where they come from, for the manifest.
-        track_scale: of d0 and dz, as for ``make_fields``.
-    """
-    folder.mkdir(exist_ok=True)
-    fields = make_fields(
-        pid=jets.pid is not None,
-        tracks=jets.tracks is not None,
-        label=jets.label is not None,
-        condition=tuple(condition),
-        track_scale=track_scale,
-    )
-    rows, entries = [], []
-    for number, first in enumerate(range(0, len(jets), PART)):
-        part = jets.select(slice(first, first + PART))
-        block = {"offsets": part.offsets.numpy(), "particles": part.particles.numpy()}
-        for name in ("pid", "tracks"):
-            value = getattr(part, name)
-            block |= {} if value is None else {name: value.numpy()}
-        if part.label is not None:
-            block["label"] = part.label.numpy()
-        if condition and part.condition is not None:
-            block["condition"] = part.condition.numpy()
-        path = folder / f"shard-{number:05d}.tar"
-        index, digest = write_shard(path, number, number, [block], fields)
-        rows.append(index)
-        entries.append(
-            {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": digest,
-                "blocks": len(index),
-                "jets": len(part),
-            }
-        )
-    labels = np.zeros(len(jets), np.int64) if jets.label is None else jets.label.numpy()
-    write_manifest(
-        folder,
-        index=np.concatenate(rows),
-        multiplicity=jets.counts.numpy().astype(np.uint8),
-        fields=fields,
-        classes=tuple(classes),
-        counts=np.bincount(labels, minlength=len(classes)) if classes else (),
-        shards=entries,
-        extra={"source": dict(source or {}), "report": {}},
-    )
-
-
-def _write_jetnet(folder: Path, jets: Jets, classes: tuple[str, ...]) -> None:
-    folder.mkdir(exist_ok=True)
-    width = 30 if int(jets.counts.max()) <= 30 else 150
-    for name, particles, features in _jetnet(jets, classes, width):
-        with writing(folder / f"{name}{width}.hdf5") as file:
-            for key, value in (("particle_features", particles), ("jet_features", features)):
-                file.create_dataset(key, data=value, track_times=False)
-
-
-def _jetnet(
-    jets: Jets, classes: tuple[str, ...], width: int
-) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
-    """Name of the type, particle features (N, width, 4) and jet features (N, 4) of each type."""
-    offsets = jets.offsets.numpy()
-    eta, phi, log_pt, log_energy = jets.particles.double().numpy().T
-    pt = np.exp(log_pt)
-    mass, jet_pt = mass_and_pt(pt, eta, phi, offsets)
-    direction = jet_eta(pt, np.exp(log_energy), eta, offsets)
-    features = np.stack([jet_pt, direction, mass, np.diff(offsets)], axis=1).astype(np.float32)
-    owner = jets.jet_of_particle.numpy()
-    rows = np.stack([eta, phi, pt / jet_pt[owner], np.ones_like(pt)], axis=1)
-    padded = np.zeros((len(jets), width, 4), np.float32)
-    padded[owner, jets.rank_in_jet.numpy()] = rows
-    labels = np.zeros(len(jets), np.int64) if jets.label is None else jets.label.numpy()
-    for number, name in enumerate(classes):
-        if (labels == number).any():
-            yield name, padded[labels == number], features[labels == number]

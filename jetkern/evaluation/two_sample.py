@@ -9,7 +9,7 @@ import torch
 
 from jetkern.data import Shards
 from jetkern.evaluation.classify import load_classifier, predict
-from jetkern.evaluation.generate import write_jets
+from jetkern.evaluation.files import write_sets
 from jetkern.jets import Jets
 from jetkern.metrics import binary_report
 from jetkern.metrics.classification import Estimate
@@ -66,7 +66,7 @@ def two_sample_auc(
         for split, rows in (("train", slice(0, first)), ("test", slice(first, size))):
             jets = Jets.concat([one.select(rows) for one in both])
             mixed = jets.select(torch.randperm(len(jets), generator=draw))
-            write_jets(folder / split, mixed, NAMES)
+            write_sets(folder / split, mixed, NAMES)
         settings = FinetuneSettings(
             data=folder,
             out=folder / "run",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jetkern.metrics.generation import wasserstein
+from jetkern.metrics.generation import Sample, wasserstein
 from jetkern.showers import Showers
 
 Floats = NDArray[np.float64]
@@ -38,6 +38,14 @@ def observables(showers: Showers) -> dict[str, Floats]:
         "sigma_z": np.sqrt(mean((layer - depth[owner]) ** 2)),
         "sigma_r": np.sqrt(mean(off_axis)),
     }
+
+
+def samples(showers: Showers) -> dict[str, Sample]:
+    """``observables``, ln of the energies / MeV of the hits, and the particles' energies in GeV."""
+    found = {name: Sample(values) for name, values in observables(showers).items()}
+    found["ln_energy"] = Sample(np.log(showers.hits[:, 3].astype(np.float64)), showers.offsets)
+    found["incident_energy"] = Sample(showers.energies.astype(np.float64))
+    return found
 
 
 class Distance(NamedTuple):

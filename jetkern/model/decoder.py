@@ -381,7 +381,7 @@ class Decoder(Layer):
         layout of the rows; (R, S + 1) with the end last where it is apart. Arguments and errors as
         for ``negative_log_likelihood``."""
         packed = offsets if isinstance(offsets, Packed) else Packed(offsets)
-        self._check(points, packed)
+        self.check_points(points, packed)
         config = self.config
         if config.numbers:
             points = self.scaled(points)
@@ -455,7 +455,8 @@ class Decoder(Layer):
             return found
         return torch.where(classes == 0, ~points.isfinite(), found | (points != points.floor()))
 
-    def _check(self, points: Tensor, packed: Packed) -> None:
+    def check_points(self, points: Tensor, packed: Packed) -> None:
+        """Raises ValueError as ``negative_log_likelihood`` does for points and their layout."""
         classes, numbers = self.config.classes, self.config.numbers
         check_shape("points", points, None, len(classes))
         if not (points.is_floating_point() if numbers else points.dtype == torch.int64):

@@ -10,9 +10,10 @@ from jetkern.model.config import PETConfig
 from jetkern.model.epic import EPiC, EPiCConfig
 from jetkern.model.jet_decoder import JetDecoder, JetDecoderConfig
 from jetkern.model.pet import PET
+from jetkern.model.shower_decoder import ShowerDecoder, ShowerDecoderConfig
 
-Model = PET | JetDecoder | EPiC
-ModelConfig = PETConfig | JetDecoderConfig | EPiCConfig
+Model = PET | JetDecoder | EPiC | ShowerDecoder
+ModelConfig = PETConfig | JetDecoderConfig | EPiCConfig | ShowerDecoderConfig
 
 
 class Kind(NamedTuple):
@@ -26,6 +27,7 @@ KINDS = {
     "pet": Kind(PET, PETConfig),
     "decoder": Kind(JetDecoder, JetDecoderConfig),
     "epic": Kind(EPiC, EPiCConfig),
+    "showers": Kind(ShowerDecoder, ShowerDecoderConfig),
 }
 
 

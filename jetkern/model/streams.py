@@ -6,13 +6,25 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 
 from jetkern import ops
 from jetkern.model.layers import Layer
 
 HIDDEN = 64
 NARROWEST = 1e-4  # standard deviation: a repeated number would else have any density
+
+
+def steady_silu(x: Tensor) -> Tensor:
+    """SiLU with the same bits wherever a number lies in the tensor. PyTorch's own on a CPU, and
+    its sigmoid and softplus, differ at the ends of vectors in the last bit: sets that are drawn
+    would depend on how many are drawn at a time."""
+    return x * steady_sigmoid(x)
+
+
+def steady_sigmoid(x: Tensor) -> Tensor:
+    """The same of the logistic function."""
+    return ((x / 2).tanh() + 1) / 2
 
 
 class ValueEmbedding(Layer):
@@ -32,7 +44,7 @@ class ValueEmbedding(Layer):
         """(R, D) of (R,) numbers, NaN for what is not there."""
         absent = values.isnan()
         filled = values.masked_fill(absent, 0)[:, None]  # a NaN would spoil the gradients
-        hidden = silu(ops.linear(filled, self.fc1.weight, self.fc1.bias))
+        hidden = steady_silu(ops.linear(filled, self.fc1.weight, self.fc1.bias))
         x = ops.linear(hidden, self.fc2.weight, self.fc2.bias, precision=self.precision)
         return torch.where(absent[:, None], self.missing, x)
 
@@ -53,7 +65,7 @@ class MixtureHead(Layer):
         raw = ops.linear(x, self.linear.weight, self.linear.bias)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         logits, means, widths = raw.chunk(3, 1)
-        return logits.log_softmax(1), means, softplus(widths.clamp(-4, 4)) + NARROWEST
+        return logits.log_softmax(1), means, widths.clamp(-4, 4).exp().log1p() + NARROWEST
 
     def losses(self, x: Tensor, target: Tensor) -> Tensor:
         """(R,) -ln of the density at (R,) numbers, 0 where they are NaN."""

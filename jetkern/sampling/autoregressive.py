@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from jetkern import ops
 from jetkern.model.decoder import CausalBlock, Decoder
-from jetkern.model.streams import MixtureHead
+from jetkern.model.streams import MixtureHead, steady_sigmoid
 from jetkern.ops.checks import check_drawing, check_shape
 from jetkern.packed import Packed, constant, offsets_from_counts
 from jetkern.random import normal, random_bits, uniform
@@ -277,7 +277,7 @@ class _Slots:
 
     def _ends(self, x: Tensor, seed: int, alive: Tensor) -> Tensor:
         assert self.decoder.end is not None
-        chance = self.decoder.end(x).sigmoid()
+        chance = steady_sigmoid(self.decoder.end(x))
         self._check(alive & chance.isnan(), "its end has a probability that is NaN")
         if self.end_above is not None:
             return chance > self.end_above

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -174,13 +174,36 @@ def write_showers(
     Raises:
         SimulationError: naming the file, if it cannot be written; as ``simulate_showers``.
     """
+    provenance = {"calorimeter": asdict(calorimeter), "seed": seed, "revision": REVISION}
+    parts = [simulate_showers(calorimeter, numbers, seed)] if made is None else made
+    return write_showerdata(path, parts, numbers, PHOTON, provenance)
+
+
+def write_showerdata(
+    path: Path,
+    made: Iterable[Showers],
+    numbers: Sequence[int],
+    pdg: int,
+    provenance: Mapping[str, object],
+) -> int:
+    """Writes showers in the layout of ShowerData, see ``write_showers``, and returns their hits.
+
+    Args:
+        made: showers, as many as ``numbers``, in parts.
+        numbers: of the showers.
+        pdg: code of their particles, 0 for unknown ones.
+        provenance: how they were made, for an attribute of the file.
+
+    Raises:
+        SimulationError: naming the file, if it cannot be written.
+    """
     import h5py
 
     n = len(numbers)
     counts, energies = np.zeros(n, np.int32), np.zeros(n, np.float32)
     with writing(path) as file:
         flat, first = file.create_dataset("showers", (n,), h5py.vlen_dtype(np.float32)), 0
-        for part in [simulate_showers(calorimeter, numbers, seed)] if made is None else made:
+        for part in made:
             place = slice(first, first + len(part))
             counts[place], energies[place] = part.counts, part.energies
             for hits in np.split(part.hits, part.offsets[1:-1]) if len(part) else ():
@@ -190,11 +213,10 @@ def write_showers(
         file["num_points"] = counts
         file["energies"] = energies[:, None]
         file["directions"] = np.tile(np.array([0, 0, 1], np.float32), (n, 1))
-        file["pdg"] = np.full(n, PHOTON, np.int32)
+        file["pdg"] = np.full(n, pdg, np.int32)
         file["shower_ids"] = np.array(numbers, np.int64)
         file.attrs["columns"] = list(COLUMNS)
         file.attrs["units"] = ["cells", "cells", "1", "MeV"]
-        provenance = {"calorimeter": asdict(calorimeter), "seed": seed, "revision": REVISION}
         file.attrs["provenance"] = json.dumps(provenance)
     return int(counts.sum())
 

@@ -9,6 +9,7 @@ from jetkern.tasks.distill import Distill
 from jetkern.tasks.flavour import Flavour
 from jetkern.tasks.jetnet import JetNet
 from jetkern.tasks.next_token import NextToken
+from jetkern.tasks.showers import OfShowers
 from jetkern.tasks.tracks import Origin, Vertices
 from jetkern.tasks.weak import Weak
 
@@ -19,6 +20,7 @@ __all__ = [
     "Flavour",
     "JetNet",
     "NextToken",
+    "OfShowers",
     "Origin",
     "Task",
     "TopTagging",

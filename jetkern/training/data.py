@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jetkern.data import Shards
+from jetkern.data.shards import POINTS
 
 
 def describe(shards: Shards) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def describe(shards: Shards) -> dict[str, Any]:
         "fields": {
             f.name: list(f.columns)
             for f in shards.fields
-            if f.name in ("particles", "pid", "tracks")
+            if f.name in ("particles", POINTS, "pid", "tracks")
         },
         "conversion": settings,
     }
@@ -62,7 +63,7 @@ def check_same(data: dict[str, Any], shards: Shards, fields: tuple[str, ...], wh
         ValueError: naming the field whose columns or scales differ.
     """
     here = describe(shards)["fields"]
-    for name in ("particles", *fields):
+    for name in ("particles", POINTS, *fields):
         before = data.get("fields", {}).get(name)
         if before is not None and name in here and list(before) != here[name]:
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 from jetkern.model.decoder import PRESETS as DECODERS
 from jetkern.model.epic import EPIC_SIZES
 from jetkern.model.presets import MASKED_SIZES, SIZES
+from jetkern.model.shower_decoder import SHOWER_PRESETS
 from jetkern.objectives import parse_objective
 from jetkern.training.config import (
     UNSET,
@@ -53,7 +54,9 @@ def pretrain_defaults(
         ValueError: for an unknown objective.
     """
     _check_size(preset)
-    if objective == "next-token" or (preset == "omnijet" and objective is None):
+    if objective == "next-token" or (preset in DECODERS and objective is None):
+        if preset in SHOWER_PRESETS:
+            return _of_showers(preset, optimizer or "ranger")
         return _of_decoder(preset, optimizer or "adamw")
     if preset in DECODERS:
         raise SettingsError(f"the preset {preset} is of next-token, not of {objective}")
@@ -174,6 +177,8 @@ def size_from(preset: str | None, source: str | None, tokenizer: str | None = No
     facts = {} if source is None or known else checkpoint_facts(source)
     if tokenizer is not None or facts.get("kind") == "decoder":
         return "omnijet"
+    if size in SHOWER_PRESETS:
+        raise SettingsError(f"the preset {size} is of showers, which only pretrain learns")
     if size in DECODERS:
         raise SettingsError(f"the preset {size} needs tokens: --tokenizer names a folder of them")
     return size if preset else size_of(facts.get("model_config", {})) or size
@@ -251,6 +256,21 @@ def _of_decoder(preset: str, optimizer: str) -> PretrainSettings:
         warmup_steps=1000,
     )
     validation = ValidationSettings(val_every=7800, val_jets=256_000, patience=20)
+    return _pretrain(preset, "next-token", optim, validation)
+
+
+def _of_showers(preset: str, optimizer: str) -> PretrainSettings:
+    """SPADE's Ranger and length; the cosine is ours, as are validations and the patience."""
+    optim = OptimSettings(
+        optimizer=optimizer,  # type: ignore[arg-type]
+        lr=1e-3,
+        weight_decay=0.005,
+        betas=(0.95, 0.999),
+        clip=1.0,
+        batch_size=4,
+        steps=500_000,
+    )
+    validation = ValidationSettings(val_every=10_000, val_jets=2000, patience=10)
     return _pretrain(preset, "next-token", optim, validation)
 
 

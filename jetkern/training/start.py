@@ -8,6 +8,7 @@ from jetkern.model.epic import EPIC_SIZES, EPiCConfig, epic_preset
 from jetkern.model.jet_decoder import CLASSIFIER, JetDecoder, JetDecoderConfig, jet_decoder_config
 from jetkern.model.kinds import Model, ModelConfig, build
 from jetkern.model.presets import model_preset
+from jetkern.model.shower_decoder import ShowerDecoderConfig
 from jetkern.tokenizers import Tokenizer
 from jetkern.training.config import FinetuneSettings
 from jetkern.training.weights import Weights, any_config, load_model
@@ -67,9 +68,10 @@ def adapted(config: ModelConfig, settings: FinetuneSettings) -> ModelConfig:
         if settings.probe is not None:
             raise ValueError("--probe reads no decoder: --freeze body keeps it, --head reads it")
         return config
-    if isinstance(config, EPiCConfig):
+    if isinstance(config, EPiCConfig | ShowerDecoderConfig):
         if settings.probe is not None or settings.freeze is not None:
-            raise ValueError("EPiC is trained as a whole: it has no body to probe or to freeze")
+            kind = type(config).__name__.removesuffix("Config")
+            raise ValueError(f"{kind} is trained as a whole: it has no body to probe or to freeze")
         return config
     if settings.probe is not None and CLASSIFIER not in config.parts:
         raise ValueError("--probe reads classes from a body: not for a task without classes")

@@ -204,6 +204,7 @@ def any_config(weights: Weights) -> ModelConfig:
             "bool": lambda v: type(v) is bool,
             "float": lambda v: type(v) in (int, float) and 0 <= v <= 1,
             "tuple[float, ...] | None": lambda v: v is None or _is_numbers(v),
+            "tuple[float, ...]": _is_numbers,
             "str | None": lambda v: v is None or isinstance(v, str),
             "int | None": lambda v: v is None or (type(v) is int and 0 <= v <= _LARGEST),
             "str": lambda v: isinstance(v, str),

@@ -17,6 +17,7 @@ from jetkern import PET, model_preset
 from jetkern.cli.generate import main
 from jetkern.data import Shards, Stream
 from jetkern.evaluation import generate as module
+from jetkern.evaluation.files import write_jetnet
 from jetkern.sampling import PETVelocity
 from jetkern.training.checkpoints import write_checkpoint
 from tests.factories import JETNET, write_jetnet_shards
@@ -213,7 +214,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(inputs, whole, tmp_path, ca
 def test_a_full_disk_while_hdf5_is_written(inputs, tmp_path):
     jets = next(iter(Stream(Shards(inputs[1]), batch_size=99, shuffle=False, epochs=1)))
     with files_of_at_most(4000), pytest.raises(OSError, match=r"g150\.hdf5"):
-        module._write_jetnet(tmp_path / "jetnet", jets, JETNET)
+        write_jetnet(tmp_path / "jetnet", jets, JETNET)
     assert not list((tmp_path / "jetnet").iterdir())
-    module._write_jetnet(tmp_path / "jetnet", jets, JETNET)
+    write_jetnet(tmp_path / "jetnet", jets, JETNET)
     assert len(list((tmp_path / "jetnet").iterdir())) == 5

@@ -133,6 +133,16 @@ def read_showers(path: Path, start: int = 0, stop: int | None = None) -> Showers
     return Showers(raw.particles, _offsets(raw.counts), raw.condition[:, 0])
 
 
+def read_energies(path: Path) -> NDArray[np.float32]:
+    """(N,) energies in GeV of the particles of a file's showers; errors as for ``read_showers``."""
+    source = ShowerFile(path)
+    try:
+        energies = hdf5.read_per_jet(source.stored.energies, 0, source.num_jets)
+    finally:
+        source.close()
+    return (energies / source.stored.gev).astype(np.float32)
+
+
 def _layout_of(file: Any) -> Callable[[Any], _Stored] | None:
     """What opens the datasets of the file, by those that are there; None for no showers."""
     if "events" in file and "energy" in file:
