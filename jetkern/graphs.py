@@ -6,6 +6,7 @@ CUDA graph on a GPU, and for tests anything that does the work when it is replay
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from jetkern.fillers import Buffers, buckets, filled, sizes_of
 from jetkern.jets import Jets
+from jetkern.kept import holding
 from jetkern.model.pet import PET
 
 Recorder = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
@@ -29,9 +31,16 @@ def cuda_graph(work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         RuntimeError: for work that waits for the GPU.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads go on with calls that only their own recording would forbid: the one that reads
+    # ahead takes page-locked memory, NCCL's asks for events.
+    with holding() as constants, torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
-    return result, graph.replay
+    return result, functools.partial(_replay, graph, constants)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, constants: list[Tensor]) -> None:
+    """``constants``, which the graph reads, live as long as what replays it."""
+    graph.replay()
 
 
 class Captured:

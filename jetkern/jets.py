@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jetkern.clouds import Sets
+from jetkern.kept import kept
 from jetkern.kernels import kernel
 from jetkern.packed import (
     Packed,
@@ -302,7 +303,7 @@ def evenly(offsets: Tensor, each: int = 1) -> Tensor:
     return _evenly(number, each, device)
 
 
-@functools.lru_cache(maxsize=64)
+@kept
 def _evenly(number: int, each: int, device: torch.device) -> Tensor:
     """Kept: batches of one size have the same."""
     with torch.inference_mode(False):  # whoever asks next may want gradients

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from jetkern.kept import kept
 from jetkern.kernels import kernel
 
 
@@ -201,7 +201,7 @@ def constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tenso
     return _constant(values, dtype, device)
 
 
-@functools.lru_cache(maxsize=64)
+@kept
 def _constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # whoever asks next may want gradients
         return torch.tensor(values, dtype=dtype, device=device)

@@ -8,12 +8,12 @@ Flood, OOPSLA 2014), applied once for each counter.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
+from jetkern.kept import kept
 from jetkern.kernels import kernel
 
 _STEP = 0x9E3779B97F4A7C15
@@ -50,7 +50,7 @@ def _start(seed: int, stream: int) -> int:
     return _signed(_mixed((_mixed(seed + _STEP) ^ stream) + _STEP))
 
 
-@functools.lru_cache(maxsize=64)
+@kept
 def starts(seed: int, streams: tuple[int, ...], device: torch.device) -> Tensor:
     """(S,) int64 states before the counters, for kernels that draw by themselves; kept, so that a
     GPU is not waited for in every step."""

@@ -12,7 +12,6 @@ known under a name of ``--objective``; a module of yours that does so is named b
 from __future__ import annotations
 
 import difflib
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jetkern.jets import Jets
+from jetkern.kept import kept
 from jetkern.kernels import kernel
 from jetkern.model.config import PETConfig, noise_of
 from jetkern.model.pet import PET
@@ -38,7 +38,7 @@ def number(value: int, like: Tensor) -> Tensor:
     return _number(value, like.device)
 
 
-@functools.lru_cache(maxsize=64)
+@kept
 def _number(value: int, device: torch.device) -> Tensor:
     """Kept: batches of one size have the same."""
     with torch.inference_mode(False):  # whoever asks next may want gradients

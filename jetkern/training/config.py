@@ -107,7 +107,8 @@ class RunSettings:
     prefetch: int = 2
     """batches prepared ahead"""
     graph: bool = False
-    """on a GPU: an update is one CUDA graph, where that can be; otherwise it is said why not"""
+    """on a GPU: an update is one CUDA graph, in several processes two, where that can be;
+    otherwise it is said why not"""
     log_every: int = 10
     """updates between log records"""
     save_every: int = 1000

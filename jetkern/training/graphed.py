@@ -1,9 +1,16 @@
-"""A training step as one CUDA graph: forward, backward, clipping, optimiser and average."""
+"""A training step as one CUDA graph: forward, backward, clipping, optimiser and average.
+
+Of several processes it is two: all of them sum their gradients in between, by a plain call, so that
+each may replay its graphs or launch plainly.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from jetkern.fillers import Buffers, Capacity, filled, masked_capacities, training_capacity
 from jetkern.graphs import Recorder, cuda_graph
@@ -42,7 +49,11 @@ class GraphedStep:
         self._capacity: Capacity | None = None
         self._seen: Capacity | None = None  # of masked views
         self._buffers: Buffers | None = None
-        self._replay: Callable[[], None] = self.region
+        self._replays: list[Callable[[], None]] = []
+        self._alone = step.world.size == 1
+        self._per_jet = torch.zeros(0)
+        self._unused: list[Any] = []
+        self._total = torch.zeros(0)
         self._warm = 0
 
     def __call__(self, jets: Jets, number: int) -> None:
@@ -63,10 +74,18 @@ class GraphedStep:
         self._share.fill_(1 - average_decay(self.step.decay, number))
         if self._buffers is None:
             self._buffers = Buffers(full, device)
-            _, self._replay = self.record(self.region)
+            if not self._alone:
+                self._per_jet = self.step.per_jet(self._buffers.jets())
+            works = [self.region] if self._alone else [self.forward_backward, self.update]
+            self._replays = [self.record(work)[1] for work in works]
         else:
             self._buffers.take(full)
-        self._replay()
+            if not self._alone:
+                self._per_jet.copy_(self.step.per_jet(self._buffers.jets()))
+        self._replays[0]()
+        for replay in self._replays[1:]:
+            self.step.reduce(self._total)
+            replay()
         self.step.made(full)
 
     def _filled(self, jets: Jets) -> Jets | None:
@@ -82,15 +101,26 @@ class GraphedStep:
 
     def region(self) -> None:
         """What is recorded: the update from the buffers' jets."""
+        self.forward_backward()
+        self.update()
+
+    def forward_backward(self) -> None:
+        """The first part of it: this process's gradient."""
         assert self._buffers is not None
-        unused, finite = self.step.gradients(self._buffers.jets())
+        jets = self._buffers.jets()
+        per_jet = self.step.per_jet(jets) if self._alone else self._per_jet
+        self._unused, self._total = self.step.summed(jets, per_jet)
+
+    def update(self) -> None:
+        """The second: the update by the gradient of all processes."""
+        finite = self.step.clipped(self._total)
         self.step.optimizer.applied = finite
         groups = self.step.optimizer.param_groups
         numbers = [group["lr"] for group in groups]
         for group, place in zip(groups, self._rates, strict=True):
             group["lr"] = place
         try:
-            self.step.apply(unused, finite, self._share)
+            self.step.apply(self._unused, finite, self._share)
         finally:
             for group, number in zip(groups, numbers, strict=True):
                 group["lr"] = number
@@ -98,8 +128,6 @@ class GraphedStep:
 
 def unfit(step: Step) -> str:
     """Why a step cannot be recorded, "" if it can."""
-    if step.world.size > 1:
-        return "processes sum their gradients between its parts"
     if step.held:
         return "some weights begin to learn later"
     if not getattr(step.objective, "fills", False):

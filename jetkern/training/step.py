@@ -135,19 +135,33 @@ class Step:
         Returns:
             the weights that have none, and () bool whether it is finite.
         """
-        with rounded_once(self.weights.values if self._rounds else None):
-            unused, total = self._summed(jets)
+        unused, total = self.summed(jets, self.per_jet(jets))
+        self.reduce(total)
+        return unused, self.clipped(total)
+
+    def per_jet(self, jets: Jets) -> Tensor:
+        """(L,) what each loss of the global batch is a mean over, by this process's jets."""
+        weights = self.world.sum(self.objective.weights(jets))
+        # Of the weights' precision, which that of a number and an integer tensor is not.
+        like = self.weights.values
+        return weights / constant((len(jets) * self.world.size,), like.dtype, like.device)
+
+    def reduce(self, total: Tensor) -> None:
+        """Makes (N,) the mean of that of all processes, in its place."""
         if self.world.size > 1:
-            total = self.world.sum(total.div_(self.world.size))
+            self.world.sum(total.div_(self.world.size))
+
+    def clipped(self, total: Tensor) -> Tensor:
+        """Makes (N,) the ``gradient``, clipped in its place. () bool whether it is finite."""
         self.norm = torch.linalg.vector_norm(total)
         if (clip := kernel("clip", total)) is not None:
             scale, finite = clip(self.norm, self.clip, self._skipped)
         else:
             scale = (self.clip / (self.norm + 1e-6)).clamp_(max=1.0)
             finite = self.norm.isfinite()
-            self._skipped = torch.where(finite, 0, self._skipped + 1)
+            self._skipped.copy_(torch.where(finite, 0, self._skipped + 1))
         self.gradient = total.mul_(scale)
-        return unused, finite
+        return finite
 
     @functools.cached_property
     def _rounds(self) -> bool:
@@ -157,12 +171,13 @@ class Step:
             for part in self.objective.modules()
         )
 
-    def _summed(self, jets: Jets) -> tuple[list[Any], Tensor]:
-        """The weights that have no gradient, and (N,) the sum of those of all passes."""
-        weights = self.world.sum(self.objective.weights(jets))
-        # Of the weights' precision, which that of a number and an integer tensor is not.
-        values = self.weights.values
-        per_jet = weights / constant((len(jets) * self.world.size,), values.dtype, values.device)
+    def summed(self, jets: Jets, per_jet: Tensor) -> tuple[list[Any], Tensor]:
+        """The weights that have no gradient, and (N,) the sum of those of all passes; ``per_jet``
+        as the method gives it."""
+        with rounded_once(self.weights.values if self._rounds else None):
+            return self._summed(jets, per_jet)
+
+    def _summed(self, jets: Jets, per_jet: Tensor) -> tuple[list[Any], Tensor]:
         parameters = self.weights.parameters
         unused: list[Any] = []
         total: Tensor | None = None

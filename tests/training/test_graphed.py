@@ -1,9 +1,15 @@
 """A training step as one recording: the same updates as the plain loop, and nothing that a
 recording forbids. On the CPU the recorder does the work at each replay."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from drivers import ROOT
 
 from jetkern import PET, Jets, model_preset
 from jetkern.fillers import sizes_of
@@ -32,7 +38,10 @@ def adamw(groups, lr):
     return build_optimizer("adamw", groups, lr=lr, betas=(0.9, 0.99))
 
 
-def made(parts, optimizer=Lion):
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def made(parts, optimizer=Lion, world=ALONE):
     """A step in float64, so that no sign of Lion's hangs on a rounding."""
     torch.manual_seed(0)
     model = PET(model_preset("micro", parts, use_tracks=False, **SMALL)).double()
@@ -47,7 +56,7 @@ def made(parts, optimizer=Lion):
         objective,
         weights,
         optimizer(weights.groups, lr=1e-3),
-        World(0, 1, torch.device("cpu")),
+        world,
         lr=lambda number: 1e-3 / (1 + number),
         clip=1.0,
         per_pass=1 << 20,
@@ -56,8 +65,8 @@ def made(parts, optimizer=Lion):
     )
 
 
-def batches(number, jets=24):
-    random = np.random.default_rng(0)
+def batches(number, jets=24, seed=0):
+    random = np.random.default_rng(seed)
     for i in range(number):
         counts = random.integers(0 if i else 1, 12, jets)
         rows = torch.from_numpy(random.normal(size=(counts.sum(), 4)) * [0.3, 0.3, 1, 1])
@@ -70,9 +79,9 @@ def batches(number, jets=24):
         )
 
 
-def check_updates(plain, recorded, number):
+def check_updates(plain, recorded, number, seed=0):
     graph = GraphedStep(recorded, record=later)
-    for update, jets in enumerate(batches(number)):
+    for update, jets in enumerate(batches(number, seed=seed)):
         bad = update == number - 2  # left out by both
         if bad:
             jets = jets.replace(particles=jets.particles * torch.nan)
@@ -135,6 +144,18 @@ def test_what_is_hidden_is_known_before_a_step_if_there_is_one_masked_view():
     assert one(prepared)["loss"].equal(one(jets)["loss"])
     assert Objective(model, losses=[drawn, half()]).prepared(jets) is jets
     assert made(("classifier",)).objective.prepared(jets) is jets
+
+
+def test_two_processes_that_record_make_the_updates_of_two_plain_ones():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = subprocess.run(
+        [*command, "--nproc-per-node=2", str(Path(__file__).with_name("two_graphs.py"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not run.returncode, run.stderr
 
 
 def half():
