@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from jetkern import ops
+from jetkern.jets import evenly, join_segments, last_rows, taken
 from jetkern.model.config import unknown
 from jetkern.model.delay import delayed
 from jetkern.model.layers import MLP, DynamicTanh, Layer, initialise
-from jetkern.model.streams import EndHead, MixtureHead, ValueEmbedding
+from jetkern.model.streams import EndHead, MixtureHead, ValueEmbedding, steady_silu
 from jetkern.ops.checks import check_offsets, check_shape
 from jetkern.packed import Packed, check_rising, constant, readable, spread
 
@@ -53,6 +54,10 @@ class DecoderConfig:
     """hidden width of the perceptrons over D"""
     norm: str = "dyt"
     """"dyt" for DynamicTanh and GELU, as in PET; "layer" for LayerNorm and ReLU"""
+    gated: bool = False
+    """perceptrons are gated by a SiLU (SwiGLU, arXiv:2002.05202), and alone have biases"""
+    registers: int = 0
+    """learned rows in front of each set, which know nothing of it"""
     post_norm: bool = False
     """norms follow the sums, not what is added to them; there is none before the heads then"""
     positions: str = "none"
@@ -118,7 +123,7 @@ class DecoderConfig:
             raise ValueError(f"scale must be positive, got {self.scale}")
         if self.components < 1:
             raise ValueError(f"components must be at least 1, got {self.components}")
-        for name in ("head_hidden", "condition", "types"):
+        for name in ("head_hidden", "condition", "types", "registers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -135,7 +140,7 @@ class DecoderConfig:
 
 _SPADE = {
     "dim": 256, "layers": 3, "heads": 8, "kv_heads": 1, "expansion": 4, "norm": "layer",
-    "positions": "rope", "end": "hazard",
+    "positions": "rope", "end": "hazard", "gated": True, "registers": 2,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     # Of the authors' released configuration; its table and head have a start and a stop token each,
@@ -148,8 +153,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "classes": (65_536,), "dim": 256, "layers": 3, "heads": 8, "expansion": 4,
         "norm": "layer", "post_norm": True,
     },
-    # Layer, x, y, ln E / MeV of photons of 10 to 100 GeV in 30 x 30 x 30 cells. Released are gated
-    # perceptrons, two registers, and a network beside the transformer that ends sets.
+    # Layer, x, y, ln E / MeV of photons of 10 to 100 GeV in 30 x 30 x 30 cells. Released is a
+    # network beside the transformer that ends sets.
     "spade": {
         "classes": (30, 30, 30, 0), "delays": (0, 1, 2, 3), "shift": (0, 0, 0, -1.5),
         "scale": (1, 1, 1, 0.91), "head_hidden": 128, "condition": 1, **_SPADE,
@@ -207,6 +212,21 @@ class ReLUMLP(Layer):
         return ops.linear(relu(hidden), self.fc2.weight, self.fc2.bias, precision=self.precision)
 
 
+class GatedMLP(Layer):
+    """fc1 to gates and values, SiLU of the gates, times the values, fc2."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = ops.linear(x, self.fc1.weight, self.fc1.bias, precision=self.precision)
+        gate, value = both.chunk(2, 1)
+        hidden = steady_silu(gate) * value
+        return ops.linear(hidden, self.fc2.weight, self.fc2.bias, precision=self.precision)
+
+
 class CausalBlock(Layer):
     """Transformer block in which rows attend to those of their set up to and with themselves."""
 
@@ -222,9 +242,13 @@ class CausalBlock(Layer):
         self.qkv_weight = nn.Parameter(
             torch.empty((self.heads + 2 * self.kv_heads) * self.width, dim)
         )
-        self.out = nn.Linear(dim, dim, bias=not plain)
+        self.out = nn.Linear(dim, dim, bias=not plain and not config.gated)
         self.norm2 = _norm(config)
-        self.mlp = MLP(dim, hidden, dim) if plain else ReLUMLP(dim, hidden)
+        self.mlp: Layer
+        if config.gated:
+            self.mlp = GatedMLP(dim, hidden)
+        else:
+            self.mlp = MLP(dim, hidden, dim) if plain else ReLUMLP(dim, hidden)
 
     def project(self, x: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, H, d) queries, and (T, G, d) keys and values, of rows (T, D) at ranks (T,)."""
@@ -267,6 +291,9 @@ class Decoder(Layer):
         self.config = config
         dim = config.dim
         self.embeddings = nn.ModuleList(_reader(n, dim) for n in config.classes)
+        self.registers = None
+        if config.registers:
+            self.registers = nn.Parameter(torch.empty(config.registers, dim))
         self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(config.layers))
         self.norm = None if config.post_norm else _norm(config)
         outputs = list(config.classes)
@@ -285,6 +312,8 @@ class Decoder(Layer):
             self.context = MLP(config.condition, config.expansion * dim, dim, norm=False)
         self.kinds = nn.Embedding(config.types, dim) if config.types else None
         initialise(self)
+        if self.registers is not None:
+            nn.init.normal_(self.registers)  # as embeddings
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(R, D) rows of (R, S) classes or numbers."""
@@ -325,8 +354,17 @@ class Decoder(Layer):
 
     def mix(self, x: Tensor, packed: Packed) -> Tensor:
         """(R, D) what the heads read, of (R, D) embedded rows."""
+        total, layout = len(x), packed
+        if self.registers is not None:
+            front, each = evenly(packed.offsets, len(self.registers)), len(self.registers)
+            own = (self.registers.repeat(len(packed), 1), front)
+            x, offsets = join_segments([own, (x, packed.offsets)])
+            known = packed.known_counts
+            layout = Packed.trusted(offsets, counts=None if known is None else known + each)
         for block in self.blocks:
-            x = block(x, packed)
+            x = block(x, layout)
+        if layout is not packed:
+            x = taken(x, last_rows(layout.offsets, packed.offsets, total))
         return x if self.norm is None else self.norm(x)
 
     def read_by_head(self, x: Tensor, stream: int, before: Sequence[Tensor]) -> Tensor:

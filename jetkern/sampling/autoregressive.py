@@ -71,9 +71,14 @@ class Cache:
     def __init__(self, decoder: Decoder, slots: int, rows: int) -> None:
         self.decoder = decoder
         config, like = decoder.config, cast(CausalBlock, decoder.blocks[0]).qkv_weight
-        shape = (slots, rows, config.shared_heads, config.dim // config.heads)
+        shape = (slots, config.registers + rows, config.shared_heads, config.dim // config.heads)
         self.keys = [like.new_empty(shape) for _ in decoder.blocks]
         self.values = [torch.empty_like(keys) for keys in self.keys]
+        if decoder.registers is not None:
+            for place, register in enumerate(decoder.registers):
+                row = torch.full((slots,), place - config.registers, device=like.device)
+                with torch.no_grad():
+                    self._append(register.expand(slots, -1), row)
 
     def append(self, inputs: Tensor, row: Tensor, known: Tensor | None = None) -> Tensor:
         """(slots, D) what the heads read of a new row of each slot, which is kept.
@@ -84,7 +89,11 @@ class Cache:
             known: (slots, D) of the sets, see ``Decoder.known``.
         """
         x = self.decoder.embed(inputs)
-        x = x if known is None else x + known
+        return self._append(x if known is None else x + known, row)
+
+    def _append(self, x: Tensor, row: Tensor) -> Tensor:
+        """The same of (slots, D) embedded rows; registers have places below 0."""
+        row = row + self.decoder.config.registers
         slot = torch.arange(len(row), device=row.device)
         for module, keys, values in zip(self.decoder.blocks, self.keys, self.values, strict=True):
             block = cast(CausalBlock, module)

@@ -40,6 +40,21 @@ def by_steps(model: Decoder, points: Tensor, known: dict | None = None) -> Tenso
             values[:, s] = (values[:, s] - config.shift[s]) * config.scale[s]
     context = model.known(**(known or {}))
     cache: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.blocks]
+
+    def mixed(x: Tensor, rank: int) -> Tensor:
+        for block, kept in zip(model.blocks, cache, strict=True):
+            q, k, v = block.project(x, torch.tensor([rank]))
+            kept.append((k[0], v[0]))
+            shared = q.shape[1] // k.shape[1]
+            keys, seen = (
+                torch.stack(t).repeat_interleave(shared, 1) for t in zip(*kept, strict=True)
+            )
+            weights = (torch.einsum("hd,nhd->hn", q[0], keys) * q.shape[2] ** -0.5).softmax(-1)
+            x = block.finish(x, torch.einsum("hn,nhd->hd", weights, seen)[None])
+        return x if model.norm is None else model.norm(x)
+
+    for rank in range(config.registers):
+        mixed(model.registers[rank : rank + 1], rank)
     for row in range(n + max(config.delays[-1], 1)):
         inputs, due = [], []
         for s, (late, classes) in enumerate(zip(config.delays, config.classes, strict=True)):
@@ -49,17 +64,7 @@ def by_steps(model: Decoder, points: Tensor, known: dict | None = None) -> Tenso
         if row == n and config.end == "token":
             due[0] = config.classes[0]
         x = model.embed(torch.tensor([inputs], dtype=torch.float64))
-        x = x if context is None else x + context
-        for block, kept in zip(model.blocks, cache, strict=True):
-            q, k, v = block.project(x, torch.tensor([row]))
-            kept.append((k[0], v[0]))
-            shared = q.shape[1] // k.shape[1]
-            keys, seen = (
-                torch.stack(t).repeat_interleave(shared, 1) for t in zip(*kept, strict=True)
-            )
-            weights = (torch.einsum("hd,nhd->hn", q[0], keys) * q.shape[2] ** -0.5).softmax(-1)
-            x = block.finish(x, torch.einsum("hn,nhd->hd", weights, seen)[None])
-        x = x if model.norm is None else model.norm(x)
+        x = mixed(x if context is None else x + context, config.registers + row)
         for s, value in enumerate(due):
             if value is not None:
                 nats = nats + nats_of(model, x, s, value, due[:s])

@@ -15,7 +15,7 @@ KINDS = {
     "as spade": {
         "classes": (5, 3, 4, 0), "delays": (0, 1, 2, 3), "kv_heads": 1, "positions": "rope",
         "end": "hazard", "norm": "layer", "head_hidden": 6, "condition": 2, "scale": (1, 1, 1, 0.9),
-        "shift": (0, 0, 0, -1.5),
+        "shift": (0, 0, 0, -1.5), "gated": True, "registers": 2,
     },
     "as combined": {"classes": (9, 0), "delays": (0, 1), "end": "hazard", "condition": 2},
     "chain": {"classes": (5, 3, 0, 4), "delays": (0,) * 4, "joint": "chain", "end": "hazard"},
@@ -69,6 +69,20 @@ def test_likelihood_of_one_pass_is_that_of_cached_steps(kind: dict) -> None:
             part.float(), torch.tensor([0, len(part)]), **of_set(known, b)
         )
         torch.testing.assert_close(single[b : b + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_registers_are_the_same_for_all_sets_and_learn() -> None:
+    model = build(**KINDS["as spade"])
+    points, packed, known = sets_of(model)
+    before = model.negative_log_likelihood(points, packed, **known)
+    with torch.no_grad():
+        model.registers[1] *= torch.arange(16)
+    after = model.negative_log_likelihood(points, packed, **known)
+    assert (before != after).all(), "the empty set among them"
+    after.sum().backward()
+    assert model.registers.grad.abs().min() > 0
+    none = model.row_losses(points[:0], torch.tensor([0]), condition=torch.zeros(0, 2))
+    assert none[0].shape == (0, 5)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -137,6 +151,10 @@ def test_a_mixture_has_a_width_and_its_density_integrates_to_one() -> None:
 def test_presets_are_of_the_published_sizes() -> None:
     spade = Decoder(decoder_preset("spade", layers=1))
     assert [type(h).__name__ for h in spade.heads] == ["Linear"] * 3 + ["MixtureHead"]
+    spade = Decoder(decoder_preset("spade"))
+    published = [*spade.blocks.parameters(), *spade.norm.parameters()]
+    assert sum(p.numel() for p in published) == 2_812_160
+    assert spade.registers.shape == (2, 256)
     assert decoder_preset("combined").classes == (27_000, 0)
     assert decoder_preset("omnijet-c").classes == (65_536,)
 

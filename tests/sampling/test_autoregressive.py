@@ -26,6 +26,10 @@ KINDS = {
     "delays 0123, multi-query, rope": {
         "classes": (5, 3, 4, 6), "delays": (0, 1, 2, 3), "kv_heads": 1, "positions": "rope",
     },
+    "gated, registers, rope": {
+        "classes": (12, 3), "delays": (0, 1), "kv_heads": 2, "positions": "rope", "norm": "layer",
+        "gated": True, "registers": 3,
+    },
     "delays 0022": {"classes": (5, 3, 4, 2), "delays": (0, 0, 2, 2)},
 }  # fmt: skip
 
