@@ -118,8 +118,12 @@ def test_a_hundred_recorded_steps_of_any_optimiser_are_those_of_the_plain_loop(o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", MASKED, ids="+".join)
-def test_a_hundred_recorded_steps_of_masked_jets_are_those_of_the_plain_loop(parts):
+@pytest.mark.parametrize(
+    "parts",
+    [("classifier",), ("generator",), ("classifier", "generator"), *MASKED],
+    ids="+".join,
+)
+def test_a_hundred_recorded_steps_are_those_of_the_plain_loop(parts):
     check_updates(made(parts), made(parts), 100)
 
 
