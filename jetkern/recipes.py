@@ -173,10 +173,7 @@ def finetune(task: Task | str, settings: FinetuneSettings) -> dict[str, Any]:
     task = find_task(task) if isinstance(task, str) else task
     with join_world(settings.run.device) as world:
         train, val = open_splits(settings.data, settings.classes)
-        if train.points:
-            raise ValueError(
-                f"{train.folder} has {train.words[0]}, the task {task.name} needs jets"
-            )
+        train.check_jets(f"the task {task.name}")
         weights = None if settings.source is None else load_weights(settings.source)
         torch.manual_seed(settings.seed)
         tokenizer = tokenizer_for(settings.tokenizer, train)
@@ -259,8 +256,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     shards = select_classes(Shards(settings.data / settings.split), settings.classes)
     runs = by_name(settings.runs)
     task = _task_of(settings)
-    if shards.points and task.name != "showers":
-        raise ValueError(f"{shards.folder} has {shards.words[0]}, the task {task.name} needs jets")
+    if task.name != "showers":
+        shards.check_jets(f"the task {task.name}")
     for run in runs.values():  # what is wrong with the last is said before the first is judged
         task.check(run, shards, settings)
     prepare_folder(settings.out)

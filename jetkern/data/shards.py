@@ -386,6 +386,11 @@ class Shards:
         """What its sets and their points are called."""
         return words_of(self.points)
 
+    def check_jets(self, user: str) -> None:
+        """Raises: ValueError: for sets that are no jets, which ``user`` needs."""
+        if self.points:
+            raise ValueError(f"{self.folder} has {self.words[0]}, {user} needs jets")
+
     def longest(self) -> int:
         """Points that a set has at most: of jets what they may have, of others what these have."""
         return int(self.multiplicity().max(initial=1)) if self.points else MAX_PARTICLES

@@ -407,6 +407,7 @@ def _request(settings: GenerateSettings, weights: Weights) -> Request:
         if settings.jets_per_type is not None:
             raise ValueError("--jets-per-type goes with --conditions model; say --num-jets")
         shards = Shards(settings.conditions)
+        shards.check_jets("a velocity field")
         jets = first_jets(shards, settings.num_jets)
         return Request(jets, shards.classes, shards.condition, shards.fingerprint)
     if settings.jets_per_type is None or settings.num_jets is not None:

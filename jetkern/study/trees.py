@@ -74,6 +74,7 @@ def baseline(
     from threadpoolctl import threadpool_limits
 
     train = Shards(data / "train")
+    train.check_jets("the baseline")
     if len(train.classes) != 2:
         raise ValueError(f"{train.folder} has {len(train.classes)} classes, trees tell 2 apart")
     prepare_folder(out)

@@ -88,6 +88,7 @@ def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
     if settings.kind not in KINDS:
         raise ValueError(f"unknown tokeniser {settings.kind!r}: choose one of {', '.join(KINDS)}")
     train, val = open_splits(settings.data, settings.classes)
+    train.check_jets("a tokeniser")
     features = settings.features
     if features is None:
         features = DEFAULT if train.field("tracks") is not None else DEFAULT[:3]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_transfer import settings
 
-from jetkern.cli import convert
+from jetkern.cli import baseline, convert, tokenize
 from jetkern.cli import evaluate as judging
 from jetkern.cli import finetune as tuning
 from jetkern.cli import pretrain as command
@@ -252,6 +252,9 @@ def test_what_does_not_fit_is_said(data, jetclass, tmp_path, capsys):
     said = refused(command, "--preset", "omnijet", *words)
     assert "size of a decoder of showers" in said
     assert "has showers, the task top needs jets" in refused(tuning, "top", *words)
+    said = refused(tokenize, "kmeans", "--codes", 8, *words)
+    assert "has showers, a tokeniser needs jets" in said
+    assert "has showers, the baseline needs jets" in refused(baseline, *words)
     with pytest.raises(SettingsError, match="of showers, which only pretrain learns"):
         finetune_defaults("spade")
     assert not (tmp_path / "out").exists()
