@@ -70,7 +70,8 @@ class Study:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, options.out
-        self.real = self.jets(options.classes)
+        self.judged = options.out / "judged"
+        self.judged.mkdir(parents=True, exist_ok=True)
 
     def jets(self, classes: Iterable[str]) -> Jets:
         """The real jets of some classes, of the test shards, for as many drawn ones twice."""
@@ -153,10 +154,9 @@ class Study:
 
     def draws(self, seed: int) -> dict[str, dict[str, float]]:
         """By sample: distances from real jets, and AUC of a classifier that tells them apart."""
-        first, second = (self.real.select(slice(i, None, 2)) for i in (0, 1))
-        path = self.out / "judged"
-        path.mkdir(parents=True, exist_ok=True)
-        found = {"floor": kept(path / "floor.json", lambda: distances(first, second))}
+        real = self.jets(self.options.classes)
+        first, second = (real.select(slice(i, None, 2)) for i in (0, 1))
+        found = {"floor": kept(self.judged / "floor.json", lambda: distances(first, second))}
         for kind in DRAWN:
             folder = self.tokenizer(kind, seed, self.options.data, self.options.classes)
             tokenizer = load_tokenizer(folder)
@@ -173,7 +173,7 @@ class Study:
                 f"{kind}: drawn": self.drawn(run, seed),
             }
             for name, jets in samples.items():
-                file = path / f"{name.replace(' ', '-').replace(':', '')}-{seed}.json"
+                file = self.judged / f"{name.replace(' ', '-').replace(':', '')}-{seed}.json"
 
                 def judge(jets: Jets = jets, own: Jets = own) -> dict[str, float]:
                     result = distances(first, jets)
@@ -193,8 +193,7 @@ class Study:
         tokens = self.tokenizer("kmeans", 0, self.options.other, other)
         real = self.jets(target)
         first, second = (real.select(slice(i, None, 2)) for i in (0, 1))
-        path = self.out / "judged"
-        found = {"floor": kept(path / "floor-of-one.json", lambda: distances(first, second))}
+        found = {"floor": kept(self.judged / "floor-of-one.json", lambda: distances(first, second))}
         told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": seed}
         body = self.trained(f"other-{seed}", tokens, self.options.steps, **told)
         told |= {"data": self.options.data, "classes": target}
@@ -205,7 +204,7 @@ class Study:
             changes = self.settings(self.options.tune, **told, source=body, out=runs[1])
             finished(finetune("next-token", replace(finetune_defaults(), **changes)))
             for start, run in zip(STARTS, runs, strict=True):
-                file = path / f"{run.name}.json"
+                file = self.judged / f"{run.name}.json"
                 found[f"{size:,} jets, {start}"] = kept(
                     file, lambda run=run: distances(first, self.drawn(run, seed))
                 )
@@ -263,7 +262,6 @@ def main() -> None:
     options = parser.parse_args()
     options.classes, options.other_classes = map(tuple, (options.classes, options.other_classes))
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
     study = Study(options)
     text = "\n\n".join(study.rows(getattr(study, part)) for part in options.parts)
     write_atomically(options.out / "table.md", f"{text}\n".encode())

@@ -44,6 +44,8 @@ def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys
         write_toy_shards(data / split, ["QCD", "top"], jets=192, seed=len(split))
     words = f"--data {data} --other {jetclass} --out {out} --codes 8 --vq-steps 2 --steps 2"
     words += " --tune 2 --sizes 40 --drawn 20 --two-sample 2 --seeds 0"
+    monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split(), "--parts", "transfers"])
+    token_jets.main()  # a part does without those before it
     monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split()])
     token_jets.main()
     table = (out / "table.md").read_text()
