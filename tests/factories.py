@@ -1,8 +1,10 @@
-"""Shards of small jets: numbered ones, ones that can be told apart, ones like those of JetNet."""
+"""Shards of small jets: numbered ones, ones that can be told apart, ones like those of JetNet; and
+runs of models that were not trained."""
 
 import numpy as np
 
 from jetkern.data.shards import make_fields, write_manifest, write_shard
+from jetkern.training.checkpoints import write_checkpoint
 
 NUMBERED = ("a", "b", "c")
 JETNET = ("g", "q", "t", "w", "z")
@@ -126,3 +128,15 @@ def write_jetnet_shards(
     names = ("jet_pt", "jet_mass", "multiplicity/100")
     fields = make_fields(pid=extras, tracks=extras, condition=names)
     return write_folder(folder, [[block]], fields, classes)
+
+
+def write_untrained_run(folder, model, **more):
+    """A run whose one checkpoint has the weights of ``model`` as they are.
+
+    ``more`` goes into its state, such as the kind of a model that is no Point-Edge Transformer.
+    """
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(model.config).items()}
+    state = {"step": 1, "model_config": config, "model": model.state_dict(), "average": None}
+    (folder / "checkpoints").mkdir(parents=True)
+    write_checkpoint(folder / "checkpoints" / "step-00000001", 1, state | more, {})
+    return folder

@@ -97,6 +97,7 @@ def write_sets(
 
 
 def write_jetnet(folder: Path, jets: Jets, classes: tuple[str, ...]) -> None:
+    """Writes a file in JetNet's layout for each type, as <type><P>.hdf5 with P of 30 or 150."""
     folder.mkdir(exist_ok=True)
     width = 30 if int(jets.counts.max()) <= 30 else 150
     for name, particles, features in _jetnet(jets, classes, width):

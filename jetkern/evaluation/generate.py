@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ class Maker(Protocol):
         """What generated.json says besides ``identity``."""
 
 
-class _OfJets:
+class _OfJets(ABC):
     """What makers of jets have in common.
 
     Attributes:
@@ -175,9 +176,9 @@ class _OfJets:
     def part(self) -> int:
         return PART
 
+    @abstractmethod
     def told(self, counts: torch.Tensor) -> Jets:
         """All jets with labels and conditions but without their particles, given their numbers."""
-        raise NotImplementedError
 
     def write(self, out: Path, rows: torch.Tensor, counts: torch.Tensor) -> None:
         jets, scale = self.told(counts).replace(particles=rows[:, :4].contiguous()), "tanh"

@@ -19,8 +19,7 @@ from jetkern.data import Shards, Stream
 from jetkern.evaluation import generate as module
 from jetkern.evaluation.files import write_jetnet
 from jetkern.sampling import PETVelocity
-from jetkern.training.checkpoints import write_checkpoint
-from tests.factories import JETNET, write_jetnet_shards
+from tests.factories import JETNET, write_jetnet_shards, write_untrained_run
 from tests.faults import Faults, Killed, inject
 
 COUNTS = [1, 150, 2, 30, 7, 3, 12, 5, 9, 4]
@@ -29,18 +28,7 @@ COUNTS = [1, 150, 2, 30, 7, 3, 12, 5, 9, 4]
 def checkpoint(folder, parts=("generator",), **more):
     torch.manual_seed(0)
     options = {"num_classes": 5, "use_pid": False, "use_tracks": False, **more}
-    model = PET(model_preset("micro", parts, **options))
-    state = {
-        "step": 1,
-        "model_config": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in vars(model.config).items()
-        },
-        "model": model.state_dict(),
-        "average": None,
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    write_checkpoint(folder / "checkpoints" / "step-00000001", 1, state, {})
-    return folder
+    return write_untrained_run(folder, PET(model_preset("micro", parts, **options)))
 
 
 @pytest.fixture(scope="module")

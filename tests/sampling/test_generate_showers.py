@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from jetkern.model.shower_decoder import ShowerDecoder, shower_decoder_config
 from jetkern.sampling import Drawing, generate
 from jetkern.showers import Showers
 from jetkern.simulate.showers import CALORIMETERS, simulate_showers, write_showers
-from jetkern.training.checkpoints import write_checkpoint
+from tests.factories import write_untrained_run
 from tests.faults import Faults, Killed, inject
 
 SHOWERS, MOST = 8, 12
@@ -34,18 +33,7 @@ def decoder(folder, size="spade"):
     model = ShowerDecoder(config)
     with torch.no_grad():
         model.body.end.linear.bias.fill_(-2.5)
-    state = {
-        "step": 1,
-        "kind": "showers",
-        "model_config": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()
-        },
-        "model": model.state_dict(),
-        "average": None,
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    write_checkpoint(folder / "checkpoints" / "step-00000001", 1, state, {})
-    return folder, model.eval()
+    return write_untrained_run(folder, model, kind="showers"), model.eval()
 
 
 @pytest.fixture(scope="module")

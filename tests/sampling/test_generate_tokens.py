@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 
 import h5py
 import numpy as np
@@ -19,8 +18,7 @@ from jetkern.evaluation.generate import first_jets
 from jetkern.model.jet_decoder import JetDecoder, JetDecoderConfig
 from jetkern.sampling import Drawing, generate_jets
 from jetkern.tokenizers import QuantileNormal, Tokenizer
-from jetkern.training.checkpoints import write_checkpoint
-from tests.factories import write_jetnet_shards
+from tests.factories import write_jetnet_shards, write_untrained_run
 from tests.faults import Faults, Killed, inject
 
 FEATURES = ("delta_eta", "delta_phi", "ln_pt")
@@ -38,18 +36,7 @@ def decoder(folder, features=FEATURES, **more):
     size = {"dim": 16, "layers": 1, "heads": 2}
     model = JetDecoder(JetDecoderConfig(classes=(9,), features=features, **size, **more))
     model.keep_tokenizer(Tokenizer(features, scale, scale(values)[:9]))
-    state = {
-        "step": 1,
-        "kind": "decoder",
-        "model_config": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(model.config).items()
-        },
-        "model": model.state_dict(),
-        "average": None,
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    write_checkpoint(folder / "checkpoints" / "step-00000001", 1, state, {})
-    return folder, model.eval()
+    return write_untrained_run(folder, model, kind="decoder"), model.eval()
 
 
 @pytest.fixture(scope="module")
