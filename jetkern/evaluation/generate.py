@@ -114,6 +114,12 @@ class GenerateSettings:
     seed: int = 0
     device: str = "auto"
 
+    @property
+    def drawing(self) -> Drawing:
+        """How a decoder draws."""
+        given = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+        return Drawing(**{name: value for name, value in given.items() if value is not None})
+
 
 def load_generator(source: Path | str) -> tuple[Any, Weights]:
     """The velocity field of a run or checkpoint, its averaged weights if it has them.
@@ -266,8 +272,7 @@ class _Decoder(_OfJets):
         if settings.num_jets is None:
             raise ValueError("a decoder of tokens needs --num-jets: it imitates no jets")
         self.model, self.jets = model.to(world.device).eval(), settings.num_jets
-        given = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-        self.drawing = Drawing(**{name: v for name, v in given.items() if v is not None})
+        self.drawing = settings.drawing
         self.most = settings.max_particles or MAX_PARTICLES
         if self.most > MAX_PARTICLES:
             raise ValueError(f"jets of shards have at most {MAX_PARTICLES} particles: {self.most}")
@@ -276,9 +281,7 @@ class _Decoder(_OfJets):
             "weights": weights.sha256,
             "tokenizer": model.tokenizer.fingerprint,
             "jets": self.jets,
-            "temperature": self.drawing.temperature,
-            "top_k": self.drawing.top_k,
-            "top_p": self.drawing.top_p,
+            **self.drawing.as_json(),
             "max_particles": self.most,
             "seed": settings.seed,
         }

@@ -19,7 +19,7 @@ from jetkern.evaluation.files import Made, write_sets
 from jetkern.model.shower_decoder import ShowerDecoder
 from jetkern.packed import offsets_from_counts
 from jetkern.random import uniform
-from jetkern.sampling import SLOTS, Drawing, generate
+from jetkern.sampling import SLOTS, generate
 from jetkern.showers import COLUMNS, CONDITION, Showers
 from jetkern.simulate.showers import write_showerdata
 from jetkern.training.distributed import World
@@ -49,17 +49,14 @@ class ShowerMaker:
         self.model = model.to(world.device).eval()
         self.energies = asked_energies(settings)
         self.jets, self.seed = len(self.energies), settings.seed
-        given = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-        self.drawing = Drawing(**{name: v for name, v in given.items() if v is not None})
+        self.drawing = settings.drawing
         self.most = settings.max_particles or int(SPARE * model.config.longest) + 1
         self.slots = settings.slots or SLOTS
         self.identity: dict[str, Any] = {
             "weights": weights.sha256,
             "energies": hashlib.sha256(self.energies.tobytes()).hexdigest(),
             "jets": self.jets,
-            "temperature": self.drawing.temperature,
-            "top_k": self.drawing.top_k,
-            "top_p": self.drawing.top_p,
+            **self.drawing.as_json(),
             "max_particles": self.most,
             "seed": settings.seed,
         }

@@ -45,6 +45,10 @@ class Drawing:
     def __post_init__(self) -> None:
         check_drawing(self.temperature, self.top_k, self.top_p)
 
+    def as_json(self) -> dict[str, float]:
+        """All but the forbidden classes, by name."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+
 
 PLAIN = Drawing()
 
