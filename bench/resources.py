@@ -181,7 +181,9 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
     from jetkern.ops.gpu.counters import random_numbers
     from jetkern.ops.gpu.errors import class_errors, flow_errors
     from jetkern.ops.gpu.segments import joined_rows, last_rows, owners, ranks
+    from jetkern.ops.gpu.update import adam, clip, lion
     from jetkern.ops.gpu.views import hidden_ranks, noise_path, random_keep
+    from jetkern.ops.parameters import Ahead
 
     shape = SIZES[size]
     dim, heads, k = shape["dim"], shape["heads"], shape["neighbours"]
@@ -256,6 +258,17 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         errors += [class_errors(rows(jets, 10), index, t) for t in (None, time)]
         return torch.stack(errors)
 
+    def update() -> None:
+        weights, gradient, mean, square, slow = rows(5, total).detach().unbind(0)
+        norm, steps = rows().detach(), rows(dtype=torch.int64)
+        _, applied = clip(norm, 1.0, steps)
+        ahead = Ahead(slow, steps, 6, 0.5)
+        for lr in (1e-3, norm):
+            options: Any = {"lr": lr, "decay": 0.1, "betas": (0.95, 0.999)}
+            lion(weights, mean, gradient, applied, **options)
+            for more in ({"rectified": False}, {"rectified": True, "ahead": ahead}):
+                adam(weights, mean, square, gradient, applied, norm, eps=1e-5, **options, **more)
+
     tensors = {
         "attention": attention,
         "causal attention": causal_attention,
@@ -282,6 +295,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
         "generation": generation,
         "indices": indices,
         "views and losses": views_and_losses,
+        "update": update,
         "class attention": lambda: token_block(
             rows(4 * jets, dim), offsets, rows(tokens, dim), offsets
         ),

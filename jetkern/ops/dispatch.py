@@ -163,6 +163,7 @@ BELOW = {
     "class_attention": "attention_block.class_attention",
     "clip": "gpu.update",
     "lion": "gpu.update",
+    "adam": "gpu.update",
     "noise_path": "gpu.views",
     "random_keep": "gpu.views",
     "hidden_ranks": "gpu.views",

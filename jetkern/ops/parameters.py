@@ -120,3 +120,18 @@ def optional_parts(parameters: MLPParameters) -> int:
     p = parameters
     norm = p.alpha is not None and p.gamma is not None
     return (p.fc1_bias is not None) + 2 * norm + 4 * (p.fc2_bias is not None)
+
+
+class Ahead(NamedTuple):
+    """Slow weights of Lookahead, which move in the pass that updates the weights.
+
+    Attributes:
+        slow: (N,) of the weights.
+        steps: () int64 done, this one with them. interval: of them, between two that move these.
+        alpha: size of such a step.
+    """
+
+    slow: Tensor
+    steps: Tensor
+    interval: int
+    alpha: float

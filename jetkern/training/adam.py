@@ -1,16 +1,20 @@
 """AdamW and RAdam that can be told on the device whether an update is applied.
 
-Where nothing is told they are PyTorch's own, to the bit; so are their checkpoints.
+Where nothing is told they are PyTorch's own, to the bit; so are their checkpoints. Where it is,
+rows on a GPU are updated in one pass, to rounding.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from jetkern.ops.parameters import Ahead
+from jetkern.training.flat import row_kernel
 
 
 class Told(torch.optim.Optimizer):
@@ -19,9 +23,13 @@ class Told(torch.optim.Optimizer):
     Attributes:
         applied: () bool where the parameters are, or None; where it is false, ``step`` changes
             nothing, and does not count. A GPU is not waited for; learning rates may be () there.
+        ahead: of parameters, the slow weights of a ``Lookahead``; a step takes out those that it
+            moves too.
     """
 
     applied: Tensor | None = None
+    ahead: dict[Any, Ahead] | None = None
+    rectified: ClassVar[bool]  # RAdam, not AdamW
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -44,8 +52,24 @@ class Told(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         number = state["step"] = state["step"].to(p.device)  # PyTorch's is on the CPU
-        number += applied
         mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if (fused := row_kernel("adam", p, gradient, mean, square)) is not None:
+            fused(
+                p.detach(),
+                mean,
+                square,
+                gradient,
+                applied,
+                number,
+                lr=group["lr"],
+                decay=group["weight_decay"],
+                betas=group["betas"],
+                eps=group["eps"],
+                rectified=self.rectified,
+                ahead=self.ahead.pop(p, None) if self.ahead else None,
+            )
+            return
+        number += applied
         mean.copy_(torch.where(applied, mean.lerp(gradient, 1 - beta1), mean))
         moved = (square * beta2).addcmul_(gradient, gradient, value=1 - beta2)
         square.copy_(torch.where(applied, moved, square))
@@ -71,6 +95,8 @@ class Told(torch.optim.Optimizer):
 class AdamW(Told, torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
 
+    rectified = False
+
     def _factors(self, number: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor, None]:
         beta1, beta2 = group["betas"]
         return 1 / (1 - beta1**number), (1 - beta2**number).sqrt(), None
@@ -78,6 +104,8 @@ class AdamW(Told, torch.optim.AdamW):
 
 class RAdam(Told, torch.optim.RAdam):
     """RAdam (Liu et al., arXiv 1908.03265, algorithm 2), its weight decay decoupled."""
+
+    rectified = True
 
     def _factors(self, number: Tensor, group: dict[str, Any]) -> tuple[Tensor, float, Tensor]:
         beta1, beta2 = group["betas"]

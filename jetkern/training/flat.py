@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from jetkern.io import printable
+from jetkern.kernels import Kernel, kernel
 
 ALIGNED = 16  # elements: where a weight begins, so that kernels read it in whole vectors
+
+
+def row_kernel(name: str, *tensors: Tensor) -> Kernel | None:
+    """The kernel of that name, if there is one and all of these are rows that it takes."""
+    plain = all(t.dtype == torch.float32 and t.dim() == 1 and t.is_contiguous() for t in tensors)
+    return kernel(name, tensors[0]) if plain else None
 
 
 class Place(NamedTuple):

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jetkern.kernels import kernel
-from jetkern.training.adam import AdamW, RAdam
+from jetkern.ops.parameters import Ahead
+from jetkern.training.adam import AdamW, RAdam, Told
+from jetkern.training.flat import row_kernel
 
 NO_DECAY = ("norm", "scale")  # and parameters that are tokens themselves
 # Elements that a multi-tensor call takes, so that its result is not the size of the model.
@@ -100,10 +101,10 @@ class Lion(torch.optim.Optimizer):
         self, params: list[Any], grads: list[Any], momenta: list[Tensor], group: dict[str, Any]
     ) -> bool:
         """Updates a single parameter by a kernel, where there is one."""
-        (p, *others), (g, *_), (m, *_) = params, grads, momenta
-        fused = kernel("lion", p)
-        plain = all(t.dtype == torch.float32 and t.dim() == 1 and t.is_contiguous() for t in (p, g))
-        if fused is None or others or self.applied is None or not plain:
+        if self.applied is None or len(params) > 1:
+            return False
+        (p,), (g,), (m,) = params, grads, momenta
+        if (fused := row_kernel("lion", p, g, m)) is None:
             return False
         of_group = {"lr": group["lr"], "decay": group["weight_decay"], "betas": group["betas"]}
         fused(p.detach(), m, g, self.applied, **of_group)
@@ -163,10 +164,9 @@ class Lookahead:
         fast = self._fast()
         if not self._slow:
             self._slow = [p.detach().clone() for p in fast]
-        loss = self.optimizer.step(closure)
         if self.applied is not None:
-            self._on_device(fast, self.applied)
-            return loss
+            return self._on_device(fast, self.applied, closure)
+        loss = self.optimizer.step(closure)
         self._steps = int(self._steps) + 1
         if self._steps % self.interval == 0:
             torch._foreach_mul_(fast, self.alpha)
@@ -174,16 +174,28 @@ class Lookahead:
             torch._foreach_copy_(self._slow, fast)
         return loss
 
-    def _on_device(self, fast: list[Tensor], applied: Tensor) -> None:
+    def _on_device(
+        self, fast: list[Tensor], applied: Tensor, closure: Callable[[], Any] | None
+    ) -> Any:
         """The same with the steps counted there."""
         if isinstance(self._steps, int):
             self._steps = torch.full((), self._steps, device=applied.device)
         self._steps += applied
+        ahead = {
+            p: Ahead(slow, self._steps, self.interval, self.alpha)
+            for p, slow in zip(fast, self._slow, strict=True)
+        }
+        if isinstance(self.optimizer, Told):
+            self.optimizer.ahead = ahead  # what it moves is taken out
+        loss = self.optimizer.step(closure)
+        if not ahead:
+            return loss
         due = applied & (self._steps % self.interval == 0)
-        for p, slow in zip(fast, self._slow, strict=True):
+        for p, (slow, *_) in ahead.items():
             moved = (p * self.alpha).add_(slow, alpha=1 - self.alpha)
             p.copy_(torch.where(due, moved, p))
             slow.copy_(torch.where(due, moved, slow))
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients."""

@@ -38,8 +38,8 @@ def test_a_step_is_counted_and_waits_for_nothing():
     [
         ("classifier+generator", "lion", 240),
         ("pretrain", "lion", 310),
-        ("mpm", "adamw", 240),
-        ("mpm", "ranger", 270),
+        ("mpm", "adamw", 200),
+        ("mpm", "ranger", 200),
     ],
 )
 def test_what_a_graph_holds_of_a_step_waits_for_nothing_and_is_short(objective, optimizer, most):

@@ -151,6 +151,7 @@ def test_launches_compile_without_spills(size: str) -> None:
     assert {r.architecture for r in made} == set(ARCHITECTURES)
     used = {r.kernel for r in made}
     assert {"knn", "pair_bias_fwd", "pair_bias_bwd_weights", "attention_bwd"} <= used
+    assert {"clip", "lion", "adam_factors", "adam"} <= used
     assert ("local_block_fwd" in used) == (size in ("micro", "small"))
     assert not [r for r in made if r.fault]
     counted = {r.kernel for r in made if r.issued}
