@@ -97,6 +97,15 @@ namespace {
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// For outer products: outputs and vectors of inputs at a time, and tokens of a pass, whose vectors
+// stay in the L1 cache.
+constexpr int64_t ROWS = W == 16 ? 12 : 6, COLUMNS = 2, TOKENS = 256;
+
+// Floats of x with the tokens in rows.
+int64_t turned_size(int64_t inputs, int64_t slots) {
+  return round_up(inputs, COLUMNS * W) * slots * W;
+}
+
 // Weights (or pairs) of a pass over outputs o0 .. and depth k0 ..
 int64_t block_size(int64_t breadth, int64_t depth) { return round_up(breadth, OUT) * depth; }
 
@@ -215,9 +224,11 @@ void pack_panels(const Panels& panels, float* to) {
 
 int64_t product_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16, bool packed) {
   const int64_t block = packed ? 0 : BLOCK;
-  const int64_t rounded = tile_size(slots, depth_of(inputs, true));
-  const int64_t paired = tile_size((slots + 1) / 2, outputs) + tile_size((slots + 1) / 2, inputs);
-  return !bf16 ? block : paired > block + rounded ? paired : block + rounded;
+  const int64_t half = (slots + 1) / 2;
+  const int64_t forward = block + (bf16 ? tile_size(slots, depth_of(inputs, true)) : 0);
+  const int64_t weights = bf16 ? tile_size(half, outputs) + turned_size(inputs, half)
+                               : turned_size(inputs, slots);
+  return forward > weights ? forward : weights;
 }
 
 void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row, int64_t slots,
@@ -254,86 +265,112 @@ void over_tokens(const float* tokens, int64_t row, int64_t count, int64_t featur
 
 namespace {
 
-constexpr int64_t ROWS = W == 4 ? 2 : 4, COLUMNS = W / ROWS;  // W sums at a time
-typedef float quarter __attribute__((vector_size(COLUMNS * 4)));
-
-// W elements of the outer product; beyond an edge they repeat the last one and are not added.
+// Tokens from lanes to rows: panels of COLUMNS * W inputs, (slots * W, COLUMNS * W) each, zeros
+// beyond the last input. With BF16 a row holds pairs of tokens: of slots 2 s and 2 s + 1.
 template <bool BF16>
-JETKERN_INLINE void outer_block(const float* y, int64_t y_step, int64_t outputs, const float* x,
-                                int64_t x_step, int64_t inputs, int64_t slots, float* to,
-                                int64_t to_row) {
-  const float *ys[ROWS], *xs[COLUMNS];
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < ROWS; r++) ys[r] = y + (r < outputs ? r : outputs - 1) * W;
-#pragma GCC unroll 4
-  for (int64_t c = 0; c < COLUMNS; c++) xs[c] = x + (c < inputs ? c : inputs - 1) * W;
-  vfloat acc[W];
+void turn_tokens(const float* x, int64_t x_row, int64_t inputs, int64_t slots, float* to) {
+  const int64_t step = BF16 ? 2 : 1;
+  for (int64_t panel = 0; panel < inputs; panel += COLUMNS * W)
+    for (int64_t s = 0; s < slots; s += step, to += COLUMNS * W * W)
+      for (int64_t c = 0; c < COLUMNS * W; c += W) {
+        vfloat v[W];
+        const float* at = x + (s * x_row + panel + c) * W;
 #pragma GCC unroll 16
-  for (int64_t n = 0; n < W; n++) acc[n] = vfloat{};
-  for (int64_t s = 0; s < slots; s++) {
-    vfloat right[COLUMNS];
-#pragma GCC unroll 4
-    for (int64_t c = 0; c < COLUMNS; c++) right[c] = load(xs[c] + s * x_step);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < ROWS; r++) {
-      const vfloat left = load(ys[r] + s * y_step);
-#pragma GCC unroll 4
-      for (int64_t c = 0; c < COLUMNS; c++) {
-        vfloat& sum = acc[r * COLUMNS + c];
-        if constexpr (BF16)
-          sum = bf16_dot(sum, bits(left), bits(right[c]));
-        else
-          sum += left * right[c];
+        for (int64_t i = 0; i < W; i++, at += W) {
+          v[i] = panel + c + i < inputs ? load(at) : vfloat{};
+          if constexpr (BF16) {
+            const bool both = panel + c + i < inputs && s + 1 < slots;
+            v[i] = from_bits(bf16_pairs(v[i], both ? load(at + x_row * W) : vfloat{}));
+          }
+        }
+        transpose(v);
+#pragma GCC unroll 16
+        for (int64_t l = 0; l < W; l++) store(to + l * COLUMNS * W + c, v[l]);
+      }
+}
+
+// R rows of the outer product and V vectors of columns, the last of which has `last` columns.
+template <int64_t R, int64_t V, bool BF16>
+void outer_block(const float* y, int64_t y_step, const float* x, int64_t slots, float* to,
+                 int64_t to_row, int64_t last) {
+  vfloat acc[R][V];
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; v++) acc[r][v] = vfloat{};
+  for (int64_t s = 0; s < slots; s++, y += y_step)
+    for (int64_t l = 0; l < W; l++, x += COLUMNS * W) {
+      vfloat right[V];
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < V; v++) right[v] = load(x + v * W);
+#pragma GCC unroll 12
+      for (int64_t r = 0; r < R; r++) {
+        if constexpr (BF16) {
+          const vint left = splat_pairs(y + r * W + l);
+#pragma GCC unroll 2
+          for (int64_t v = 0; v < V; v++) acc[r][v] = bf16_dot(acc[r][v], left, bits(right[v]));
+        } else {
+          const vfloat left = splat(y[r * W + l]);
+#pragma GCC unroll 2
+          for (int64_t v = 0; v < V; v++) acc[r][v] += left * right[v];
+        }
+      }
+    }
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < V; v++) {
+      float* at = to + r * to_row + v * W;
+      if (v == V - 1)
+        store_first(at, load_first(at, last) + acc[r][v], last);
+      else
+        store(at, load(at) + acc[r][v]);
+    }
+}
+
+template <int64_t R, int64_t V, bool BF16>
+void outer_rows(int64_t rows, const float* y, int64_t y_step, const float* x, int64_t slots,
+                float* to, int64_t to_row, int64_t last) {
+  if constexpr (R > 1)
+    if (rows < R) return outer_rows<R - 1, V, BF16>(rows, y, y_step, x, slots, to, to_row, last);
+  outer_block<R, V, BF16>(y, y_step, x, slots, to, to_row, last);
+}
+
+template <bool BF16>
+void outer_blocks(const Outer& f, int64_t first, int64_t end, float* to) {
+  for (int64_t s = 0; s < f.slots; s += TOKENS / W) {
+    const int64_t slots = smaller(f.slots - s, TOKENS / W);
+    const float* x = f.x + s * W * COLUMNS * W;
+    for (int64_t i = 0; i < f.inputs; i += COLUMNS * W, x += f.slots * W * COLUMNS * W) {
+      const int64_t inputs = smaller(f.inputs - i, COLUMNS * W);
+      const auto rows_of = inputs > W ? outer_rows<ROWS, 2, BF16> : outer_rows<ROWS, 1, BF16>;
+      int64_t o = first;
+      for (int64_t blocks = (end - o + ROWS - 1) / ROWS; blocks; blocks--) {
+        const int64_t rows = (end - o + blocks - 1) / blocks;  // blocks of about equal height
+        rows_of(rows, f.y + (s * f.y_row + o) * W, f.y_row * W, x, slots, to + o * f.inputs + i,
+                f.inputs, inputs > W ? inputs - W : inputs);
+        o += rows;
       }
     }
   }
-  float total[W];
-  store(total, sums(acc));
-  if (outputs >= ROWS && inputs >= COLUMNS) {
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < ROWS; r++) {
-      quarter sum, old;
-      __builtin_memcpy(&sum, total + r * COLUMNS, sizeof sum);
-      __builtin_memcpy(&old, to + r * to_row, sizeof old);
-      old += sum;
-      __builtin_memcpy(to + r * to_row, &old, sizeof old);
-    }
-    return;
-  }
-  for (int64_t r = 0; r < ROWS && r < outputs; r++)
-    for (int64_t c = 0; c < COLUMNS && c < inputs; c++)
-      to[r * to_row + c] += total[r * COLUMNS + c];
-}
-
-// Vectors of x and of y that a pass works on: in the L1 and in the L2 cache.
-constexpr int64_t NEAR = 320, FAR = 2560;
-
-template <bool BF16>
-void outer_blocks(const Outer& f, int64_t first, int64_t last, float* to) {
-  const int64_t wide = round_up(NEAR / f.slots + 1, COLUMNS);
-  const int64_t tall = round_up(FAR / f.slots + 1, ROWS);
-  for (int64_t o0 = first; o0 < last; o0 += tall)
-    for (int64_t i0 = 0; i0 < f.inputs; i0 += wide)
-      for (int64_t o = o0; o < last && o < o0 + tall; o += ROWS)
-        for (int64_t i = i0; i < f.inputs && i < i0 + wide; i += COLUMNS)
-          outer_block<BF16>(f.y + o * W, f.y_row * W, last - o, f.x + i * W, f.x_row * W,
-                            f.inputs - i, f.slots, to + o * f.inputs + i, f.inputs);
 }
 
 }  // namespace
 
 Outer outer(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
             int64_t inputs, int64_t slots, bool bf16, float* room) {
-  if (!bf16) return {y, x, y_row, x_row, inputs, slots, false};
+  if (!bf16) {
+    turn_tokens<false>(x, x_row, inputs, slots, room);
+    return {y, room, y_row, inputs, slots, false};
+  }
   const int64_t half = (slots + 1) / 2;
-  float* other = room + tile_size(half, outputs);
+  float* turned = room + tile_size(half, outputs);
   round_slots(y, y_row, outputs, slots, room);
-  round_slots(x, x_row, inputs, slots, other);
-  return {room, other, slot_row(outputs), slot_row(inputs), inputs, half, true};
+  turn_tokens<true>(x, x_row, inputs, slots, turned);
+  return {room, turned, slot_row(outputs), inputs, half, true};
 }
 
 void outer_product(const Outer& f, int64_t first, int64_t last, float* to) {
-  if (!f.slots) return;
   if (f.bf16)
     outer_blocks<true>(f, first, last, to);
   else

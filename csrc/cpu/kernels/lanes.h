@@ -13,7 +13,7 @@ JETKERN_INLINE int64_t slot_row(int64_t n) { return n | 1; }
 JETKERN_INLINE int64_t tile_size(int64_t slots, int64_t n) { return slots * slot_row(n) * W; }
 
 // Slots that the products take at a time; chains of them stay in the first-level cache.
-constexpr int64_t SLOTS = W == 16 ? 3 : 2;
+constexpr int64_t SLOTS = 3;
 
 // A matrix of weights, w(o, i) = w[o * row + i * column] * by_output[o] * by_input[i], either factor
 // null for ones, and how `product` takes it: rearranged beforehand, or, where `packed` is null, block
@@ -40,11 +40,12 @@ void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y
 // An outer product, the gradient of a weight (outputs, inputs), of which one call does some outputs:
 // to[o * inputs + i] += sum over slots and lanes of y[s][o] x[s][i].
 struct Outer {
-  const float *y, *x;
-  int64_t y_row, x_row, inputs, slots;
+  const float *y, *x;  // x with the tokens in rows
+  int64_t y_row, inputs, slots;
   bool bf16;
 };
-// Rounds y and x into `room` if they are to be bfloat16; call it once before `outer_product`.
+// Turns x into `room`, and rounds y and x if they are to be bfloat16; call it once before
+// `outer_product`.
 Outer outer(const float* y, int64_t y_row, int64_t outputs, const float* x, int64_t x_row,
             int64_t inputs, int64_t slots, bool bf16, float* room);
 void outer_product(const Outer& factors, int64_t first, int64_t last, float* to);
