@@ -4,7 +4,7 @@ namespace jetkern::JETKERN_ISA {
 namespace {
 
 constexpr int64_t OUT = W == 16 ? 8 : 4;  // outputs per panel; OUT * SLOTS sums stay in registers
-constexpr int64_t DEPTH = 128;            // inputs (or pairs) per pass: SLOTS * DEPTH vectors fit L1
+constexpr int64_t DEPTH = 128;            // inputs (or lanes) per pass: SLOTS * DEPTH vectors fit L1
 constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit L2
 constexpr int64_t BLOCK = BREADTH * DEPTH;
 
@@ -25,7 +25,7 @@ JETKERN_INLINE vfloat sums(vfloat (&v)[W]) {
 }
 
 // y(s, o) = sum_k w[o * STEP + k * w_depth] x(s, k) + bias[o] + add(s, o) for N slots, OUT outputs;
-// with BF16 k counts pairs of bfloat16.
+// with BF16 k counts lanes of bfloat16.
 template <int64_t N, int64_t STEP, bool BF16 = false>
 JETKERN_INLINE void panel_product(const float* w, int64_t w_depth, int64_t depth, const float* x,
                                   int64_t x_slot, int64_t x_depth, float* y, int64_t y_slot,
@@ -43,15 +43,9 @@ JETKERN_INLINE void panel_product(const float* w, int64_t w_depth, int64_t depth
     for (int64_t n = 0; n < N; n++) xs[n] = load(x + n * x_slot);
 #pragma GCC unroll 8
     for (int64_t o = 0; o < OUT; o++) {
-      if constexpr (BF16) {
-        const vint weight = splat_pairs(w + o * STEP);
+      const vfloat weight = splat_at(w + o * STEP);
 #pragma GCC unroll 4
-        for (int64_t n = 0; n < N; n++) acc[o][n] = bf16_dot(acc[o][n], weight, bits(xs[n]));
-      } else {
-        const vfloat weight = splat(w[o * STEP]);
-#pragma GCC unroll 4
-        for (int64_t n = 0; n < N; n++) acc[o][n] += weight * xs[n];
-      }
+      for (int64_t n = 0; n < N; n++) acc[o][n] = add_product<BF16>(acc[o][n], weight, xs[n]);
     }
   }
 #pragma GCC unroll 8
@@ -106,13 +100,13 @@ int64_t turned_size(int64_t inputs, int64_t slots) {
   return round_up(inputs, COLUMNS * W) * slots * W;
 }
 
-// Weights (or pairs) of a pass over outputs o0 .. and depth k0 ..
+// Weights (or lanes of them) of a pass over outputs o0 .. and depth k0 ..
 int64_t block_size(int64_t breadth, int64_t depth) { return round_up(breadth, OUT) * depth; }
 
-// Panels of OUT outputs each: outputs o0 .. o0 + breadth, depth k0 .. k0 + depth (pairs if bf16).
+// Panels of OUT outputs each: outputs o0 .. o0 + breadth, depth k0 .. k0 + depth (lanes if bf16).
 void pack_block(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_t depth, float* to) {
   constexpr int64_t EACH = W / OUT;  // panels that a vector of outputs fills
-  const int64_t width = p.bf16 ? 2 : 1, step = W / width;
+  const int64_t width = p.bf16 ? PER_LANE : 1, step = W / width;
   for (int64_t o = o0; o < o0 + breadth; o += W, to += EACH * OUT * depth) {
     const int64_t outputs = smaller(o0 + breadth - o, W);
     const vfloat factor = p.by_output ? load_first(p.by_output + o, outputs) : splat(1.0f);
@@ -136,42 +130,44 @@ void pack_block(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_
         v[l] = v[l] * scale * factor;
       }
       for (int64_t l = 0; l < W && k + l / width < depth; l += width) {
-        float pair[W];
-        store(pair, p.bf16 ? from_bits(bf16_pairs(v[l], v[l + width - 1])) : v[l]);
+        float lanes[W];
+        store(lanes, p.bf16 ? bf16_lanes(v[l], v[l + width - 1]) : v[l]);
         for (int64_t e = 0; e < EACH && e * OUT < outputs; e++)
-          std::memcpy(to + (e * depth + k + l / width) * OUT, pair + e * OUT, OUT * sizeof(float));
+          std::memcpy(to + (e * depth + k + l / width) * OUT, lanes + e * OUT, OUT * sizeof(float));
       }
     }
   }
 }
 
-int64_t depth_of(int64_t inputs, bool bf16) { return bf16 ? (inputs + 1) / 2 : inputs; }
+// Lanes of n factors.
+int64_t lanes_of(int64_t n) { return (n + PER_LANE - 1) / PER_LANE; }
+int64_t depth_of(int64_t inputs, bool bf16) { return bf16 ? lanes_of(inputs) : inputs; }
 
-// Pairs of features: vector k of a slot holds features 2 k and 2 k + 1.
+// Vector k of a slot holds features PER_LANE * k and, in pairs, the next one.
 void round_features(const float* x, int64_t x_row, int64_t inputs, int64_t slots, float* to) {
-  const int64_t pairs = depth_of(inputs, true), row = slot_row(pairs);
+  const int64_t depth = lanes_of(inputs), row = slot_row(depth);
   for (int64_t s = 0; s < slots; s++)
-    for (int64_t k = 0; k < pairs; k++) {
-      const float* at = x + (s * x_row + 2 * k) * W;
-      const vfloat high = 2 * k + 1 < inputs ? load(at + W) : vfloat{};
-      store(to + (s * row + k) * W, from_bits(bf16_pairs(load(at), high)));
+    for (int64_t k = 0; k < depth; k++) {
+      const float* at = x + (s * x_row + PER_LANE * k) * W;
+      const vfloat high = PER_LANE * k + 1 < inputs ? load(at + W) : vfloat{};
+      store(to + (s * row + k) * W, bf16_lanes(load(at), high));
     }
 }
 
-// Pairs of slots: slot s of the result holds slots 2 s and 2 s + 1.
+// Slot s of the result holds slots PER_LANE * s and, in pairs, the next one.
 void round_slots(const float* x, int64_t x_row, int64_t n, int64_t slots, float* to) {
-  for (int64_t s = 0; s < slots; s += 2, to += slot_row(n) * W)
+  for (int64_t s = 0; s < slots; s += PER_LANE, to += slot_row(n) * W)
     for (int64_t i = 0; i < n; i++) {
       const float* at = x + (s * x_row + i) * W;
       const vfloat high = s + 1 < slots ? load(at + x_row * W) : vfloat{};
-      store(to + i * W, from_bits(bf16_pairs(load(at), high)));
+      store(to + i * W, bf16_lanes(load(at), high));
     }
 }
 
 template <bool BF16>
 void blocks_product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y_row,
                     int64_t slots, const float* bias, const float* add, float* room) {
-  const int64_t x_step = x_row * W, y_step = y_row * W, all = depth_of(w.inputs, BF16);
+  const int64_t x_step = x_row * W, y_step = y_row * W, all = depth_of(w.inputs, w.bf16);
   const float* block = w.packed ? w.packed : room;
   for (int64_t b0 = 0; b0 < w.outputs; b0 += BREADTH) {
     const int64_t breadth = smaller(w.outputs - b0, BREADTH);
@@ -224,10 +220,10 @@ void pack_panels(const Panels& panels, float* to) {
 
 int64_t product_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16, bool packed) {
   const int64_t block = packed ? 0 : BLOCK;
-  const int64_t half = (slots + 1) / 2;
-  const int64_t forward = block + (bf16 ? tile_size(slots, depth_of(inputs, true)) : 0);
-  const int64_t weights = bf16 ? tile_size(half, outputs) + turned_size(inputs, half)
-                               : turned_size(inputs, slots);
+  const int64_t forward = block + (bf16 ? tile_size(slots, lanes_of(inputs)) : 0);
+  const int64_t weights =
+      bf16 ? tile_size(lanes_of(slots), outputs) + turned_size(inputs, lanes_of(slots))
+           : turned_size(inputs, slots);
   return forward > weights ? forward : weights;
 }
 
@@ -236,8 +232,8 @@ void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y
   if (!w.bf16) return blocks_product<false>(w, x, x_row, y, y_row, slots, bias, add, room);
   float* rounded = room + (w.packed ? 0 : BLOCK);
   round_features(x, x_row, w.inputs, slots, rounded);
-  blocks_product<true>(w, rounded, slot_row(depth_of(w.inputs, true)), y, y_row, slots, bias, add,
-                       room);
+  blocks_product<PER_LANE == 2>(w, rounded, slot_row(lanes_of(w.inputs)), y, y_row, slots, bias, add,
+                                room);
 }
 
 void by_token(const float* tokens, int64_t row, int64_t count, int64_t depth, const float* x,
@@ -266,10 +262,10 @@ void over_tokens(const float* tokens, int64_t row, int64_t count, int64_t featur
 namespace {
 
 // Tokens from lanes to rows: panels of COLUMNS * W inputs, (slots * W, COLUMNS * W) each, zeros
-// beyond the last input. With BF16 a row holds pairs of tokens: of slots 2 s and 2 s + 1.
+// beyond the last input. With BF16 the rows of slot s are of PER_LANE * s and, in pairs, the next.
 template <bool BF16>
 void turn_tokens(const float* x, int64_t x_row, int64_t inputs, int64_t slots, float* to) {
-  const int64_t step = BF16 ? 2 : 1;
+  const int64_t step = BF16 ? PER_LANE : 1;
   for (int64_t panel = 0; panel < inputs; panel += COLUMNS * W)
     for (int64_t s = 0; s < slots; s += step, to += COLUMNS * W * W)
       for (int64_t c = 0; c < COLUMNS * W; c += W) {
@@ -280,7 +276,7 @@ void turn_tokens(const float* x, int64_t x_row, int64_t inputs, int64_t slots, f
           v[i] = panel + c + i < inputs ? load(at) : vfloat{};
           if constexpr (BF16) {
             const bool both = panel + c + i < inputs && s + 1 < slots;
-            v[i] = from_bits(bf16_pairs(v[i], both ? load(at + x_row * W) : vfloat{}));
+            v[i] = bf16_lanes(v[i], both ? load(at + x_row * W) : vfloat{});
           }
         }
         transpose(v);
@@ -305,15 +301,9 @@ void outer_block(const float* y, int64_t y_step, const float* x, int64_t slots, 
       for (int64_t v = 0; v < V; v++) right[v] = load(x + v * W);
 #pragma GCC unroll 12
       for (int64_t r = 0; r < R; r++) {
-        if constexpr (BF16) {
-          const vint left = splat_pairs(y + r * W + l);
+        const vfloat left = splat_at(y + r * W + l);
 #pragma GCC unroll 2
-          for (int64_t v = 0; v < V; v++) acc[r][v] = bf16_dot(acc[r][v], left, bits(right[v]));
-        } else {
-          const vfloat left = splat(y[r * W + l]);
-#pragma GCC unroll 2
-          for (int64_t v = 0; v < V; v++) acc[r][v] += left * right[v];
-        }
+        for (int64_t v = 0; v < V; v++) acc[r][v] = add_product<BF16>(acc[r][v], left, right[v]);
       }
     }
 #pragma GCC unroll 12
@@ -363,16 +353,15 @@ Outer outer(const float* y, int64_t y_row, int64_t outputs, const float* x, int6
     turn_tokens<false>(x, x_row, inputs, slots, room);
     return {y, room, y_row, inputs, slots, false};
   }
-  const int64_t half = (slots + 1) / 2;
-  float* turned = room + tile_size(half, outputs);
+  float* turned = room + tile_size(lanes_of(slots), outputs);
   round_slots(y, y_row, outputs, slots, room);
   turn_tokens<true>(x, x_row, inputs, slots, turned);
-  return {room, turned, slot_row(outputs), inputs, half, true};
+  return {room, turned, slot_row(outputs), inputs, lanes_of(slots), true};
 }
 
 void outer_product(const Outer& f, int64_t first, int64_t last, float* to) {
   if (f.bf16)
-    outer_blocks<true>(f, first, last, to);
+    outer_blocks<PER_LANE == 2>(f, first, last, to);
   else
     outer_blocks<false>(f, first, last, to);
 }

@@ -33,6 +33,12 @@ JETKERN_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vflo
 JETKERN_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
 // x - 0 is x, of zeros with a sign, too: the compiler keeps the broadcast alone.
 JETKERN_INLINE vfloat splat(float x) { return x - vfloat{}; }
+// The 32 bits at p, a float or two bfloat16, in all lanes.
+JETKERN_INLINE vfloat splat_at(const float* p) {
+  int32_t value;
+  std::memcpy(&value, p, sizeof value);
+  return (vfloat)(vint{} + value);
+}
 JETKERN_INLINE vint bits(vfloat v) { return (vint)v; }
 JETKERN_INLINE vfloat from_bits(vint v) { return (vfloat)v; }
 JETKERN_INLINE vdouble to_double(vfloat v) { return __builtin_convertvector(v, vdouble); }
@@ -135,39 +141,43 @@ JETKERN_INLINE float largest(vfloat v) {
   return v[0];
 }
 
-// Pairs of bfloat16 in 32 bits: `low` in the low half of each lane, `high` in the high half, both
-// rounded to nearest even. The portable form gives the same bits but for subnormals.
-JETKERN_INLINE vint bf16_pairs(vfloat low, vfloat high) {
+// v, rounded to bfloat16 (to nearest even), still as floats.
+JETKERN_INLINE vfloat bf16_round(vfloat v) {
+  const vint b = bits(v), nearest = b + 0x7fff + ((b >> 16) & 1);
+  return from_bits((v == v ? nearest : b | 0x400000) & ~0xffff);
+}
+
+// Factors in bfloat16, PER_LANE in a lane. Where the processor multiplies them they come in pairs,
+// `low` in the low half and `high` in the high half, and `add_product` adds both products; elsewhere
+// each is a float that is rounded, `low` alone, lest the halves be taken apart for each product.
 #if defined(__AVX512BF16__)
+constexpr int64_t PER_LANE = 2;
+
+JETKERN_INLINE vfloat bf16_lanes(vfloat low, vfloat high) {
   alignas(64) static constexpr int16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                     21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                     11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-  return (vint)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
-#else
-  const auto rounded = [](vfloat v) {
-    const vint b = bits(v), nearest = b + 0x7fff + ((b >> 16) & 1);
-    return v == v ? nearest : b | 0x400000;
-  };
-  return ((rounded(low) >> 16) & 0xffff) | (rounded(high) & ~0xffff);
-#endif
+  return (vfloat)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
 }
 
-// sum + the products of both halves of a and b: the factors are exact, sums are float.
-JETKERN_INLINE vfloat bf16_dot(vfloat sum, vint a, vint b) {
-#if defined(__AVX512BF16__)
-  return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+template <bool BF16>
+JETKERN_INLINE vfloat add_product(vfloat sum, vfloat a, vfloat b) {
+  if constexpr (BF16)
+    return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  else
+    return sum + a * b;
+}
 #else
-  sum += from_bits(a << 16) * from_bits(b << 16);
-  return sum + from_bits(a & ~0xffff) * from_bits(b & ~0xffff);
-#endif
-}
+constexpr int64_t PER_LANE = 1;
 
-JETKERN_INLINE vint splat_pairs(const float* p) {
-  int32_t both;
-  std::memcpy(&both, p, sizeof both);
-  return vint{} + both;
+JETKERN_INLINE vfloat bf16_lanes(vfloat low, vfloat) { return bf16_round(low); }
+
+template <bool BF16>
+JETKERN_INLINE vfloat add_product(vfloat sum, vfloat a, vfloat b) {
+  return sum + a * b;
 }
+#endif
 
 JETKERN_INLINE int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
