@@ -4,7 +4,8 @@ python -m bench.showers [--updates 400] [--seed 0] [--out FILE]
 
 The three models see the same simulated showers (jetkern.simulate.showers, small) in turn, an update
 each: width 64, 3 blocks, one head of keys and values for 4 of queries, rope, a hazard for the end,
-heads with a hidden layer of 64, conditioned on the photon's energy; AdamW, one cycle to 3e-3.
+heads with a hidden layer of 64, energies of hits between the threshold and the highest of 2,000
+showers, conditioned on the photon's energy; AdamW, one cycle to 3e-3.
 Judged are nats a hit on 400 others, and W1 of 400 generated showers of their energies beside that
 of 400 more simulated ones of the same. Time is CPU time of the updates.
 """
@@ -12,6 +13,7 @@ of 400 more simulated ones of the same. Time is CPU time of the updates.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -50,9 +52,11 @@ def batch(showers: Showers) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 class Training:
     """A model and its updates."""
 
-    def __init__(self, kind: str, updates: int, seed: int) -> None:
+    def __init__(self, kind: str, updates: int, seed: int, bounds: tuple[float, float]) -> None:
         torch.manual_seed(seed)
-        self.model = Decoder(DecoderConfig(**{**SHARED, **KINDS[kind]}))
+        lowest, highest = ((0.0, 0.0, 0.0, bound) for bound in bounds)
+        own = {"lowest": lowest, "highest": highest} | KINDS[kind]
+        self.model = Decoder(DecoderConfig(**{**SHARED, **own}))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), RATE, weight_decay=0.01)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, RATE, updates)
         self.seconds = 0.0
@@ -119,7 +123,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON of the results")
     options = parser.parse_args()
     calorimeter, seed = CALORIMETERS["small"], options.seed
-    runs = {kind: Training(kind, options.updates, seed) for kind in KINDS}
+    highest = simulate_showers(calorimeter, range(2000)).points()[:, 3].max()
+    bounds = math.log(calorimeter.threshold), float(highest)
+    runs = {kind: Training(kind, options.updates, seed, bounds) for kind in KINDS}
     for update in range(options.updates):
         first = (seed * options.updates + update) * BATCH
         showers = simulate_showers(calorimeter, range(first, first + BATCH))

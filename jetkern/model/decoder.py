@@ -71,6 +71,10 @@ class DecoderConfig:
     """of each stream, subtracted from numbers before ``scale`` multiplies them; () for 0"""
     scale: tuple[float, ...] = ()
     """of each stream; () for 1"""
+    lowest: tuple[float, ...] = ()
+    """of each stream, the lowest number that there can be; a lower one counts as if it were this"""
+    highest: tuple[float, ...] = ()
+    """likewise; where both are equal, as for classes, or () there are no bounds"""
     components: int = 4
     """Gaussians of a stream of numbers"""
     head_hidden: int = 0
@@ -81,7 +85,7 @@ class DecoderConfig:
     """classes of a set that every row knows; 0 for none"""
 
     def __post_init__(self) -> None:
-        for name in ("classes", "delays", "shift", "scale"):
+        for name in ("classes", "delays", "shift", "scale", "lowest", "highest"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("dim", "layers", "heads", "expansion"):
             if getattr(self, name) < 1:
@@ -113,7 +117,7 @@ class DecoderConfig:
     def _check_streams(self, late: list[int]) -> None:
         if self.joint == "chain" and late[-1]:
             raise ValueError(f"a chain has no delays, got {self.delays}")
-        for name in ("shift", "scale"):
+        for name in ("shift", "scale", "lowest", "highest"):
             given = getattr(self, name)
             if given and len(given) != len(self.classes):
                 raise ValueError(
@@ -121,6 +125,14 @@ class DecoderConfig:
                 )
         if self.scale and min(self.scale) <= 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
+        if len(self.lowest) != len(self.highest) or any(
+            low > high or (classes and low != high)
+            for low, high, classes in zip(self.lowest, self.highest, self.classes, strict=False)
+        ):
+            raise ValueError(
+                f"lowest and highest are bounds of streams of numbers, equal for those of classes, "
+                f"got {self.lowest} and {self.highest}"
+            )
         if self.components < 1:
             raise ValueError(f"components must be at least 1, got {self.components}")
         for name in ("head_hidden", "condition", "types", "registers"):
@@ -131,6 +143,14 @@ class DecoderConfig:
     def numbers(self) -> bool:
         """Whether there are streams of numbers, so that points are floating."""
         return 0 in self.classes
+
+    def bounds(self, stream: int) -> tuple[float, float] | None:
+        """Lowest and highest number of a stream on the model's scale, None for no bounds."""
+        if not self.lowest or self.lowest[stream] == self.highest[stream]:
+            return None
+        shift = self.shift[stream] if self.shift else 0.0
+        scale = self.scale[stream] if self.scale else 1.0
+        return (self.lowest[stream] - shift) * scale, (self.highest[stream] - shift) * scale
 
     @property
     def shared_heads(self) -> int:
@@ -300,7 +320,8 @@ class Decoder(Layer):
         outputs[0] += config.end == "token"
         width = config.head_hidden or dim
         self.heads = nn.ModuleList(
-            nn.Linear(width, n) if n else MixtureHead(width, config.components) for n in outputs
+            nn.Linear(width, n) if n else MixtureHead(width, config.components, config.bounds(s))
+            for s, n in enumerate(outputs)
         )
         chain = outputs[:-1] if config.joint == "chain" else []
         self.links = nn.ModuleList(_reader(n, dim) for n in chain)
@@ -396,7 +417,8 @@ class Decoder(Layer):
             read, target = self.read_by_head(x, s, chained[:s]), columns[s].contiguous()
             if isinstance(head, MixtureHead):
                 scale = self.config.scale[s] if self.config.scale else 1.0
-                losses.append(head.losses(read, target) - target.isfinite() * math.log(scale))
+                known = target.isfinite().to(target.dtype)
+                losses.append(head.losses(read, target) - known * math.log(scale))
                 continue
             layer = cast(nn.Linear, head)
             losses.append(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,12 @@ def joined(cells: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def shower_decoder_config(
-    size: str, cells: tuple[int, ...], energies: tuple[float, ...], longest: int, **changes: Any
+    size: str,
+    cells: tuple[int, ...],
+    energies: tuple[float, ...],
+    longest: int,
+    hits: tuple[float, float] | None = None,
+    **changes: Any,
 ) -> ShowerDecoderConfig:
     """The configuration of a size for showers, with changes.
 
@@ -87,6 +93,8 @@ def shower_decoder_config(
         size: "spade" or "combined", or one of the four sizes of the study: their width, depth and
             heads with SPADE's streams as a chain, positions and end.
         cells, energies, longest: of the showers, as in ``ShowerDecoderConfig``.
+        hits: the lowest and the highest energy of a hit in MeV, which bound those that are drawn;
+            None for no bounds.
 
     Raises:
         ValueError: for an unknown size.
@@ -102,6 +110,12 @@ def shower_decoder_config(
     else:
         raise unknown("size of a decoder of showers", size, (*SHOWER_PRESETS, *SIZES))
     own |= {"cells": cells, "energies": energies, "longest": longest}
+    if hits is not None and hits[0] < hits[1]:
+        of_cells = (0.0,) * (len(own["classes"]) - 1)
+        own |= {
+            name: (*of_cells, math.log(energy))
+            for name, energy in zip(("lowest", "highest"), hits, strict=True)
+        }
     return ShowerDecoderConfig(**{**own, **changes})
 
 

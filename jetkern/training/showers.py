@@ -10,8 +10,8 @@ from jetkern.showers import COLUMNS, CONDITION
 
 
 def shower_shape(shards: Shards) -> dict[str, Any]:
-    """Cells, energies and the most hits of the showers in shards, over all splits of their
-    conversion, as ``jetkern.model.shower_decoder.shower_decoder_config`` takes them.
+    """Cells, energies, the most hits and the energies of hits of the showers in shards, over all
+    splits of their conversion, as ``shower_decoder_config`` takes them.
 
     Raises:
         ShardError: if they are not of showers, or their hits not at whole numbers of cells.
@@ -27,7 +27,13 @@ def shower_shape(shards: Shards) -> dict[str, Any]:
         low, high = (ranges["condition"][i][0] for i in (0, 1))
         cells = [int(n) + 1 for n in ranges["points"][1][:3]] if "points" in ranges else [1] * 3
         longest = int(ranges["multiplicity"][1][0])
+        hits = [float(n[3]) for n in ranges["points"]] if "points" in ranges else None
     except (KeyError, TypeError, ValueError, IndexError):
         raise ShardError(f"{folder}: the report has no ranges of its showers") from None
     x, y, layers = cells
-    return {"cells": (layers, x, y), "energies": (float(low), float(high)), "longest": longest}
+    return {
+        "cells": (layers, x, y),
+        "energies": (float(low), float(high)),
+        "longest": longest,
+        "hits": hits,
+    }

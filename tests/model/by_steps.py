@@ -28,6 +28,13 @@ def nats_of(model: Decoder, x: Tensor, s: int, value: float, read: list[float]) 
         torch.distributions.Categorical(logits=logits), torch.distributions.Normal(means, widths)
     )
     scale = config.scale[s] if config.scale else 1
+    if head.bounds is not None:
+        low, high = (torch.tensor(b, dtype=torch.float64) for b in head.bounds)
+        value = min(max(value, float(low)), float(high))
+        within = law.cdf(high) - law.cdf(low)
+        return (
+            within.log() - law.log_prob(torch.tensor(value, dtype=torch.float64)) - math.log(scale)
+        )
     return -law.log_prob(torch.tensor(value, dtype=torch.float64)) - math.log(scale)
 
 

@@ -1,9 +1,12 @@
 """Decoders of numbers, ends apart, chains and conditions: exact likelihoods, and their traps."""
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 
 from jetkern.model.decoder import Decoder, DecoderConfig, decoder_preset
@@ -21,6 +24,10 @@ KINDS = {
     "chain": {"classes": (5, 3, 0, 4), "delays": (0,) * 4, "joint": "chain", "end": "hazard"},
     "chain, end token, types": {
         "classes": (5, 0, 3), "delays": (0,) * 3, "joint": "chain", "head_hidden": 6, "types": 3,
+    },
+    "within bounds": {
+        "classes": (4, 0), "delays": (0, 1), "end": "hazard", "scale": (1, 2), "shift": (0, 0.3),
+        "lowest": (0, -1.5), "highest": (0, 0.9),
     },
     "numbers alone": {"classes": (0, 0), "delays": (0, 2), "end": "hazard", "components": 1},
 }  # fmt: skip
@@ -146,6 +153,49 @@ def test_a_mixture_has_a_width_and_its_density_integrates_to_one() -> None:
     drawn = head.draw(x[1:].expand(20000, -1), u, z)
     mean = float((weights[1].exp() * means[1]).sum())
     assert float(drawn.mean()) == pytest.approx(mean, abs=0.05)
+
+
+def test_a_mixture_between_bounds_is_one_there_and_drawn_from() -> None:
+    torch.manual_seed(0)
+    head = MixtureHead(3, 4, (-1.2, 0.4)).requires_grad_(False)
+    free = MixtureHead(3, 4).requires_grad_(False)
+    free.load_state_dict(head.state_dict())
+    x = torch.tensor([[0.1, 0.2, 0.3], [3.0, -2.0, 1.0]])
+    for row in x:
+        grid = torch.linspace(-1.2, 0.4, 8001)
+        ours, whole = (h.losses(row.expand(len(grid), -1), grid) for h in (head, free))
+        assert float(torch.trapezoid((-ours).exp(), grid)) == pytest.approx(1, abs=1e-4)
+        torch.testing.assert_close(whole - ours, (whole - ours)[:1].expand(len(grid)))
+        u, z = torch.rand(20000), torch.randn(20000)
+        drawn = head.draw(row.expand(20000, -1), u, z)
+        assert -1.2 <= drawn.min() < -1.1
+        assert 0.3 < drawn.max() <= 0.4
+        law = torch.cumulative_trapezoid((-ours).exp().double(), grid.double())
+        assert kstest(drawn.numpy(), partial(np.interp, xp=grid[1:], fp=law)).pvalue > 1e-4
+    edge, beyond = (head.losses(x, torch.full((2,), v)) for v in (0.4, 7.0))
+    assert torch.equal(edge, beyond)
+
+
+def test_gaussians_that_lie_beyond_their_bounds_stay_finite() -> None:
+    head = MixtureHead(1, 2, (-1.0, 1.0))
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        head.linear.bias.copy_(torch.tensor([0.0, 0.0, 500.0, 300.0, -4.0, -4.0]))
+    loss = head.losses(torch.zeros(1, 1), torch.tensor([0.5]))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert head.linear.bias.grad.isfinite().all()
+    drawn = head.draw(torch.zeros(1, 1), torch.tensor([0.5]), torch.tensor([0.1]))
+    assert drawn.abs().item() <= 1
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest"), [((0, 2.0), (0, 1.0)), ((0, 0), (1.0, 0)), ((), (0, 1)), ((0,), (1,))]
+)
+def test_wrong_bounds_are_errors(lowest, highest) -> None:
+    own = {"classes": (3, 0), "delays": (0, 0), "dim": 4, "layers": 1, "heads": 1}
+    with pytest.raises(ValueError, match="lowest"):
+        DecoderConfig(**own, lowest=lowest, highest=highest)
 
 
 def test_presets_are_of_the_published_sizes() -> None:

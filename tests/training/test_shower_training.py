@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import asdict
 
 import h5py
 import numpy as np
@@ -17,7 +18,11 @@ from jetkern.cli import pretrain as command
 from jetkern.clouds import Clouds
 from jetkern.data import Shards, Stream
 from jetkern.model.delay import delayed
-from jetkern.model.shower_decoder import ShowerDecoder, shower_decoder_config
+from jetkern.model.shower_decoder import (
+    ShowerDecoder,
+    ShowerDecoderConfig,
+    shower_decoder_config,
+)
 from jetkern.objectives import objective_of
 from jetkern.packed import Packed
 from jetkern.recipes import pretrain
@@ -206,6 +211,16 @@ def test_the_model_is_made_for_the_shards(data):
                                    ("train", "val", "test"))  # fmt: skip
     low, high = shape["energies"]
     assert 1 <= low < high <= 10
+    splits = [
+        next(iter(Stream(Shards(data / s), batch_size=999, shuffle=False, epochs=1)))
+        for s in ("train", "val", "test")
+    ]
+    hits = torch.cat([clouds.points[:, 3] for clouds in splits])
+    assert shape["hits"] == [float(hits.min()), float(hits.max())]
+    config = shower_decoder_config("spade", **shape)
+    assert config.lowest == (0, 0, 0, math.log(shape["hits"][0]))
+    assert config.highest == (0, 0, 0, math.log(shape["hits"][1]))
+    assert config == ShowerDecoderConfig(**json.loads(json.dumps(asdict(config))))
 
 
 def test_the_published_sizes():
