@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def shower_decoder_config(
     cells: tuple[int, ...],
     energies: tuple[float, ...],
     longest: int,
-    hits: tuple[float, float] | None = None,
+    hits: Sequence[float] | None = None,
     **changes: Any,
 ) -> ShowerDecoderConfig:
     """The configuration of a size for showers, with changes.
