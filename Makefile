@@ -15,14 +15,20 @@ help:  ## this list
 .venv/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install -q --disable-pip-version-check $(TORCH) $(TRITON) "setuptools>=77" wheel numpy
+	@rm -f jetkern/_cpu.so
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
-	@touch $@ .venv/.kernels
+	@touch $@
+	@[ ! -f jetkern/_cpu.so ] || touch .venv/.kernels
 
 .venv/.kernels: .venv/.installed $(wildcard csrc/cpu/*.* csrc/cpu/*/*)
 	$(PY) -m jetkern build
 	@touch $@
 
-setup: .venv/.kernels  ## virtual environment in .venv with everything
+# In a make of its own, which sees whether the installation has compiled the kernels already; where it
+# failed to, which pip hides, this says why.
+setup: .venv/.installed  ## virtual environment in .venv with everything
+	@$(MAKE) -s .venv/.kernels
+
 kernels: setup  ## compile the C++ kernels if they changed
 
 demo: setup  ## simulate jets, pre-train, fine-tune, compare (12 to 21 minutes on 2 cores)
