@@ -33,7 +33,6 @@ from jetkern.model.pet import PET
 from jetkern.model.presets import model_preset
 from jetkern.model.shower_decoder import SHOWER_PRESETS, ShowerDecoder, shower_decoder_config
 from jetkern.objectives import Objective, objective_of, parse_objective
-from jetkern.plots import training_figure
 from jetkern.tables import show
 from jetkern.tasks import Task, find_task
 from jetkern.tokenizers import Tokenizer
@@ -274,6 +273,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         if path.exists()
     }
     if records:
+        from jetkern.plots import training_figure
+
         training_figure(records, settings.out / "training.png")
     table = task.table(reports)
     jets = shards.num_jets if settings.num_jets is None else settings.num_jets

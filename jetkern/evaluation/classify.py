@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from torch import Tensor
 from tqdm import tqdm
 
@@ -175,6 +174,8 @@ def class_outputs(
 
 def joined(logits: NDArray[np.float32], outputs: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     """(N, classes) logits of the jets' classes: the log of the summed weights of their outputs."""
+    from scipy.special import logsumexp
+
     columns = [logsumexp(logits[:, list(chosen)], axis=1) for chosen in outputs]
     return np.stack(columns, axis=1)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtr
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -81,6 +80,8 @@ def fit_conditions(
     """
     if not len(values) or not values.isfinite().all():
         raise ValueError("conditions to learn from must be finite numbers of at least one jet")
+    from scipy.special import ndtr
+
     row = torch.arange(len(values))
     spread = values.double()  # between integers, so that multiplicities have quantiles
     spread[:, -1] += uniform(seed, SPREAD, row) - 0.5

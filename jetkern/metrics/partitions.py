@@ -17,8 +17,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -63,6 +61,9 @@ def groups(together: ArrayLike, counts: ArrayLike) -> Integers:
     Args:
         together: (P,) bool for ``pairs(counts)``; counts: (J,) tracks of each jet.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first, second, _ = pairs(counts)
     chosen = np.asarray(together, bool)
     tracks = int(np.sum(counts))

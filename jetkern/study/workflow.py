@@ -40,6 +40,7 @@ def arguments(
         f"threads={max(1, cores // jobs)}",
         # A kill leaves Snakemake's lock behind; ours goes with its process.
         *("--nolock", "--rerun-incomplete", "--printshellcmds"),
+        *("--scheduler", "greedy"),  # commands are alike: nothing to optimise
         *further,
     ]
 

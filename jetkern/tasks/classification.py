@@ -25,7 +25,6 @@ from jetkern.metrics.classification import as_json
 from jetkern.model.config import PETConfig
 from jetkern.model.jet_decoder import JetDecoderConfig
 from jetkern.objectives import Objective, objective_of
-from jetkern.plots import roc_figure
 from jetkern.tasks.task import Task, register
 from jetkern.training.config import EvaluateSettings, FinetuneSettings
 from jetkern.training.weights import load_weights
@@ -104,6 +103,8 @@ class Classify(Task):
         return as_json(report)
 
     def draw(self, reports: Mapping[str, Report], shards: Shards, out: Path) -> None:
+        from jetkern.plots import roc_figure
+
         taken: set[str] = set()
         for number, (name, report) in enumerate(reports.items()):
             if isinstance(report, BinaryReport):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from jetkern.data import Shards
 from jetkern.evaluation.conditions import learn_conditions
-from jetkern.evaluation.figures import grid_figure, image_figure, quality_figure, sheet_figure
 from jetkern.evaluation.generate import (
     default_scheme,
     first_jets,
@@ -170,6 +169,8 @@ class JetNet(Task):
             real, made = (
                 jets.replace(label=torch.zeros_like(jets.counts)) for jets in (real, made)
             )
+        from jetkern.evaluation.figures import grid_figure, image_figure, sheet_figure
+
         stem = label.replace("/", "-")
         for number, kind in enumerate(classes):
             one, other = (jets_of_type(jets, number) for jets in (real, made))
@@ -190,6 +191,8 @@ class JetNet(Task):
         return replace(report, evaluations=evaluations, species=species)
 
     def draw(self, reports: Mapping[str, GenerationReport], shards: Shards, out: Path) -> None:
+        from jetkern.evaluation.figures import quality_figure
+
         if len({r.evaluations for r in reports.values()} - {None}) > 1:
             quality_figure(reports, out / "evaluations.png")
 

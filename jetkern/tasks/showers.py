@@ -15,7 +15,6 @@ from torch import Tensor
 from jetkern.clouds import Clouds
 from jetkern.data import Shards
 from jetkern.evaluation.classify import ask, load_part
-from jetkern.evaluation.figures import showers_figure
 from jetkern.evaluation.generate import first_jets, is_generated, read_generated
 from jetkern.evaluation.generation import Distance
 from jetkern.metrics.classification import Estimate, as_json
@@ -84,6 +83,8 @@ class OfShowers(Task):
     ) -> ShowerReport:
         if not is_generated(run):
             return _likelihood(run, shards, settings, device, label)
+        from jetkern.evaluation.figures import showers_figure
+
         real = Showers.of_clouds(first_jets(shards, settings.num_jets))
         made = Showers.of_clouds(first_jets(read_generated(run)[0]))
         showers_figure(real, {label: made}, settings.out / f"{label.replace('/', '-')}.png")

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -126,6 +125,8 @@ class Weak(Classify):
     def report(
         self, logits: NDArray[Any], labels: NDArray[Any], shards: Shards, settings: EvaluateSettings
     ) -> WeakReport:
+        from scipy.special import expit
+
         each = logits.astype("f8")
         odds = each[:, 1] - each[:, 0]
         return WeakReport(
