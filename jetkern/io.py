@@ -23,7 +23,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -336,6 +336,17 @@ def read_json(path: Path, *, error: type[Exception] = FileError, what: str = "va
     except (ValueError, RecursionError) as problem:
         raise error(f"{printable(path)} is damaged: {explain(problem)}") from None
     return Document(path, content, error, what=what)
+
+
+def made_once(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Numbers that are kept in a JSON file: made where it is missing, read where it is not.
+
+    Raises:
+        FileError: naming the file, if it cannot be read.
+    """
+    if not path.exists():
+        write_atomically(path, json.dumps(make(), indent=1).encode())
+    return dict(read_json(path).content)
 
 
 def read_toml(path: Path, *, error: type[Exception] = FileError, what: str = "values") -> Document:

@@ -124,14 +124,20 @@ def _showers(
 ) -> dict[str, Any]:
     """``pretrain`` of a decoder of showers."""
     shape = shower_shape(train)
-    if parts != (NEXT_TOKEN,) or settings.tokenizer is not None or settings.inputs != "tokens":
+    if parts != (NEXT_TOKEN,) or settings.inputs != "tokens":
         raise ValueError(
             f"{train.folder} has showers: these are learned by --objective next-token, without "
-            "--tokenizer and --inputs"
+            "--inputs"
         )
+    tokenizer = tokenizer_for(settings.tokenizer, train)
     torch.manual_seed(settings.seed)
-    model = ShowerDecoder(shower_decoder_config(settings.preset, **shape))
-    return Trainer(settings, objective_of(model, settings.seed), world, train, val).fit()
+    model = ShowerDecoder(shower_decoder_config(settings.preset, **shape, tokenizer=tokenizer))
+    identity = {}
+    if tokenizer is not None:
+        model.keep_tokenizer(tokenizer)
+        identity["tokenizer"] = tokenizer.fingerprint
+    objective = objective_of(model, settings.seed)
+    return Trainer(settings, objective, world, train, val, identity=identity).fit()
 
 
 def _columns(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from math import floor, log10
+from statistics import mean, stdev
 
 from jetkern.io import printable
 
@@ -37,6 +39,15 @@ def table(rows: Iterable[Sequence[object]], align: str = "lr", *, markdown: bool
     ]
     lines = [f"| {' | '.join(row)} |" for row in padded]
     return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of a sample, to three figures of the mean; "" of no values."""
+    if not values:
+        return ""
+    digits = max(0, 2 - max(-1, floor(log10(max(abs(mean(values)), 1e-9)))))
+    spread = f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):,.{digits}f}{spread}"
 
 
 def show(text: str) -> None:

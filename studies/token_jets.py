@@ -14,12 +14,9 @@ Jets to JetClass, arXiv 2412.10504). It continues where it was stopped. Needs th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from math import floor, log10
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -27,12 +24,12 @@ import torch
 from jetkern.data import Shards, select_classes
 from jetkern.evaluation.generate import GenerateSettings, first_jets, generate
 from jetkern.evaluation.two_sample import two_sample_auc
-from jetkern.io import read_json, write_atomically
+from jetkern.io import made_once, read_json, write_atomically
 from jetkern.jets import Jets
 from jetkern.metrics.generation import wasserstein
 from jetkern.metrics.substructure import observables
 from jetkern.recipes import finetune, pretrain
-from jetkern.tables import table
+from jetkern.tables import mean_and_spread, table
 from jetkern.training.config import OptimSettings, RunSettings, ValidationSettings
 from jetkern.training.defaults import finetune_defaults, pretrain_defaults
 from jetkern.training.distributed import join_world
@@ -43,13 +40,6 @@ OBSERVABLES = ("mass", "pT", "multiplicity", "tau21", "tau32")
 KINDS = ("bins", "kmeans", "vqvae")
 DRAWN = ("kmeans", "vqvae")
 STARTS = ("from scratch", "pre-trained")
-
-
-def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Numbers that are made once, and read from the file later."""
-    if not path.exists():
-        write_atomically(path, json.dumps(make(), indent=1).encode())
-    return dict(read_json(path, error=ValueError).content)
 
 
 def massless(jets: Jets) -> Jets:
@@ -156,7 +146,7 @@ class Study:
         """By sample: distances from real jets, and AUC of a classifier that tells them apart."""
         real = self.jets(self.options.classes)
         first, second = (real.select(slice(i, None, 2)) for i in (0, 1))
-        found = {"floor": kept(self.judged / "floor.json", lambda: distances(first, second))}
+        found = {"floor": made_once(self.judged / "floor.json", lambda: distances(first, second))}
         for kind in DRAWN:
             folder = self.tokenizer(kind, seed, self.options.data, self.options.classes)
             tokenizer = load_tokenizer(folder)
@@ -184,7 +174,7 @@ class Study:
                             ).value
                     return result
 
-                found[name] = kept(file, judge)
+                found[name] = made_once(file, judge)
         return found
 
     def transfers(self, seed: int) -> dict[str, dict[str, float]]:
@@ -193,7 +183,9 @@ class Study:
         tokens = self.tokenizer("kmeans", 0, self.options.other, other)
         real = self.jets(target)
         first, second = (real.select(slice(i, None, 2)) for i in (0, 1))
-        found = {"floor": kept(self.judged / "floor-of-one.json", lambda: distances(first, second))}
+        found = {
+            "floor": made_once(self.judged / "floor-of-one.json", lambda: distances(first, second))
+        }
         told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": seed}
         body = self.trained(f"other-{seed}", tokens, self.options.steps, **told)
         told |= {"data": self.options.data, "classes": target}
@@ -205,7 +197,7 @@ class Study:
             finished(finetune("next-token", replace(finetune_defaults(), **changes)))
             for start, run in zip(STARTS, runs, strict=True):
                 file = self.judged / f"{run.name}.json"
-                found[f"{size:,} jets, {start}"] = kept(
+                found[f"{size:,} jets, {start}"] = made_once(
                     file, lambda run=run: distances(first, self.drawn(run, seed))
                 )
         return found
@@ -217,17 +209,8 @@ class Study:
         lines: list[list[object]] = [["", *columns]]
         for name in found[0]:
             values = {c: [f[name][c] for f in found if c in f[name]] for c in columns}
-            lines.append([name, *map(cell, values.values())])
+            lines.append([name, *map(mean_and_spread, values.values())])
         return table(lines, "l" + "r" * len(columns), markdown=True)
-
-
-def cell(values: list[float]) -> str:
-    """Mean and standard deviation, with three figures of the mean."""
-    if not values:
-        return ""
-    digits = max(0, 2 - max(-1, floor(log10(max(abs(mean(values)), 1e-9)))))
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
 
 
 def finished(result: dict[str, Any]) -> None:

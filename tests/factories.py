@@ -1,9 +1,13 @@
-"""Shards of small jets: numbered ones, ones that can be told apart, ones like those of JetNet; and
-runs of models that were not trained."""
+"""Shards of small jets: numbered ones, ones that can be told apart, ones like those of JetNet; runs
+of models that were not trained, and a tokeniser that was not fitted."""
 
 import numpy as np
+import torch
 
+from jetkern.clouds import Clouds
 from jetkern.data.shards import make_fields, write_manifest, write_shard
+from jetkern.simulate.showers import CALORIMETERS, simulate_showers
+from jetkern.tokenizers import HITS, QuantileNormal, Tokenizer
 from jetkern.training.checkpoints import write_checkpoint
 
 NUMBERED = ("a", "b", "c")
@@ -140,3 +144,13 @@ def write_untrained_run(folder, model, **more):
     (folder / "checkpoints").mkdir(parents=True)
     write_checkpoint(folder / "checkpoints" / "step-00000001", 1, state | more, {})
     return folder
+
+
+def hit_codes(codes=64):
+    """A tokeniser of small showers: its codes are hits of some of them."""
+    showers = simulate_showers(CALORIMETERS["small"], range(40))
+    hits = Clouds(points=torch.from_numpy(showers.hits), offsets=torch.from_numpy(showers.offsets))
+    blank = Tokenizer.blank(HITS, 0)
+    blank.scale = QuantileNormal.fit([column.numpy() for column in blank.values(hits)[0].T])
+    every = blank.scaled(hits)[0]
+    return Tokenizer(HITS, blank.scale, every[:: len(every) // codes][:codes])

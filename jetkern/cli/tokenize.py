@@ -4,6 +4,7 @@ jetkern tokenize kmeans --data shards/jetclass --codes 1024 --out tokens
 
 The folder is what pretrain --tokenizer takes: for targets on the normal scale, and for tokens.
 Its report says what the codes keep of jet mass, pT and tau21, and how many of them are used.
+Of shards of showers it is a tokeniser of hits: cell and energy are a code.
 torchrun runs it on several processes, to the same codes. The same command again continues a fit
 that was stopped or killed.
 """
@@ -14,7 +15,7 @@ from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive, seed, threads
 from jetkern.io import user_path
 from jetkern.model.vqvae import Shape
-from jetkern.tokenizers import FEATURES
+from jetkern.tokenizers import FEATURES, HITS
 from jetkern.training.distributed import join_world
 from jetkern.training.tokenize import KINDS, TokenizeSettings, tokenize
 
@@ -28,7 +29,7 @@ def parser() -> Parser:
     add("--out", type=user_path, required=True, metavar="FOLDER", help="where the tokeniser goes")
     add("--codes", type=positive, default=1024, metavar="N", help="of the codebook; bins: at most")
     features = "of a particle; by default delta_eta delta_phi ln_pt, and tracks if there are any"
-    add("--features", nargs="+", choices=FEATURES, metavar="NAME", help=features)
+    add("--features", nargs="+", choices=FEATURES + HITS, metavar="NAME", help=features)
     add("--seed", type=seed, default=0, metavar="N", help="of the order of jets and all choices")
     add(
         "--scale-jets",
@@ -37,7 +38,8 @@ def parser() -> Parser:
         metavar="N",
         help="that the scale is fitted to",
     )
-    add("--batch-size", type=positive, default=1024, metavar="N", help="jets of an update")
+    batch = "jets of an update; default: 1,024, and 64 of showers"
+    add("--batch-size", type=positive, default=0, metavar="N", help=batch)
     steps = "updates; default: 400 particles of a code, 5,000 of a VQ-VAE"
     add("--steps", type=positive, metavar="N", help=steps)
     shape = "vqvae: width, blocks and heads of encoder and decoder, and length of a latent"

@@ -52,8 +52,10 @@ class ShowerMaker:
         self.drawing = settings.drawing
         self.most = settings.max_particles or int(SPARE * model.config.longest) + 1
         self.slots = settings.slots or SLOTS
+        tokenizer = model.tokenizer
         self.identity: dict[str, Any] = {
             "weights": weights.sha256,
+            **({} if tokenizer is None else {"tokenizer": tokenizer.fingerprint}),
             "energies": hashlib.sha256(self.energies.tobytes()).hexdigest(),
             "jets": self.jets,
             **self.drawing.as_json(),
@@ -78,7 +80,7 @@ class ShowerMaker:
             progress=progress,
         )
         counts, cut = drawn.packed.counts.cpu(), drawn.cut.cpu()
-        return Made(self.model.hits(drawn.points).cpu(), counts, cut)
+        return Made(self.model.hits(drawn.points, drawn.packed).cpu(), counts, cut)
 
     def write(self, out: Path, rows: Tensor, counts: Tensor) -> None:
         source = {"generated": self.identity}

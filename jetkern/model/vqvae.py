@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss, normalize
 
 from jetkern import ops
+from jetkern.clouds import Sets
 from jetkern.jets import Jets
 from jetkern.model.layers import AttentionBlock, initialise, set_precision
 from jetkern.random import random_bits
 from jetkern.tokenizers.kmeans import STEP, KMeans, code_sums, continued
 from jetkern.tokenizers.scale import QuantileNormal
-from jetkern.tokenizers.tokenizer import Tokenizer
+from jetkern.tokenizers.tokenizer import AnySets, Tokenizer
 
 COMMITMENT = 10.0  # weight of the latents' distance to their codes, as in MPMv2
 DECAY = 0.99  # of the averages that the codes are
 FEW = 0.1  # of the mean number of particles: a code with fewer is dead
 LLOYD = 20  # updates of the first codes
-AT_ONCE = 1024  # jets of a pass, when tokens are made
+AT_ONCE = 2**16  # particles of a pass, on average, when tokens are made
 REPLACE = 65  # stream of random numbers
 
 
@@ -45,7 +46,7 @@ class VQTokenizer(Tokenizer):
     """The scale of some features of particles, and an encoder, codes and a decoder.
 
     Args:
-        features: of ``FEATURES``, in that order.
+        features: of ``FEATURES``, in that order, or ``HITS``.
         scale: of these features.
         codes: (K, latent) of length 1.
         shape: of the networks.
@@ -95,7 +96,7 @@ class VQTokenizer(Tokenizer):
             digest.update(value.detach().cpu().float().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
-    def latents(self, jets: Jets) -> tuple[Tensor, Tensor, Tensor]:
+    def latents(self, jets: Sets) -> tuple[Tensor, Tensor, Tensor]:
         """(T, latent) of length 1, and of what they are: (T, F) features on the normal scale and
         (T, F) bool which there are."""
         scaled, known = self.scaled(jets)
@@ -115,7 +116,7 @@ class VQTokenizer(Tokenizer):
             x = block(x, offsets)
         return self.out(x)
 
-    def tokens(self, jets: Jets) -> Tensor:
+    def tokens(self, jets: Sets) -> Tensor:
         """(T,) int64 code of each particle, given the others of its jet.
 
         Raises:
@@ -136,13 +137,13 @@ class VQTokenizer(Tokenizer):
         """
         return self.tokens(jets)[chosen]
 
-    def approximated(self, jets: Jets, tokens: Tensor) -> Tensor:
+    def approximated(self, jets: Sets, tokens: Tensor) -> Tensor:
         """(T, F) what the tokens of whole jets say of their particles, on the normal scale.
 
         Args:
             jets: T particles; tokens: (T,) int64 of them.
         """
-        sizes = [len(part.particles) for part in _parts(jets)]
+        sizes = [part.total for part in _parts(jets)]
         found = [torch.zeros(0, len(self.features), device=tokens.device)]
         with torch.no_grad():
             for part, own in zip(_parts(jets), tokens.split(sizes), strict=True):
@@ -168,11 +169,12 @@ def blank_tokenizer(features: Sequence[str], codes: int, shape: Sequence[int] = 
     return VQTokenizer.blank(features, codes, shape).requires_grad_(False)
 
 
-def _parts(jets: Jets) -> list[Jets]:
+def _parts(jets: AnySets) -> list[AnySets]:
     """Jets for one pass each."""
-    if len(jets) <= AT_ONCE:
+    number = max(1, AT_ONCE * len(jets) // max(1, jets.total))
+    if len(jets) <= number:
         return [jets]
-    return [jets.select(slice(i, i + AT_ONCE)) for i in range(0, len(jets), AT_ONCE)]
+    return [jets.select(slice(i, i + number)) for i in range(0, len(jets), number)]
 
 
 class Codebook:
@@ -189,7 +191,7 @@ class Codebook:
     """
 
     def __init__(
-        self, tokenizer: VQTokenizer, pool: Jets, codes: int, seed: int, *, every: int
+        self, tokenizer: VQTokenizer, pool: Sets, codes: int, seed: int, *, every: int
     ) -> None:
         self.tokenizer, self.pool, self.seed, self.every = tokenizer, pool, seed, every
         with torch.no_grad():
@@ -252,7 +254,7 @@ class Codebook:
         self.updates = int(state["updates"])
 
 
-def losses(tokenizer: VQTokenizer, jets: Jets) -> tuple[Tensor, Tensor]:
+def losses(tokenizer: VQTokenizer, jets: Sets) -> tuple[Tensor, Tensor]:
     """Sum over particles of the error of what is decoded and of the commitment to the codes, and
     (K, 1 + latent) int64 sums for the codes.
 

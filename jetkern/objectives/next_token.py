@@ -75,7 +75,7 @@ class NextToken(Loss):
 def _trivial_hits(model: ShowerDecoder, showers: Clouds) -> float:
     total = showers.total
     nats = 0.0
-    for column, classes in zip(model.points(showers.points).T, model.config.classes, strict=True):
+    for column, classes in zip(model.points(showers).T, model.config.classes, strict=True):
         if classes:
             nats += _entropy(torch.bincount(column.long()))
         else:  # a normal distribution: points that are all alike would have any density

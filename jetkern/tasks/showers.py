@@ -156,7 +156,9 @@ def _likelihood(
     )
     hits, each = found[:, 0], found[:, 1:]
     number = max(float(hits.sum()), 1.0)
-    columns = {**dict(zip(model.config.streams, each.T, strict=True)), "sum": each.sum(1)}
+    streams = model.config.streams  # none of tokens: the sum is all that there is
+    columns = dict(zip(streams, each.T, strict=True)) if streams else {}
+    columns["sum"] = each.sum(1)
     nats = {}
     for name, values in columns.items():
         mean = float(values.sum()) / number

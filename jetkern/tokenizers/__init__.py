@@ -5,6 +5,6 @@
 
 from jetkern.tokenizers.kmeans import KMeans
 from jetkern.tokenizers.scale import QuantileNormal
-from jetkern.tokenizers.tokenizer import FEATURES, KINEMATICS, TRACKS, Tokenizer
+from jetkern.tokenizers.tokenizer import FEATURES, HITS, KINEMATICS, TRACKS, Tokenizer
 
-__all__ = ["FEATURES", "KINEMATICS", "TRACKS", "KMeans", "QuantileNormal", "Tokenizer"]
+__all__ = ["FEATURES", "HITS", "KINEMATICS", "TRACKS", "KMeans", "QuantileNormal", "Tokenizer"]

@@ -1,14 +1,17 @@
-"""What particles are to a tokeniser: some of their features on a scale, and the nearest code."""
+"""What particles, or hits of showers, are to a tokeniser: some of their features on a scale, and
+the nearest code."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from jetkern import ops
+from jetkern.clouds import Clouds, Sets
 from jetkern.jets import Jets
 from jetkern.packed import constant
 from jetkern.tokenizers.scale import QuantileNormal
@@ -17,6 +20,11 @@ KINEMATICS = ("delta_eta", "delta_phi", "ln_pt", "ln_energy")
 TRACKS = ("d0", "d0_error", "dz", "dz_error")
 FEATURES = KINEMATICS + TRACKS
 """The columns of ``Jets.particles`` and ``Jets.tracks``, as they are stored"""
+HITS = ("x", "y", "layer", "ln_hit_energy")
+"""Of showers: numbers of cells, and ln of the energy / MeV. They go together: without one of them a
+code would be no hit."""
+
+AnySets = TypeVar("AnySets", bound=Sets)
 
 
 class Tokenizer(nn.Module):
@@ -24,9 +32,11 @@ class Tokenizer(nn.Module):
 
     A particle that has no track (all four numbers zero, as neutral ones have them) has 0 on the
     scale of the track features, the median of those that have one, and its tracks are not known.
+    Of ``HITS`` what is said here of particles and jets holds for hits and showers, which come as
+    ``jetkern.clouds.Clouds``.
 
     Args:
-        features: of ``FEATURES``, in that order.
+        features: of ``FEATURES``, in that order, or ``HITS``.
         scale: of these features.
         codes: (K, F) on that scale; K is 0 for a scale alone.
 
@@ -59,6 +69,11 @@ class Tokenizer(nn.Module):
         return ("tracks",) if self._tracked else ()
 
     @property
+    def of_hits(self) -> bool:
+        """Whether it reads showers, not jets."""
+        return self.features == HITS
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the features, the scale and the codes: equal ones give equal tokens."""
         digest = hashlib.sha256(",".join(self.features).encode())
@@ -66,12 +81,21 @@ class Tokenizer(nn.Module):
             digest.update(value.detach().cpu().float().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
-    def values(self, jets: Jets) -> tuple[Tensor, Tensor]:
+    def values(self, jets: Sets) -> tuple[Tensor, Tensor]:
         """(T, F) features as they are stored, and (T, F) bool whether a particle has them.
 
         Raises:
-            ValueError: for jets without tracks, if these are among the features.
+            ValueError: for jets without tracks, if these are among the features; for showers given
+                to a tokeniser of jets, and the other way round.
         """
+        if isinstance(jets, Clouds) and self.of_hits:
+            # In float64: the last bit of a float32's logarithm depends on its place in the batch.
+            energy = jets.points[:, 3:].double().log().to(jets.points.dtype)
+            values = torch.cat([jets.points[:, :3], energy], 1)
+            return values, torch.ones_like(values, dtype=torch.bool)
+        if self.of_hits or not isinstance(jets, Jets):
+            own, other = ("showers", "jets") if self.of_hits else ("jets", "showers")
+            raise ValueError(f"this tokeniser reads {own}, these are {other}")
         columns = [_columns(jets.particles, self._kinematic)]
         known = torch.ones_like(columns[0], dtype=torch.bool)
         if self._tracked:
@@ -82,13 +106,13 @@ class Tokenizer(nn.Module):
             known = torch.cat([known, tracked], 1)
         return torch.cat(columns, 1), known
 
-    def scaled(self, jets: Jets) -> tuple[Tensor, Tensor]:
+    def scaled(self, jets: Sets) -> tuple[Tensor, Tensor]:
         """(T, F) float32 features on the normal scale, 0 where a particle has none, and (T, F)
         bool whether it has."""
         values, known = self.values(jets)
         return self.scale(values).where(known, 0.0), known
 
-    def tokens(self, jets: Jets) -> Tensor:
+    def tokens(self, jets: Sets) -> Tensor:
         """(T,) int64 code of each particle.
 
         Raises:
@@ -114,7 +138,7 @@ class Tokenizer(nn.Module):
         """
         return self.scale.inverse(self.codes[tokens])
 
-    def approximated(self, jets: Jets, tokens: Tensor) -> Tensor:
+    def approximated(self, jets: Sets, tokens: Tensor) -> Tensor:
         """(T, F) what the tokens say of particles, on the normal scale.
 
         Args:
@@ -122,14 +146,18 @@ class Tokenizer(nn.Module):
         """
         return self.codes[tokens]
 
-    def reconstructed(self, jets: Jets, tokens: Tensor) -> Jets:
+    def reconstructed(self, jets: AnySets, tokens: Tensor) -> AnySets:
         """The jets with what their tokens say of the kinematics; energies keep their ratio to pT.
+        Of showers all numbers of the hits, in whole cells.
 
         Args:
             jets: T particles; tokens: (T,) int64 of them.
         """
-        particles = jets.particles.clone()
         decoded = self.scale.inverse(self.approximated(jets, tokens))
+        if not isinstance(jets, Jets):
+            energy = decoded[:, 3:].double().exp().to(decoded.dtype)
+            return jets.replace(points=torch.cat([decoded[:, :3].round(), energy], 1))
+        particles = jets.particles.clone()
         for column, kinematic in enumerate(self._kinematic):
             particles[:, kinematic] = decoded[:, column]
         if "ln_energy" not in self.features:
@@ -142,14 +170,16 @@ def _columns(x: Tensor, columns: list[int]) -> Tensor:
 
 
 def check_features(features: Sequence[str]) -> tuple[str, ...]:
-    """The features, if they are some of ``FEATURES`` in their order.
+    """The features, if they are some of ``FEATURES`` in their order, or ``HITS``.
 
     Raises:
         ValueError: if they are not.
     """
+    if tuple(features) == HITS:
+        return HITS
     if not features or [f for f in FEATURES if f in features] != list(features):
         raise ValueError(
             f"features {', '.join(features) or 'none'}: take some of {', '.join(FEATURES)}, in "
-            "this order"
+            f"this order, or of showers {', '.join(HITS)}, all four"
         )
     return tuple(features)

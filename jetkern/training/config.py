@@ -23,7 +23,7 @@ from jetkern.objectives.views import Masked
 
 Preset = Literal[
     "micro", "small", "medium", "large", "mpm-v1", "mpm-v2", "omnijet", "epic", "epic-small",
-    "spade", "combined",
+    "spade", "combined", "omnijet-c",
 ]  # fmt: skip
 UNSET = Path()  # where nobody has said which
 
@@ -207,7 +207,8 @@ class PretrainSettings(TrainSettings):
     preset: Preset = "micro"
     """model size; sets the defaults of the optimisation; mpm-v1 and mpm-v2 also those of masked
     particle modelling (docs/masked.md), omnijet next-token, epic and epic-small the generator of
-    EPiC-FM (docs/generation.md), spade and combined next-token of showers (docs/showers.md)"""
+    EPiC-FM (docs/generation.md), spade, combined and omnijet-c next-token of showers
+    (docs/showers.md)"""
     objective: str = "pretrain"
     """any of classifier, generator, mpm joined with +; pretrain for all three; or next-token, a
     causal model of the particles' tokens (docs/tokens.md) or of the hits of showers"""

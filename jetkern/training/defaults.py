@@ -9,7 +9,7 @@ from typing import Any
 from jetkern.model.decoder import PRESETS as DECODERS
 from jetkern.model.epic import EPIC_SIZES
 from jetkern.model.presets import MASKED_SIZES, SIZES
-from jetkern.model.shower_decoder import SHOWER_PRESETS
+from jetkern.model.shower_decoder import OF_TOKENS, SHOWER_PRESETS
 from jetkern.objectives import parse_objective
 from jetkern.training.config import (
     UNSET,
@@ -260,15 +260,17 @@ def _of_decoder(preset: str, optimizer: str) -> PretrainSettings:
 
 
 def _of_showers(preset: str, optimizer: str) -> PretrainSettings:
-    """SPADE's Ranger and length; the cosine is ours, as are validations and the patience."""
+    """SPADE's Ranger and length; the cosine is ours, as are validations and the patience. Of
+    OmniJet-alpha_C its Ranger, and the 32 epochs of 760,000 showers of the released weights."""
+    tokens = preset == OF_TOKENS
     optim = OptimSettings(
         optimizer=optimizer,  # type: ignore[arg-type]
         lr=1e-3,
-        weight_decay=0.005,
+        weight_decay=0.01 if tokens else 0.005,
         betas=(0.95, 0.999),
         clip=1.0,
-        batch_size=4,
-        steps=500_000,
+        batch_size=16 if tokens else 4,
+        steps=1_520_000 if tokens else 500_000,
     )
     validation = ValidationSettings(val_every=10_000, val_jets=2000, patience=10)
     return _pretrain(preset, "next-token", optim, validation)

@@ -1,4 +1,4 @@
-"""Fitting a tokeniser of particles from shards, and reading it back.
+"""Fitting a tokeniser of particles, or of hits of showers, from shards, and reading it back.
 
 A fit is a run folder as trainings have them: killed at any moment, it is continued by the same
 command to the same bits, and for any number of processes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from jetkern.clouds import Sets
 from jetkern.data import Shards, Stream
 from jetkern.io import explain, write_atomically
-from jetkern.jets import Jets
 from jetkern.model.vqvae import Shape, VQTokenizer
 from jetkern.tables import show
-from jetkern.tokenizers import KINEMATICS, TRACKS, KMeans, QuantileNormal, Tokenizer
+from jetkern.tokenizers import HITS, KINEMATICS, TRACKS, KMeans, QuantileNormal, Tokenizer
 from jetkern.tokenizers.bins import bin_centres
 from jetkern.tokenizers.report import Quality, quality, quality_table
 from jetkern.tokenizers.tokenizer import check_features
 from jetkern.training.checkpoints import RunError, find_checkpoint, read_checkpoint
 from jetkern.training.distributed import World
 from jetkern.training.runs import Run
+from jetkern.training.showers import shower_shape
 from jetkern.training.signals import StopSignal
 from jetkern.training.trainer import open_splits
 from jetkern.training.vqvae import VQFit
@@ -37,6 +38,7 @@ SAVE_SECONDS = 60.0
 VQ_STEPS = 5000  # of a VQ-VAE, unless it is told how many
 PARTICLES_PER_CODE = 400  # of the whole fit, unless it is told how many updates to make
 PER_ROUND = 20  # particles of a code between looks for dead ones, on average
+BATCH_SIZE, OF_SHOWERS = 1024, 64  # jets, or showers, of an update, unless it is told how many
 REPLACING = 0.7  # of the updates replace dead codes
 DEFAULT = (*KINEMATICS[:3], *TRACKS)
 
@@ -51,10 +53,10 @@ class TokenizeSettings:
         out: run folder.
         codes: K; of bins at most so many.
         features: of ``FEATURES``; None for delta eta, delta phi, ln pT and tracks, where the jets
-            have them.
+            have them, and for ``HITS`` of showers.
         seed: of the order of the jets and all choices.
         scale_jets: jets that the scale is fitted to.
-        batch_size: jets of an update.
+        batch_size: jets of an update; 0 for 1,024, and 64 of showers.
         steps: updates; None for 400 particles of each code in all, or 5,000 of a VQ-VAE.
         classes: names of those to use; none for all.
         shape: width, blocks and heads of a VQ-VAE's encoder and decoder, and length of a latent.
@@ -68,7 +70,7 @@ class TokenizeSettings:
     features: tuple[str, ...] | None = None
     seed: int = 0
     scale_jets: int = 50_000
-    batch_size: int = 1024
+    batch_size: int = 0
     steps: int | None = None
     classes: tuple[str, ...] = ()
     report_jets: int = 10_000
@@ -88,13 +90,9 @@ def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
     if settings.kind not in KINDS:
         raise ValueError(f"unknown tokeniser {settings.kind!r}: choose one of {', '.join(KINDS)}")
     train, val = open_splits(settings.data, settings.classes)
-    train.check_jets("a tokeniser")
-    features = settings.features
-    if features is None:
-        features = DEFAULT if train.field("tracks") is not None else DEFAULT[:3]
-    check_features(features)
-    if set(features) & set(TRACKS) and train.field("tracks") is None:
-        raise ValueError(f"{train.folder} has no tracks: {', '.join(features)} cannot be read")
+    features = _features(settings, train)
+    if not settings.batch_size:
+        settings = replace(settings, batch_size=OF_SHOWERS if train.points else BATCH_SIZE)
     elsewhere = {"data", "out", "classes"} | ({"shape"} if settings.kind != "vqvae" else set())
     run, state, error = None, None, None
     if world.is_main:
@@ -126,6 +124,31 @@ def tokenize(settings: TokenizeSettings, world: World) -> Tokenizer | None:
             run.close()
 
 
+def _features(settings: TokenizeSettings, train: Shards) -> tuple[str, ...]:
+    """What is read of the points of these shards."""
+    tracks = train.field("tracks") is not None
+    if settings.features is not None:
+        features = check_features(settings.features)
+    elif train.points:
+        features = HITS
+    else:
+        features = DEFAULT if tracks else DEFAULT[:3]
+    _check_points(features, train, "a tokeniser of them")
+    if set(features) & set(TRACKS) and not tracks:
+        raise ValueError(f"{train.folder} has no tracks: {', '.join(features)} cannot be read")
+    return features
+
+
+def _check_points(features: tuple[str, ...], train: Shards, user: str) -> None:
+    """Raises ValueError for features of particles and shards of showers, or the reverse."""
+    if features != HITS:
+        train.check_jets(user)
+    elif not train.points:
+        raise ValueError(f"{train.folder} has jets, {user} needs showers")
+    else:
+        shower_shape(train)
+
+
 def load_tokenizer(source: Path | str) -> Tokenizer:
     """The tokeniser in a run folder of ``jetkern tokenize``.
 
@@ -148,6 +171,7 @@ def tokenizer_for(folder: Path | None, train: Shards) -> Tokenizer | None:
     if folder is None:
         return None
     tokenizer = load_tokenizer(folder)
+    _check_points(tokenizer.features, train, str(folder))
     for name in tokenizer.fields:
         if train.field(name) is None:
             raise ValueError(f"{folder} reads {name}, which the jets of {train.folder} lack")
@@ -210,12 +234,13 @@ def _state(step: int, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _some(
     shards: Shards, jets: int, settings: TokenizeSettings, tokenizer: Tokenizer | None = None
-) -> Jets:
+) -> Sets:
     """The first so many of a shuffle, the same in every process; fewer if there are no more."""
     number = min(jets, shards.num_jets)
     fields = None if tokenizer is None else tokenizer.fields
     stream = Stream(shards, batch_size=number, seed=settings.seed, fields=fields, prefetch=0)
-    return next(iter(stream))
+    found: Sets = next(iter(stream))
+    return found
 
 
 def _fit_scale(
@@ -245,12 +270,12 @@ class _KMeansFit:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.blank.features, self.blank.scale, self.kmeans.codes)
 
-    def update(self, jets: Jets) -> None:
+    def update(self, jets: Sets) -> None:
         points = self.blank.scaled(jets)[0]
         self.kmeans.update(self.world.sum(self.kmeans.sums(points)))
 
 
-def _pool(settings: TokenizeSettings, tokenizer: Tokenizer, train: Shards, world: World) -> Jets:
+def _pool(settings: TokenizeSettings, tokenizer: Tokenizer, train: Shards, world: World) -> Sets:
     """Jets with eight particles for each code, the first ones that are found."""
     wanted = int(8 * settings.codes * train.num_jets / max(1, train.num_particles))
     jets = _some(train, max(settings.batch_size, wanted), settings, tokenizer)

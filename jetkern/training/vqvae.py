@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jetkern.jets import Jets
+from jetkern.clouds import Sets
 from jetkern.model.vqvae import Codebook, VQTokenizer, losses
 from jetkern.training.distributed import World
 from jetkern.training.schedule import lr_at
@@ -28,7 +28,7 @@ class VQFit:
     def __init__(
         self,
         tokenizer: VQTokenizer,
-        pool: Jets,
+        pool: Sets,
         codes: int,
         seed: int,
         *,
@@ -45,7 +45,7 @@ class VQFit:
         """Updates done."""
         return self.codebook.updates
 
-    def update(self, jets: Jets) -> None:
+    def update(self, jets: Sets) -> None:
         """Learns from this process's share of a batch."""
         total, sums = losses(self.tokenizer, jets)
         number = self.world.sum(sums[:, 0].sum()).clamp(min=1)

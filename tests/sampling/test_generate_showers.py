@@ -18,7 +18,7 @@ from jetkern.model.shower_decoder import ShowerDecoder, shower_decoder_config
 from jetkern.sampling import Drawing, generate
 from jetkern.showers import Showers
 from jetkern.simulate.showers import CALORIMETERS, simulate_showers, write_showers
-from tests.factories import write_untrained_run
+from tests.factories import hit_codes, write_untrained_run
 from tests.faults import Faults, Killed, inject
 
 SHOWERS, MOST = 8, 12
@@ -29,10 +29,13 @@ def decoder(folder, size="spade"):
     """A run of an untrained decoder of showers that end after about twelve hits."""
     torch.manual_seed(0)
     own = {"dim": 16, "layers": 1, "heads": 2}
-    config = shower_decoder_config(size, (15, 12, 12), (1.0, 10.0), 132, **own)
+    tokenizer = hit_codes() if size == "omnijet-c" else None
+    config = shower_decoder_config(size, (15, 12, 12), (1.0, 10.0), 132, tokenizer=tokenizer, **own)
     model = ShowerDecoder(config)
-    with torch.no_grad():
-        model.body.end.linear.bias.fill_(-2.5)
+    if tokenizer is not None:
+        model.keep_tokenizer(tokenizer)
+    else:
+        torch.nn.init.constant_(model.body.end.linear.bias, -2.5)
     return write_untrained_run(folder, model, kind="showers"), model.eval()
 
 
@@ -80,7 +83,7 @@ def test_the_showers_are_those_of_the_model_for_the_energies_of_the_shards(run, 
     made = first_jets(Shards(whole / "shards"))
     assert torch.equal(made.condition, asked)
     assert torch.equal(made.offsets, drawn.packed.offsets)
-    assert torch.equal(made.points, model.hits(drawn.points))
+    assert torch.equal(made.points, model.hits(drawn.points, drawn.packed))
     record = json.loads((whole / "generated.json").read_text())
     assert record["cut"] == int(drawn.cut.sum())
     assert record["empty"] == int((made.counts == 0).sum())
@@ -111,7 +114,7 @@ def test_the_same_bytes_from_any_slots(run, shards, whole, tmp_path, slots):
     assert digests(tmp_path / "out") == digests(whole)
 
 
-@pytest.mark.parametrize("size", ["combined", "micro"])
+@pytest.mark.parametrize("size", ["combined", "micro", "omnijet-c"])
 def test_other_streams_are_drawn_the_same_from_any_slots(shards, tmp_path, size):
     source, _ = decoder(tmp_path / "run", size)
     for slots in (1, 5):

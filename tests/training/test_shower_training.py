@@ -28,6 +28,7 @@ from jetkern.packed import Packed
 from jetkern.recipes import pretrain
 from jetkern.showers import Showers
 from jetkern.simulate.showers import CALORIMETERS, make_showers, simulate_showers
+from jetkern.tokenizers import HITS, Tokenizer
 from jetkern.training import step
 from jetkern.training.checkpoints import RunError
 from jetkern.training.config import SettingsError
@@ -35,6 +36,7 @@ from jetkern.training.defaults import finetune_defaults, pretrain_defaults
 from jetkern.training.log import read_metrics
 from jetkern.training.showers import shower_shape
 from jetkern.training.weights import any_config, load_model, load_weights
+from tests.factories import hit_codes
 
 SMALL = {"objective": "next-token", "steps": 4, "val_every": 2, "warmup_steps": 1}
 SIZE = {"dim": 16, "layers": 2, "heads": 2}
@@ -67,23 +69,40 @@ def clouds(showers: Showers) -> Clouds:
 def model(size="spade", **changes):
     torch.manual_seed(0)
     own = {**SIZE, **changes}
-    return ShowerDecoder(shower_decoder_config(size, CELLS, (1.0, 10.0), 130, **own))
+    if size != "omnijet-c":
+        return ShowerDecoder(shower_decoder_config(size, CELLS, (1.0, 10.0), 130, **own))
+    tokenizer = hit_codes()
+    config = shower_decoder_config(size, CELLS, (1.0, 10.0), 130, tokenizer=tokenizer, **own)
+    found = ShowerDecoder(config)
+    found.keep_tokenizer(tokenizer)
+    return found
 
 
-@pytest.fixture(scope="module", params=["micro", "combined"])
+@pytest.fixture(scope="module", params=["micro", "combined", "omnijet-c"])
 def preset(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def pretrained(data, preset, tmp_path_factory):
+def words(data, preset, tmp_path_factory):
+    """Flags that the preset needs; its width, so that the published one takes no minutes."""
+    if preset != "omnijet-c":
+        return ("--ema-decay", 0.9)
+    tokens = tmp_path_factory.mktemp("tokens") / "out"
+    fitting = ["vqvae", "--data", str(data), "--out", str(tokens), "--codes", "32"]
+    assert tokenize.main([*fitting, "--steps", "5", "--shape", "16", "1", "2", "4"]) == 0
+    return ("--ema-decay", 0.9, "--tokenizer", tokens)
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, preset, words, tmp_path_factory):
     out = tmp_path_factory.mktemp("pretrained") / "run"
-    pretrain(asked(data, out, "--ema-decay", 0.9, preset=preset))
+    pretrain(asked(data, out, *words, preset=preset))
     return out
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    pretrained, preset, data, tmp_path, monkeypatch
+    pretrained, preset, words, data, tmp_path, monkeypatch
 ):
     done = step.Step.__call__
 
@@ -92,7 +111,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
         if number == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    more = asked(data, tmp_path / "parts", "--ema-decay", 0.9, preset=preset)
+    more = asked(data, tmp_path / "parts", *words, preset=preset)
     monkeypatch.setattr(step.Step, "__call__", stopping)
     assert pretrain(more)["step"] == 3
     monkeypatch.setattr(step.Step, "__call__", done)
@@ -113,20 +132,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     assert best["next_token"] == pytest.approx(float(nats), rel=1e-4)
     found = {f"next_token_{n}" for n in trained.config.streams}
     assert {k for k in best if k.startswith("next_token_")} == found | {"next_token_trivial"}
-    for name, column in zip(trained.config.streams, losses.double().T, strict=True):
+    for name, column in zip(
+        trained.config.streams, losses.double().T, strict=preset != "omnijet-c"
+    ):
         mean = float(column.sum()) / showers.total
         assert best[f"next_token_{name}"] == pytest.approx(mean, rel=1e-4, abs=1e-6)
 
 
 def test_hits_come_back_from_streams():
-    hits = torch.from_numpy(simulate_showers(CALORIMETERS["small"], range(3)).hits)
+    showers = clouds(simulate_showers(CALORIMETERS["small"], range(3)))
+    hits = showers.points
     for size in ("spade", "combined"):
         made = model(size)
-        back = made.hits(made.points(hits))
+        back = made.hits(made.points(showers), showers.packed)
         assert torch.equal(back[:, :3], hits[:, :3])
         torch.testing.assert_close(back[:, 3], hits[:, 3], rtol=1e-6, atol=0)
     last = torch.tensor([[11.0, 11.0, 14.0, 1.0]])
-    assert model("combined").points(last)[0, 0] == 15 * 12 * 12 - 1
+    last_hit = Clouds(points=last, offsets=torch.tensor([0, 1]))
+    assert model("combined").points(last_hit)[0, 0] == 15 * 12 * 12 - 1
     assert model("spade").config.streams == ("layer", "x", "y", "ln_energy", "end")
     assert model("combined").config.streams == ("cell", "ln_energy", "end")
 
@@ -140,14 +163,15 @@ def test_what_rows_know_of_energies_is_as_spade_has_it():
     assert alike.condition(torch.tensor([5.0, 6.0])).tolist() == [[0], [1]]
 
 
-@pytest.mark.parametrize("size", ["spade", "combined", "micro"])
+@pytest.mark.parametrize("size", ["spade", "combined", "micro", "omnijet-c"])
 def test_passes_add_up_and_showers_are_alone_in_a_batch(size):
     """Empty showers and those of one hit among them."""
     hits = simulate_showers(CALORIMETERS["small"], range(3))
     rows = np.concatenate([hits.hits, hits.hits[:1]])
     offsets = np.array([0, *hits.offsets, hits.offsets[-1] + 1])
     every = clouds(Showers(rows, offsets, np.float32([5, *hits.energies, 9])))
-    made = model(size).double()
+    made = model(size)
+    made.body.double()
     every = every.replace(points=every.points.double(), condition=every.condition.double())
     nats = made.negative_log_likelihood(every).detach()
     assert nats.isfinite().all()
@@ -162,11 +186,11 @@ def test_passes_add_up_and_showers_are_alone_in_a_batch(size):
     parts = [every.select(slice(0, 2)), every.select(slice(2, None))]
     losses = [len(p) * float(objective(p, per_jet)["loss"].detach()) for p in parts]
     assert sum(losses) / len(every) == pytest.approx(float(whole.detach()), rel=1e-6)
-    grad = torch.autograd.grad(whole, list(made.parameters()))
+    grad = torch.autograd.grad(whole, list(made.body.parameters()))
     assert all(g.isfinite().all() for g in grad)
 
 
-@pytest.mark.parametrize("size", ["spade", "combined", "micro"])
+@pytest.mark.parametrize("size", ["spade", "combined", "micro", "omnijet-c"])
 def test_rows_know_nothing_of_later_hits_or_other_showers(size):
     made = model(size)
     every = clouds(simulate_showers(CALORIMETERS["small"], range(3)))
@@ -193,7 +217,7 @@ def test_trivial_is_what_frequencies_reach(data):
     made = model("spade")
     showers = clouds(simulate_showers(CALORIMETERS["small"], range(20)))
     found = objective_of(made).trivial(showers)["next_token_trivial"]
-    points = made.points(showers.points).double().numpy()
+    points = made.points(showers).double().numpy()
     expected = 0.5 * math.log(2 * math.pi * math.e * points[:, 3].var())
     for column in points[:, :3].T:
         shares = np.unique(column, return_counts=True)[1] / len(points)
@@ -228,6 +252,11 @@ def test_the_published_sizes():
     combined = shower_decoder_config("combined", (30,) * 3, (10.0, 100.0), 1700)
     assert (spade.classes, spade.delays) == ((30, 30, 30, 0), (0, 1, 2, 3))
     assert (combined.classes, combined.delays) == ((27_000, 0), (0, 1))
+    tokens = Tokenizer.blank(HITS, 65_536)
+    published = shower_decoder_config(
+        "omnijet-c", (30,) * 3, (10.0, 100.0), 1700, tokenizer=tokens, condition=1
+    )
+    assert (published.classes, published.end, published.post_norm) == ((65_536,), "token", True)
     with pytest.raises(ValueError, match="size of a decoder of showers"):
         shower_decoder_config("omnijet", (30,) * 3, (10.0, 100.0), 1700)
 
@@ -267,8 +296,28 @@ def test_what_does_not_fit_is_said(data, jetclass, tmp_path, capsys):
     said = refused(command, "--preset", "omnijet", *words)
     assert "size of a decoder of showers" in said
     assert "has showers, the task top needs jets" in refused(tuning, "top", *words)
-    said = refused(tokenize, "kmeans", "--codes", 8, *words)
-    assert "has showers, a tokeniser needs jets" in said
+    said = refused(tokenize, "kmeans", "--codes", 8, "--features", "ln_pt", *words)
+    assert "has showers, a tokeniser of them needs jets" in said
+    said = refused(tokenize, "kmeans", "--codes", 8, "--features", "x", "y", *words)
+    assert "of showers x, y, layer, ln_hit_energy, all four" in said
+    jets = ("--data", jetclass, *out)
+    said = refused(tokenize, "kmeans", "--features", *HITS, "--codes", 8, *jets)
+    assert "has jets, a tokeniser of them needs showers" in said
+    codes, kept = tmp_path / "codes", tmp_path / "kept"
+    told = ["kmeans", "--codes", "8", "--steps", "2"]
+    assert tokenize.main([*told, "--data", str(data), "--out", str(codes)]) == 0
+    assert tokenize.main([*told, "--data", str(jetclass), "--out", str(kept)]) == 0
+    capsys.readouterr()
+    said = refused(command, "--preset", "omnijet-c", *words)
+    assert "omnijet-c predicts tokens of hits: --tokenizer" in said
+    said = refused(command, "--preset", "spade", "--tokenizer", codes, *words)
+    assert "spade predicts cells and energies" in said
+    said = refused(command, "--preset", "omnijet-c", "--tokenizer", kept, *words)
+    assert "has showers" in said
+    assert "needs jets" in said
+    said = refused(command, "--preset", "omnijet", "--tokenizer", codes, *jets)
+    assert "has jets" in said
+    assert "needs showers" in said
     assert "has showers, the baseline needs jets" in refused(baseline, *words)
     with pytest.raises(SettingsError, match="of showers, which only pretrain learns"):
         finetune_defaults("spade")

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from studies import masked, token_jets, tokens
+from studies import masked, showers, token_jets, tokens
 from tests.factories import write_toy_shards
 
 
@@ -107,3 +107,28 @@ def test_a_cell_says_how_many_seeds_it_lacks(options):
     assert study.cell("probe/a/{}/50", 1) == "1.0 (1)"
     study.results["probe/a/1/50"] = 3.0
     assert study.cell("probe/a/{}/50", 1) == "2.0 ± 1.4"
+
+
+def test_showers_goes_on_where_it_was(tmp_path, monkeypatch, capsys, one_thread):
+    for name, value in {"JUDGED": 20, "BATCH": 2, "MOST": 5, "POOL": 40, "OF_POOL": 4}.items():
+        monkeypatch.setattr(showers, name, value)
+    monkeypatch.setattr(showers, "CODES", 8)
+    tokens = {**showers.KINDS[showers.TOKENS], "classes": (8,)}
+    monkeypatch.setitem(showers.KINDS, showers.TOKENS, tokens)
+    words = ["showers.py", "--out", str(tmp_path / "out"), "--updates", "2", "--seeds"]
+    monkeypatch.setattr(sys, "argv", [*words, "0", "--kinds", "delay"])
+    showers.main()
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("delay-*.json")}
+    assert len(kept) == 1
+    monkeypatch.setattr(sys, "argv", [*words, "0", "1"])
+    showers.main()
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    table = (tmp_path / "out" / "table.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines()}
+    assert [c.strip() for c in rows[""]] == [*showers.KINDS, "floor"]
+    assert all("±" in cell for cell in rows["nats a hit"][:-1])
+    assert rows["W1 of hits"][-1].strip() != ""
+    # Tokens have no likelihood by stream, and no end to draw apart.
+    assert (
+        rows["nats of layer"][-2].strip() == rows["spread of hits, end at 4.7 %"][-2].strip() == ""
+    )
