@@ -3,7 +3,7 @@
 import io
 import sys
 
-from jetkern.tables import show, table
+from jetkern.tables import mean_and_spread, show, table
 
 ROWS = [["class", "jets"], ["QCD", "1,000"], ["H4q", "9"]]
 
@@ -37,3 +37,12 @@ def test_a_terminal_without_the_characters_gets_others(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     show("0.98 ± 0.01, ΔR")
     assert raw.getvalue() == b"0.98 +- 0.01, \\u0394R\n"
+
+
+def test_a_number_has_three_figures():
+    assert mean_and_spread([]) == ""
+    assert mean_and_spread([123.4, 125.4]) == "124 ± 1"
+    assert mean_and_spread([12.34]) == "12.3"
+    assert mean_and_spread([1.234]) == "1.23"
+    assert mean_and_spread([0.1234]) == "0.123"
+    assert mean_and_spread([116_862]) == "116,862"

@@ -61,14 +61,6 @@ def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys
     assert "step 2/2" not in capsys.readouterr().out
 
 
-def test_a_number_has_three_figures():
-    assert token_jets.cell([]) == ""
-    assert token_jets.cell([123.4, 125.4]) == "124 ± 1"
-    assert token_jets.cell([12.34]) == "12.3"
-    assert token_jets.cell([1.234]) == "1.23"
-    assert token_jets.cell([0.1234]) == "0.123"
-
-
 @pytest.fixture
 def options(jetclass, tmp_path):
     write_toy_shards(tmp_path / "shards" / "test", ["QCD", "Hbb", "Zqq"], jets=128, seed=5)
