@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from math import floor, log10
-from statistics import mean, stdev
+from math import dist, floor, fsum, log10
 
 from jetkern.io import printable
 
@@ -45,9 +44,13 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation of a sample, to three figures of the mean; "" of no values."""
     if not values:
         return ""
-    digits = max(0, 2 - max(-1, floor(log10(max(abs(mean(values)), 1e-9)))))
-    spread = f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):,.{digits}f}{spread}"
+    number = len(values)
+    mean = fsum(values) / number
+    digits = max(0, 2 - max(-1, floor(log10(max(abs(mean), 1e-9)))))
+    if number == 1:
+        return f"{mean:,.{digits}f}"
+    spread = dist(values, [mean] * number) / (number - 1) ** 0.5
+    return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
 
 
 def show(text: str) -> None:
