@@ -78,10 +78,10 @@ def fit_conditions(
     Raises:
         ValueError: for no jets, or values that are not finite.
     """
-    if not len(values) or not values.isfinite().all():
-        raise ValueError("conditions to learn from must be finite numbers of at least one jet")
     from scipy.special import ndtr
 
+    if not len(values) or not values.isfinite().all():
+        raise ValueError("conditions to learn from must be finite numbers of at least one jet")
     row = torch.arange(len(values))
     spread = values.double()  # between integers, so that multiplicities have quantiles
     spread[:, -1] += uniform(seed, SPREAD, row) - 0.5

@@ -133,7 +133,8 @@ def _features(settings: TokenizeSettings, train: Shards) -> tuple[str, ...]:
         features = HITS
     else:
         features = DEFAULT if tracks else DEFAULT[:3]
-    _check_points(features, train, "a tokeniser of them")
+    points = "hits" if features == HITS else "particles"
+    _check_points(features, train, f"a tokeniser of {points}")
     if set(features) & set(TRACKS) and not tracks:
         raise ValueError(f"{train.folder} has no tracks: {', '.join(features)} cannot be read")
     return features

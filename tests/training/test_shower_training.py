@@ -85,7 +85,7 @@ def preset(request):
 
 @pytest.fixture(scope="module")
 def words(data, preset, tmp_path_factory):
-    """Flags that the preset needs; its width, so that the published one takes no minutes."""
+    """Flags that the preset needs."""
     if preset != "omnijet-c":
         return ("--ema-decay", 0.9)
     tokens = tmp_path_factory.mktemp("tokens") / "out"
@@ -253,9 +253,7 @@ def test_the_published_sizes():
     assert (spade.classes, spade.delays) == ((30, 30, 30, 0), (0, 1, 2, 3))
     assert (combined.classes, combined.delays) == ((27_000, 0), (0, 1))
     tokens = Tokenizer.blank(HITS, 65_536)
-    published = shower_decoder_config(
-        "omnijet-c", (30,) * 3, (10.0, 100.0), 1700, tokenizer=tokens, condition=1
-    )
+    published = shower_decoder_config("omnijet-c", (30,) * 3, (10.0, 100.0), 1700, tokenizer=tokens)
     assert (published.classes, published.end, published.post_norm) == ((65_536,), "token", True)
     with pytest.raises(ValueError, match="size of a decoder of showers"):
         shower_decoder_config("omnijet", (30,) * 3, (10.0, 100.0), 1700)
@@ -297,12 +295,12 @@ def test_what_does_not_fit_is_said(data, jetclass, tmp_path, capsys):
     assert "size of a decoder of showers" in said
     assert "has showers, the task top needs jets" in refused(tuning, "top", *words)
     said = refused(tokenize, "kmeans", "--codes", 8, "--features", "ln_pt", *words)
-    assert "has showers, a tokeniser of them needs jets" in said
+    assert "has showers, a tokeniser of particles needs jets" in said
     said = refused(tokenize, "kmeans", "--codes", 8, "--features", "x", "y", *words)
     assert "of showers x, y, layer, ln_hit_energy, all four" in said
     jets = ("--data", jetclass, *out)
     said = refused(tokenize, "kmeans", "--features", *HITS, "--codes", 8, *jets)
-    assert "has jets, a tokeniser of them needs showers" in said
+    assert "has jets, a tokeniser of hits needs showers" in said
     codes, kept = tmp_path / "codes", tmp_path / "kept"
     told = ["kmeans", "--codes", "8", "--steps", "2"]
     assert tokenize.main([*told, "--data", str(data), "--out", str(codes)]) == 0

@@ -237,7 +237,7 @@ class _Npz(_Rectangular):
                 for i in self._zip.infolist()
                 if i.filename.endswith(".npy")
             }
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: not a complete npz file ({first_line(error)})") from None
         super().__init__(path, names)
 
@@ -311,7 +311,7 @@ class _Header:
 
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError,
-    NotImplementedError, MemoryError,
+    MemoryError,
 )  # fmt: skip
 
 
