@@ -235,7 +235,7 @@ def test_jets_are_made_by_its_own_solver(data, tmp_path, capsys):
 
 
 def test_it_is_judged_as_the_generator_is(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("jetkern.tasks.jetnet.sheet_figure", lambda *a: None)
+    monkeypatch.setattr("jetkern.evaluation.figures.sheet_figure", lambda *a: None)
     flags = words(data=data, out=tmp_path, num_jets=25)
     assert evaluate([str(data / "distill"), *flags]) == 0
     assert "W1 mass" in (tmp_path / "table.md").read_text()

@@ -164,7 +164,7 @@ def test_jets_that_differ_are_told_apart_and_the_same_ones_are_not(data):
 
 def test_folders_of_generated_jets_are_judged_without_the_run(run, data, tmp_path, monkeypatch):
     for slow in ("sheet_figure", "grid_figure"):  # drawn in another test
-        monkeypatch.setattr(f"jetkern.tasks.jetnet.{slow}", lambda *a: None)
+        monkeypatch.setattr(f"jetkern.evaluation.figures.{slow}", lambda *a: None)
     for count in (2, 4):
         flags = [
             "--solver",
