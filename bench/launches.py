@@ -2,6 +2,7 @@
 
     python -m bench.launches [--sizes micro small] [--objectives classifier pretrain] [--lines 30]
         [--graph] [--optimizer ranger]
+    python -m bench.launches --sizes micro --objectives cfm "tokens, 512"   # targets of bench.step
 
 Triton's driver is replaced by one that launches nothing, and PyTorch computes on the CPU, so that
 a step runs as on a GPU but for its results. Counted are launches of Triton kernels, calls of
@@ -192,7 +193,8 @@ def counted_step(
     from bench.jets import load_jets
     from bench.step import our_step
 
-    step, jets = our_step(size, objective, "bf16", optimizer=optimizer), load_jets("", 2)
+    jets = load_jets("", 2)
+    step = our_step(size, objective, "bf16", jets, optimizer=optimizer)
     jets = step.objective.prepared(jets).to("cpu")  # as to a GPU
     counts, times = Counts(), []
     with counting(Counts()):
@@ -219,9 +221,9 @@ def counted_region(
     from bench.step import our_step
     from jetkern.training.graphed import WARM, GraphedStep
 
-    step = our_step(size, objective, "bf16", optimizer=optimizer)
-    graph = GraphedStep(step, record=lambda work: (None, work))
     jets, counts = load_jets("", 16), Counts()
+    step = our_step(size, objective, "bf16", jets, optimizer=optimizer)
+    graph = GraphedStep(step, record=lambda work: (None, work))
     with counting(Counts()):
         for number in range(WARM + 1):
             graph(jets, number)

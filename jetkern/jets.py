@@ -41,6 +41,11 @@ class Shown(NamedTuple):
         offsets = offsets_from_counts(torch.from_numpy(counts))
         return cls(Packed.trusted(offsets, counts=counts), int(counts.sum()))
 
+    def rest(self, jets: Jets) -> Shown:
+        """What is hidden of the jets that this is of: the same of their other particles."""
+        offsets = jets.offsets - self.packed.offsets
+        return Shown(Packed.trusted(offsets), len(jets.particles) - self.particles)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Jets(Sets):

@@ -97,7 +97,7 @@ class MaskedModel(nn.Module):
         assert hidden.body_offsets is not None
         if self.decodes:
             rows, places = self.decoded(hidden.body, hidden.body_offsets, hidden.whole, hidden.keep)
-            hidden.rows = taken(rows, places[~hidden.keep])
+            hidden.rows = taken(rows, places[hidden.places])
         return hidden
 
     def decoded(

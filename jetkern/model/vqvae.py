@@ -129,13 +129,13 @@ class VQTokenizer(Tokenizer):
             found = [ops.nearest_code(self.latents(part)[0], self.codes) for part in _parts(jets)]
         return torch.cat(found)
 
-    def tokens_of(self, jets: Jets, chosen: Tensor) -> Tensor:
+    def tokens_of(self, jets: Jets, chosen: Jets, places: Tensor) -> Tensor:
         """(M,) int64 codes of some particles, in the complete jets.
 
         Args:
-            jets: T particles; chosen: (T,) bool, true for M of them.
+            jets: T particles; chosen: the same jets with M of them, places: (M,) which these are.
         """
-        return self.tokens(jets)[chosen]
+        return self.tokens(jets)[places]
 
     def approximated(self, jets: Sets, tokens: Tensor) -> Tensor:
         """(T, F) what the tokens of whole jets say of their particles, on the normal scale.

@@ -13,6 +13,11 @@ class FieldObjective(Objective):
 
     model: EPiC
 
+    @property
+    def fills(self) -> bool:
+        """No: whether a GPU can record its sums over jets was never tried."""
+        return False
+
     def _see(self, jets: Jets) -> dict[MakeView, View]:
         index = index_of(jets)
         made = {make: make(jets, index, self.seed) for make in self.views}

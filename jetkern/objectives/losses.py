@@ -298,7 +298,3 @@ class MaskedParticles(Loss):
         if jets.fillers:
             hidden = hidden & (jets.jet_of_particle < jets.real)
         return ((output - jets.particles).abs().mean(1) * hidden).sum()
-
-
-# Those that leave fillers out (``jetkern.fillers``).
-FILLED = (Classification, FlowMatching, MaskedParticles)

@@ -19,13 +19,22 @@ from torch import Tensor, nn
 
 from jetkern.jets import Jets
 from jetkern.model.pet import PET
-from jetkern.objectives.losses import FILLED, LOSSES, Loss
+from jetkern.objectives.losses import (
+    LOSSES,
+    Classification,
+    ColumnFlow,
+    FlowMatching,
+    Loss,
+    MaskedParticles,
+)
+from jetkern.objectives.targets import MaskedTarget
 from jetkern.objectives.views import (
     DROP_LABEL,
     DROP_PID,
     DROP_TRACKS,
     MakeView,
     Masked,
+    Noised,
     Place,
     View,
     clean,
@@ -35,6 +44,9 @@ from jetkern.objectives.views import (
 )
 from jetkern.packed import constant
 from jetkern.random import uniform
+
+# Losses that leave fillers out (``jetkern.fillers``).
+FILLED = (Classification, FlowMatching, ColumnFlow, MaskedParticles, MaskedTarget)
 
 
 class Sums(NamedTuple):
@@ -99,7 +111,8 @@ class Objective(nn.Module):
         """Whether all losses leave out filler jets, and the sizes of all views follow from the
         jets' and from what ``visible`` says."""
         return len(self._masks) < 2 and all(
-            type(loss) in FILLED and loss.view in (clean, noised, *self._masks)
+            type(loss) in FILLED
+            and (loss.view in (clean, noised, *self._masks) or isinstance(loss.view, Noised))
             for loss in self.losses
         )
 

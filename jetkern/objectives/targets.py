@@ -84,14 +84,17 @@ class MaskedTarget(Loss):
         return [(model, hidden)] * len(seen)
 
     def weight(self, jets: Jets) -> Tensor:
-        return self.masked.counts(jets, index_of(jets), self.seed).sum()
+        return self.masked.counts(jets, index_of(jets), self.seed)[: jets.real].sum()
 
     def sum(self, output: tuple[PET, Hidden], view: View) -> Tensor:
         model, hidden = output
         assert model.mpm is not None
         if self.target not in hidden.found:
             hidden.found[self.target] = model.mpm.target(self.target).losses(hidden)
-        return hidden.found[self.target][self.place].sum()
+        errors = hidden.found[self.target][self.place]
+        if hidden.whole.fillers:
+            errors = errors * (hidden.jets.jet_of_particle < hidden.whole.real)
+        return errors.sum()
 
     def trivial(self, model: PET, jets: Jets) -> float | None:
         assert model.mpm is not None

@@ -122,13 +122,13 @@ class Tokenizer(nn.Module):
             raise ValueError("this tokeniser has a scale but no codes: it was fitted without")
         return ops.nearest_code(self.scaled(jets)[0], self.codes)
 
-    def tokens_of(self, jets: Jets, chosen: Tensor) -> Tensor:
+    def tokens_of(self, jets: Jets, chosen: Jets, places: Tensor) -> Tensor:
         """(M,) int64 codes of some particles of whole jets.
 
         Args:
-            jets: T particles; chosen: (T,) bool, true for M of them.
+            jets: T particles; chosen: the same jets with M of them, places: (M,) which these are.
         """
-        return self.tokens(jets.keep_particles(chosen))  # a code depends on its particle alone
+        return self.tokens(chosen)  # a code depends on its particle alone
 
     def decoded(self, tokens: Tensor) -> Tensor:
         """(T, F) features of the codes, as they are stored.

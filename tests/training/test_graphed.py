@@ -15,9 +15,14 @@ from jetkern import PET, Jets, model_preset
 from jetkern.fillers import sizes_of
 from jetkern.graphs import Captured
 from jetkern.jets import offsets_from_counts
+from jetkern.model.columns import IDENTITY
+from jetkern.model.config import TARGETS
+from jetkern.model.targets import Choices
 from jetkern.objectives import Objective
 from jetkern.objectives.losses import Classification, MaskedParticles
+from jetkern.objectives.targets import target_losses
 from jetkern.objectives.views import Masked
+from jetkern.tokenizers import QuantileNormal
 from jetkern.training.distributed import World
 from jetkern.training.flat import FlatParameters
 from jetkern.training.graphed import GraphedStep, graphed, unfit
@@ -41,11 +46,12 @@ def adamw(groups, lr):
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def made(parts, optimizer=Lion, world=ALONE):
+def made(parts, optimizer=Lion, world=ALONE, losses=None, **changes):
     """A step in float64, so that no sign of Lion's hangs on a rounding."""
     torch.manual_seed(0)
-    model = PET(model_preset("micro", parts, use_tracks=False, **SMALL)).double()
-    objective, average = Objective(model).train(), None
+    changes = {"use_tracks": False, **SMALL, **changes}
+    model = PET(model_preset("micro", parts, **changes)).double()
+    objective = Objective(model, losses=losses and losses(model.config)).train()
     average = Objective(PET(model.config).double())
     average.load_state_dict(objective.state_dict())
     weights, slow = (
@@ -74,6 +80,7 @@ def batches(number, jets=24, seed=0):
             particles=rows,
             offsets=offsets_from_counts(torch.from_numpy(counts)),
             pid=torch.from_numpy(random.integers(0, 9, counts.sum())),
+            tracks=rows * torch.from_numpy(random.integers(0, 2, (counts.sum(), 1))),
             label=torch.from_numpy(random.integers(0, 3, jets)),
             index=torch.arange(i * jets, (i + 1) * jets),
         )
@@ -114,6 +121,32 @@ def test_a_hundred_recorded_steps_of_any_optimiser_are_those_of_the_plain_loop(o
 )
 def test_a_hundred_recorded_steps_are_those_of_the_plain_loop(parts):
     check_updates(made(parts), made(parts), 100)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("neutral_noise", [False, True])
+def test_recorded_steps_of_any_target_are_those_of_the_plain_loop(target, neutral_noise):
+    features = ("delta_eta", "ln_pt", "d0")
+    choices = Choices(0.1, neutral_noise=neutral_noise)
+
+    def losses(config):
+        return target_losses(config, view=Masked(0.2, 0.6), choices=choices)
+
+    told = {"targets": (target,), "target_features": features, "codes": 5}
+    steps = [made(("mpm",), losses=losses, **told) for _ in range(2)]
+    for step in steps:
+        tokenizer = step.objective.model.mpm.tokenizer
+        scale = QuantileNormal.fit(list(np.random.default_rng(0).normal(size=(3, 1000))))
+        tokenizer.scale.load_state_dict(scale.state_dict())
+        tokenizer.codes.copy_(torch.eye(5, 3))
+    check_updates(*steps, 9)
+
+
+def test_recorded_steps_of_a_generator_of_columns_are_those_of_the_plain_loop():
+    columns = (*IDENTITY, "tanh_d0", "d0_error", "tanh_dz", "dz_error")
+    told = {"columns": columns, "noise_mean": (0.1,) * 14, "noise_width": (0.5,) * 14}
+    told |= {"use_pid": False}
+    check_updates(made(("generator",), **told), made(("generator",), **told), 9)
 
 
 def test_what_cannot_be_recorded_is_plain_and_said(capsys):

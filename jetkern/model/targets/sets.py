@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from jetkern.jets import IDENTITIES
 from jetkern.model.config import PETConfig
@@ -64,7 +63,8 @@ class SetFlow(Target):
             return values, known
         if hidden.jets.pid is None:
             raise ValueError("the identities of hidden particles are asked for; the jets have none")
-        named = one_hot(hidden.jets.pid, IDENTITIES).to(values.dtype)
+        kinds = torch.arange(IDENTITIES, device=values.device)
+        named = (hidden.jets.pid[:, None] == kinds).to(values.dtype)
         return torch.cat([values, named], 1), torch.cat([known, torch.ones_like(named) > 0], 1)
 
     def velocity(self, x: Tensor, time: Tensor, known: Tensor, hidden: Hidden) -> Tensor:

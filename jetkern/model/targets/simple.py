@@ -101,7 +101,7 @@ def _identities(hidden: Hidden) -> Tensor:
 
 def _tokens(hidden: Hidden) -> Tensor:
     assert hidden.tokenizer is not None
-    return hidden.tokenizer.tokens_of(hidden.whole, ~hidden.keep)
+    return hidden.tokenizer.tokens_of(hidden.whole, hidden.jets, hidden.places)
 
 
 def _unigram(seen: Tensor, smoothing: float) -> float:

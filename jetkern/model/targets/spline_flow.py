@@ -130,8 +130,11 @@ class SplineFlow(Target):
     def _coupled(
         self, number: int, x: Tensor, known: Tensor, context: Tensor, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        moving = torch.arange(self.features, device=x.device) % 2 == number % 2
-        shown = torch.cat([x.where(~moving, 0.0), known.to(x.dtype), context], 1)
+        moving = slice(number % 2, None, 2)
+        still = torch.zeros_like(x)
+        others = slice(1 - number % 2, None, 2)
+        still[:, others] = x[:, others]
+        shown = torch.cat([still, known.to(x.dtype), context], 1)
         raw = self.couplings[number](shown).unflatten(1, (self.features, -1))[:, moving]
         found, log_slope = spline(x[:, moving], raw, inverse)
         there = known[:, moving]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jetkern.jets import Jets
 from jetkern.model.config import PETConfig
+from jetkern.packed import true_rows
 from jetkern.random import normal
 from jetkern.tokenizers import Tokenizer
 
@@ -61,12 +62,20 @@ class Hidden:
     @cached_property
     def jets(self) -> Jets:
         """The jets with their hidden particles alone."""
-        return self.whole.keep_particles(~self.keep)
+        shown = self.whole.shown
+        if shown is None:
+            return self.whole.keep_particles(~self.keep)
+        return self.whole.show(~self.keep, shown.rest(self.whole))
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(M,) int64 where they are among the T particles."""
+        return true_rows(~self.keep, len(self.jets.particles))
 
     @cached_property
     def counters(self) -> tuple[Tensor, Tensor]:
         """(M,) index of each particle's jet, and (M,) its place there."""
-        return self.index[self.jets.jet_of_particle], self.whole.rank_in_jet[~self.keep]
+        return self.index[self.jets.jet_of_particle], self.whole.rank_in_jet[self.places]
 
     @cached_property
     def values(self) -> tuple[Tensor, Tensor]:
