@@ -37,7 +37,8 @@ def work(size: str, objective: str, precision: str, jets: int) -> None:
 
     torch.set_num_threads(1)
     batch = load_jets("", jets)
-    train = step.our_steps(size, objective, precision)[1]
+    scaled = [batch] if objective in getattr(step, "CASES", ()) else []  # targets are of its scale
+    train = step.our_steps(size, objective, precision, *scaled)[1]
     with repeating():
         for _ in range(3):
             train(batch)

@@ -34,42 +34,42 @@ def spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tensor, Tenso
         (...) and (...).
     """
     bins = (raw.shape[-1] + 1) // 3
-    widths, heights, slopes = raw.split([bins, bins, bins - 1], -1)
-    wide = [LEAST + (1 - LEAST * bins) * softmax(part, -1) for part in (widths, heights)]
+    sizes, slopes = raw.split([2 * bins, bins - 1], -1)
+    wide = LEAST + (1 - LEAST * bins) * softmax(sizes.unflatten(-1, (2, bins)), -1)
+    inside_ends = 2 * TAIL * wide[..., :-1].cumsum(-1) - TAIL
     # The last knot is the end itself, not a rounded sum.
-    ends = [pad(part[..., :-1].cumsum(-1), (1, 0)) for part in wide]
-    left, low = (2 * TAIL * part - TAIL for part in ends)
-    right, high = (pad(part[..., 1:], (0, 1), value=TAIL) for part in (left, low))
-    inner = LEAST + softplus(slopes + _SLOPE_1)
-    first, last = pad(inner, (1, 0), value=1.0), pad(inner, (0, 1), value=1.0)
+    places = pad(pad(inside_ends, (1, 0), value=-TAIL), (0, 1), value=TAIL)
+    slopes = pad(LEAST + softplus(slopes + _SLOPE_1), (1, 1), value=1.0)
+    knots = torch.cat([places, slopes[..., None, :]], -2)
 
     # Beyond the ends the value is put inside first, so that no branch has a bad gradient.
     inside = (x > -TAIL) & (x < TAIL)
     at = x.where(inside, 0.0)
-    edges = (low if inverse else left)[..., 1:]
-    chosen = (at[..., None] >= edges).sum(-1, keepdim=True)
-    parts = (left, right, low, high, first, last)
-    x0, x1, y0, y1, d0, d1 = (part.gather(-1, chosen).squeeze(-1) for part in parts)
-    s = (y1 - y0) / (x1 - x0)
+    chosen = (at[..., None] >= inside_ends[..., int(inverse), :]).sum(-1)
+    ends = torch.stack([chosen, chosen + 1], -1)[..., None, :]
+    found = knots.gather(-1, ends.expand(*knots.shape[:-1], 2))
+    x0, x1, y0, y1, d0, d1 = found.flatten(-2).unbind(-1)
+    width, height = x1 - x0, y1 - y0
+    s = height / width
+    bend = d1 + d0 - 2 * s
     if inverse:
         # Equations 6 to 8 of that paper.
         rise = at - y0
-        mixed = rise * (d1 + d0 - 2 * s)
-        a = (y1 - y0) * (s - d0) + mixed
-        b = (y1 - y0) * d0 - mixed
+        mixed = rise * bend
+        a = height * (s - d0) + mixed
+        b = height * d0 - mixed
         c = -s * rise
         root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
         share = 2 * c / (-b - root)
-        moved = share * (x1 - x0) + x0
     else:
-        share = (at - x0) / (x1 - x0)
-        # Equation 4.
-        up = (y1 - y0) * (s * share.square() + d0 * share * (1 - share))
-        moved = y0 + up / (s + (d1 + d0 - 2 * s) * share * (1 - share))
-    rest = share * (1 - share)
-    bottom = s + (d1 + d0 - 2 * s) * rest
+        share = (at - x0) / width
+    left = 1 - share
+    squared, rest = share.square(), share * left
+    bottom = s + bend * rest
+    # Equation 4.
+    moved = share * width + x0 if inverse else y0 + height * (s * squared + d0 * rest) / bottom
     # Equation 5.
-    top = s.square() * (d1 * share.square() + 2 * s * rest + d0 * (1 - share).square())
+    top = s.square() * (d1 * squared + 2 * s * rest + d0 * left.square())
     log_slope = top.log() - 2 * bottom.log()
     log_slope = -log_slope if inverse else log_slope
     return moved.where(inside, x), log_slope.where(inside, 0.0)
