@@ -147,7 +147,7 @@ class Study:
         real = self.jets(self.options.classes)
         first, second = (real.select(slice(i, None, 2)) for i in (0, 1))
         found = {"floor": made_once(self.judged / "floor.json", lambda: distances(first, second))}
-        for kind in DRAWN:
+        for kind in self.options.kinds:
             folder = self.tokenizer(kind, seed, self.options.data, self.options.classes)
             tokenizer = load_tokenizer(folder)
             tokens = tokenizer.tokens(first)
@@ -172,6 +172,8 @@ class Study:
                             result[key] = two_sample_auc(
                                 of, jets, steps=self.options.two_sample, seed=seed, bootstrap=2
                             ).value
+                    if jets is not own:
+                        result |= {f"{k}, tokens": v for k, v in distances(own, jets).items()}
                     return result
 
                 found[name] = made_once(file, judge)
@@ -186,9 +188,10 @@ class Study:
         found = {
             "floor": made_once(self.judged / "floor-of-one.json", lambda: distances(first, second))
         }
-        told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": seed}
-        body = self.trained(f"other-{seed}", tokens, self.options.steps, **told)
-        told |= {"data": self.options.data, "classes": target}
+        own = seed % (self.options.bodies or seed + 1)
+        told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": own}
+        body = self.trained(f"other-{own}", tokens, self.options.steps, **told)
+        told |= {"data": self.options.data, "classes": target, "seed": seed}
         for size in self.options.sizes:
             told["num_jets"] = size
             runs = [self.trained(f"scratch-{size}-{seed}", tokens, self.options.tune, **told)]
@@ -233,6 +236,8 @@ def main() -> None:
     parts = ("tokenizers", "draws", "transfers")
     add("--parts", nargs="+", default=parts, choices=parts)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--kinds", nargs="+", default=DRAWN, choices=DRAWN, help="tokens of decoders that draw")
+    add("--bodies", type=int, help="pre-trained decoders that seeds share; default: one for each")
     add("--preset", default="micro")
     add("--codes", type=int, default=512)
     add("--vq-steps", type=int, default=1500, help="updates of a VQ-VAE, of 128 jets")

@@ -46,7 +46,9 @@ def optim(steps: int, batch_size: int) -> OptimSettings:
 
 def pretrained(inputs: str, options: argparse.Namespace) -> Path:
     """The run of a decoder that reads ``inputs``."""
-    tokens: Path = options.out / "tokenizer"
+    if options.body:
+        return Path(options.body)
+    tokens: Path = options.tokenizer
     fit = TokenizeSettings(
         kind="kmeans",
         data=options.data / "jetclass",
@@ -84,13 +86,13 @@ def judged(start: str, inputs: str, labels: int, seed: int, options: argparse.Na
     out: Path = options.out / f"{start.replace(' ', '-')}-{inputs}-{labels}-{seed}"
     steps = options.tune_steps
     settings = replace(
-        finetune_defaults(tokenizer=options.out / "tokenizer"),
+        finetune_defaults(tokenizer=options.tokenizer),
         data=options.data / "toptag",
         out=out,
         seed=seed,
         num_jets=labels,
         source=source,
-        tokenizer=None if source else options.out / "tokenizer",
+        tokenizer=None if source else options.tokenizer,
         inputs=inputs,
         freeze="body" if start == "fixed body" else None,
         optim=optim(steps, 50),
@@ -130,6 +132,8 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with jetclass and toptag")
     add("--out", type=Path, required=True)
+    add("--body", type=Path, help="a decoder's run, instead of one made here")
+    add("--tokenizer", type=Path, help="that of the body; default: one fitted here")
     add("--codes", type=int, default=512)
     add("--steps", type=int, default=1000, help="updates of 128 jets, to pre-train")
     add("--tune-steps", type=int, default=200, help="updates of 50 jets")
@@ -139,6 +143,10 @@ def main() -> None:
     add("--test-jets", type=int, default=4000)
     add("--seeds", type=int, default=3)
     options = parser.parse_args()
+    if (options.body is None) != (options.tokenizer is None):
+        parser.error("--body and --tokenizer go together")
+    options.tokenizer = options.tokenizer or options.out / "tokenizer"
+    options.out.mkdir(parents=True, exist_ok=True)
     head = [f"{figure}, {n:,} labels" for n in options.labels for figure in ("accuracy", "AUC")]
     text = table([["reads", "body", *head], *rows(options)], "ll" + "r" * len(head), markdown=True)
     (options.out / "table.md").write_text(f"{text}\n")
