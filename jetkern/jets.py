@@ -154,13 +154,13 @@ class Jets(Sets):
         kept: dict[str, Any] = {"offsets": self.packed, "shown": Shown.of(counts)}
         return replace(self, **kept)
 
-    def show(self, keep: Tensor, shown: Shown) -> Jets:
-        """The same from a known layout: nothing waits for a GPU.
+    def show(self, rows: Tensor, shown: Shown) -> Jets:
+        """The jets with these particles alone, in a known layout: nothing waits for a GPU.
 
         Args:
-            keep: (T,) bool, true for as many particles of each jet as ``shown`` says.
+            rows: (M,) int64 rising, of each jet as many as ``shown`` says.
         """
-        return self._take(true_rows(keep, shown.particles), slice(None), shown.packed)
+        return self._take(rows, slice(None), shown.packed)
 
     @classmethod
     def from_padded(

@@ -188,9 +188,9 @@ class Study:
         found = {
             "floor": made_once(self.judged / "floor-of-one.json", lambda: distances(first, second))
         }
-        own = seed % (self.options.bodies or seed + 1)
-        told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": own}
-        body = self.trained(f"other-{own}", tokens, self.options.steps, **told)
+        started = seed % self.options.bodies if self.options.bodies else seed
+        told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": started}
+        body = self.trained(f"other-{started}", tokens, self.options.steps, **told)
         told |= {"data": self.options.data, "classes": target, "seed": seed}
         for size in self.options.sizes:
             told["num_jets"] = size

@@ -15,7 +15,7 @@ from jetkern.fillers import (
     sizes_of,
     training_capacity,
 )
-from jetkern.jets import offsets_from_counts
+from jetkern.jets import offsets_from_counts, true_rows
 
 
 def drawn(number, seed=0):
@@ -98,7 +98,7 @@ def test_what_is_shown_stays_with_the_jets():
         assert jets.shown.packed.offsets.equal(full.shown.packed.offsets)
         assert jets.shown.packed.num_pairs == seen.pairs
         keep = jets.rank_in_jet < jets.shown.packed.counts[jets.jet_of_particle]
-        some = jets.show(keep, jets.shown)
+        some = jets.show(true_rows(keep, jets.shown.particles), jets.shown)
         assert some.particles.equal(jets.particles[keep])
         assert some.offsets.equal(jets.keep_particles(keep).offsets)
         assert some.shown is None

@@ -19,7 +19,7 @@ from jetkern.jets import Jets
 from jetkern.model.columns import with_columns
 from jetkern.objectives import flow
 from jetkern.objectives.masking import MASK_FRACTION, drawn_counts, masked_counts, random_keep
-from jetkern.packed import offsets_from_counts
+from jetkern.packed import offsets_from_counts, true_rows
 from jetkern.random import uniform
 
 # Streams of random numbers: two uses never share one. Losses from elsewhere take 100 and above.
@@ -182,7 +182,8 @@ class Masked:
     def __call__(self, jets: Jets, index: Tensor, seed: int) -> View:
         keep = random_keep(jets, index, seed, MASK, self.counts(jets, index, seed))
         if jets.shown is not None:
-            return View(jets.show(keep, jets.shown), jets, keep=keep)
+            rows = true_rows(keep, jets.shown.particles)
+            return View(jets.show(rows, jets.shown), jets, keep=keep)
         known = jets.packed.known_counts
         if known is not None:  # of a fraction that is drawn, the host does not know the result
             known = known - masked_counts(known, self.low) if self.low == self.high else None

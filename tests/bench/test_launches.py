@@ -38,7 +38,10 @@ def test_a_step_is_counted_and_waits_for_nothing():
     ("optimizer", "most"),
     [
         ("lion", {"classifier+generator": 240, "pretrain": 310}),
-        ("lion", {"regression+identity": 300, "tokens, 512": 300, "cfm": 330, "ssfm": 350}),
+        (
+            "lion",
+            {"regression+identity": 300, "tokens, 512": 300, "cfm": 330, "cnf": 1450, "ssfm": 350},
+        ),
         ("adamw", {"mpm": 200}),
         ("ranger", {"mpm": 200}),
     ],

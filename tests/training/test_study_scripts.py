@@ -35,6 +35,16 @@ def test_tokens_goes_on_where_it_was(jetclass, toptag, tmp_path, monkeypatch, ca
     tokens.main()  # all of it is there
     assert (out / "table.md").read_text() == table
     assert "step 2/2" not in capsys.readouterr().out
+    told = ["--body", str(out / "pretrained-tokens"), "--tokenizer", str(out / "tokenizer")]
+    again = [*words.split(), *told, "--out", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", ["tokens.py", *again])
+    tokens.main()
+    assert (tmp_path / "again" / "table.md").read_text() == table
+    assert not (tmp_path / "again" / "pretrained-tokens").exists()
+    monkeypatch.setattr(sys, "argv", ["tokens.py", *again[:-4]])
+    with pytest.raises(SystemExit):
+        tokens.main()
+    assert "go together" in capsys.readouterr().err
 
 
 def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys, one_thread):
@@ -46,6 +56,11 @@ def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys
     words += " --tune 2 --sizes 40 --drawn 20 --two-sample 2 --seeds 0"
     monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split(), "--parts", "transfers"])
     token_jets.main()  # a part does without those before it
+    shared = [*words.split()[:-1], "0", "1", "--parts", "transfers", "--bodies", "1"]
+    monkeypatch.setattr(sys, "argv", ["token_jets.py", *shared])
+    token_jets.main()
+    assert [p.name for p in (out / "decoders").glob("other-*")] == ["other-0"]
+    assert (out / "decoders" / "tuned-40-1").is_dir()
     monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split()])
     token_jets.main()
     table = (out / "table.md").read_text()

@@ -65,12 +65,13 @@ class Hidden:
         shown = self.whole.shown
         if shown is None:
             return self.whole.keep_particles(~self.keep)
-        return self.whole.show(~self.keep, shown.rest(self.whole))
+        return self.whole.show(self.places, shown.rest(self.whole))
 
     @cached_property
     def places(self) -> Tensor:
         """(M,) int64 where they are among the T particles."""
-        return true_rows(~self.keep, len(self.jets.particles))
+        shown = self.whole.shown
+        return true_rows(~self.keep, None if shown is None else len(self.keep) - shown.particles)
 
     @cached_property
     def counters(self) -> tuple[Tensor, Tensor]:
