@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe, write_results
+from bench.machine import describe, memory, write_results
 from jetkern.machine import version
 from jetkern.tables import table
 
@@ -386,12 +386,6 @@ def open_huge(folder: Path, pipe: Any) -> None:
     next(iter(stream))
     there = time.perf_counter() - start
     pipe.send((opened, there, memory("VmHWM") - base))
-
-
-def memory(kind: str) -> float:
-    """This process's memory in MB: VmRSS now, VmHWM at its highest."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 def summary(name: str, rates: list[float], megabytes: float | None = None) -> dict[str, Any]:

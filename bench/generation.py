@@ -9,7 +9,7 @@ longest jet, softmax and multinomial. *published*: the whole prefix again for ea
 the head on each row, as the authors' code does. Attention and the training step are compared with
 scaled_dot_product_attention and cross_entropy on padded batches of lengths as of JetClass (normal,
 46 +- 18, 1 to 128) and of showers (100 to 1,700). Times are CPU seconds of one thread, the best of
-rounds in which contenders take turns. Memory is not measured.
+rounds in which contenders take turns. Memory is what a step adds at its highest, gradients too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.machine import command, describe, write_results
+from bench.machine import command, describe, memory_of, write_results
 from jetkern import ops
 from jetkern.model.decoder import CausalBlock, Decoder, decoder_preset
 from jetkern.packed import Packed, offsets_from_counts
@@ -211,7 +211,7 @@ def _attention(
 
 
 def step(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """CPU milliseconds of loss and gradients of 64 jets."""
+    """CPU milliseconds and memory of loss and gradients of 64 jets."""
     decoder, counts = model(), lengths("jets", 64)
     points, packed = (
         torch.randint(8192, (int(counts.sum()), 1)),
@@ -238,11 +238,14 @@ def step(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         "ours": lambda: torch.autograd.grad(decoder.loss(points, packed), weights),
         "padded to 128, logits kept": eager,
     }
+    memory = {name: memory_of(run) for name, run in contenders.items()}
     seconds, _ = fastest(contenders, options.rounds)
     return {
         name: {
             "CPU ms": round(1e3 * s, 1),
             "it over ours": round(s / seconds["ours"], 2),
+            "peak MB": round(memory[name], 1),
+            "its MB over ours": round(memory[name] / memory["ours"], 2),
         }
         for name, s in seconds.items()
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +49,31 @@ def describe(threads: int, clock: Callable[[], float] = time.perf_counter) -> di
         **environment(),
         "matrix_gflops": round(matrix_rate(clock) * 1e-9, 1),
     }
+
+
+def memory(kind: str) -> float:
+    """This process's memory in MB: VmRSS now, VmHWM at its highest."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
+
+
+def memory_of(call: Callable[[], Any]) -> float:
+    """MB by which a call raises the memory of a process at its highest; tried in a fork (Linux)."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+
+    def measure() -> None:
+        ctypes.CDLL(None).malloc_trim(0)  # what is free already is not counted as used
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
+        before = memory("VmRSS")
+        call()
+        theirs.send(memory("VmHWM") - before)
+
+    child = multiprocessing.get_context("fork").Process(target=measure)
+    child.start()
+    child.join()
+    if not ours.poll():
+        raise RuntimeError(f"the process that measures memory ended with {child.exitcode}")
+    return float(ours.recv())
 
 
 def write_results(path: Path | None, document: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ struct Vocabulary {
   const int64_t* target;
 };
 
-// Floats of scratch that either direction needs.
+// Floats of scratch that either direction needs; panels fill the width up to 64 columns at most.
 inline int64_t linear_cross_entropy_scratch(int64_t width) {
-  return Vocabulary::TILE * (width + Vocabulary::TILE + 4);
+  return Vocabulary::TILE * (width + Vocabulary::TILE + 4 + 2 * ((width + 63) / 64 * 64));
 }
 
 }  // namespace jetkern

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, relu
+from torch.nn.functional import gelu
 
 from jetkern import ops
 from jetkern.jets import evenly, join_segments, last_rows, taken
@@ -229,7 +229,7 @@ class ReLUMLP(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = ops.linear(x, self.fc1.weight, self.fc1.bias, precision=self.precision)
-        return ops.linear(relu(hidden), self.fc2.weight, self.fc2.bias, precision=self.precision)
+        return ops.linear(hidden.relu_(), self.fc2.weight, self.fc2.bias, precision=self.precision)
 
 
 class GatedMLP(Layer):

@@ -33,6 +33,14 @@ def test_cpu_rows_are_right_and_have_the_same_bits_in_any_batch(shape: tuple[int
     assert torch.equal(linear(strided, weight, None, backend="cpu"), linear(x, weight))
 
 
+@pytest.mark.parametrize("number", [7, 8, 33, 150])
+def test_cpu_has_the_same_bits_whichever_of_rows_and_weights_is_turned(number: int) -> None:
+    x, weight, bias = arguments(700, 300, 310)  # of 700 rows the weights are turned
+    whole = linear(x, weight, bias, backend="cpu")
+    assert torch.equal(linear(x[100 : 100 + number], weight, bias), whole[100 : 100 + number])
+    assert torch.equal(linear(x[:number], weight), linear(x, weight)[:number])
+
+
 def test_wrong_shapes_and_precisions_are_errors() -> None:
     x, weight, bias = arguments(5, 3, 2)
     with pytest.raises(ValueError, match="x must have shape"):

@@ -27,12 +27,11 @@ Tensor decode_attention(const Tensor& q, const Tensor& keys, const Tensor& value
   const float* v = data<float>(values, "values");
   float* to = data<float>(out, "out");
   const int64_t group = heads / shared, row = shared * width;
+  const int64_t scratch = JETKERN_SELECT(decode_attention_scratch)(capacity, heads, width);
   auto run = JETKERN_SELECT(decode_attention);
-  parallel(slots, decode_attention_scratch(capacity), [&](int64_t s, float* scratch) {
-    for (int64_t g = 0; g < shared; g++) {
-      const int64_t first = s * capacity * row + g * width, mine = (s * heads + g * group) * width;
-      run({counts[s], width, row, k + first, v + first}, queries + mine, group, to + mine, scratch);
-    }
+  parallel(slots, scratch, [&](int64_t s, float* own) {
+    const int64_t first = s * capacity * row, mine = s * heads * width;
+    run({counts[s], shared, width, group, k + first, v + first}, queries + mine, to + mine, own);
   });
   return out;
 }

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t TILE = Vocabulary::TILE;
 constexpr int64_t PARTS = 32;               // of the classes, whose shares of d_x are summed
-constexpr int64_t ROOM = int64_t{1} << 22;  // floats that those shares may take
+constexpr int64_t ROOM = int64_t{1} << 20;  // floats that those shares may take
 
 Vocabulary vocabulary(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const Tensor& target) {

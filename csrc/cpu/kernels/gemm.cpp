@@ -84,6 +84,8 @@ void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, flo
     const float* from = b + n * column;
     if (row == 1)
       turn(from, column, K, columns, to);
+    else if (column == 1 && columns == PANEL)
+      for (int64_t k = 0; k < K; k++) __builtin_memcpy(to + k * PANEL, from + k * row, 4 * PANEL);
     else
       for (int64_t k = 0; k < K; k++)
         for (int64_t i = 0; i < columns; i++) to[k * PANEL + i] = from[k * row + i * column];

@@ -8,22 +8,6 @@ constexpr int64_t DEPTH = 128;            // inputs (or lanes) per pass: SLOTS *
 constexpr int64_t BREADTH = 512;          // outputs per pass: BREADTH * DEPTH weights fit L2
 constexpr int64_t BLOCK = BREADTH * DEPTH;
 
-// Sums over the lanes of W vectors: lane i of the result is the sum of v[i].
-template <int64_t h>
-JETKERN_INLINE void fold(vfloat (&v)[W]) {
-  static constexpr Lanes lanes = butterfly(h);
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < h; i++)
-    v[i] = shuffle<h>(v[i], v[i + h], lanes.keep) + shuffle<h>(v[i], v[i + h], lanes.far);
-}
-JETKERN_INLINE vfloat sums(vfloat (&v)[W]) {
-  if constexpr (W >= 16) fold<8>(v);
-  if constexpr (W >= 8) fold<4>(v);
-  fold<2>(v);
-  fold<1>(v);
-  return v[0];
-}
-
 // y(s, o) = sum_k w[o * STEP + k * w_depth] x(s, k) + bias[o] + add(s, o) for N slots, OUT outputs;
 // with BF16 k counts lanes of bfloat16.
 template <int64_t N, int64_t STEP, bool BF16 = false>

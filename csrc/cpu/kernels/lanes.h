@@ -126,4 +126,20 @@ JETKERN_INLINE void transpose(vfloat (&v)[W]) {
   exchange<1>(v);
 }
 
+// Sums over the lanes of W vectors: lane i of the result is the sum of v[i].
+template <int64_t h>
+JETKERN_INLINE void fold(vfloat (&v)[W]) {
+  static constexpr Lanes lanes = butterfly(h);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < h; i++)
+    v[i] = shuffle<h>(v[i], v[i + h], lanes.keep) + shuffle<h>(v[i], v[i + h], lanes.far);
+}
+JETKERN_INLINE vfloat sums(vfloat (&v)[W]) {
+  if constexpr (W >= 16) fold<8>(v);
+  if constexpr (W >= 8) fold<4>(v);
+  fold<2>(v);
+  fold<1>(v);
+  return v[0];
+}
+
 }  // namespace jetkern::JETKERN_ISA

@@ -18,9 +18,12 @@ struct Workspace {
     total = top + TILE;
     picked = total + TILE;
     slope = picked + TILE;
+    rows = slope + TILE;
+    weight = rows + packed_size(TILE, width);
   }
   float *x, *logits;                    // (width, rows) in panels, (classes, rows)
   float *top, *total, *picked, *slope;  // (rows): largest logit, sum, target's logit, d_loss
+  float *rows, *weight;                 // (rows, width) and (classes, width) in panels, backward
 };
 
 // Logits of `classes` classes from `begin` on.
@@ -83,6 +86,7 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
   const int64_t lanes = round_up(rows, W), width = of.width;
   const float* x = of.x + first * width;
   pack(x, 1, width, width, rows, work.x);
+  pack(x, width, 1, rows, width, work.rows);
   for (int64_t i = 0; i < lanes; i++) {
     const bool counts = i < rows && of.target[first + i] >= 0;
     work.top[i] = i < rows ? softmax[2 * (first + i)] : 0.0f;
@@ -106,17 +110,18 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
       const int64_t j = of.target[first + i];
       if (j >= at && j < at + classes) work.logits[(j - at) * TILE + i] -= work.slope[i];
     }
-    gemm(classes, width, rows, work.logits, TILE, 1, row_major(x, width), d_weight + at * width,
+    gemm(classes, width, rows, work.logits, TILE, 1, packed(work.rows, rows), d_weight + at * width,
          width, !fresh);
     if (d_bias)
       for (int64_t j = 0; j < classes; j++) {
-        float sum = fresh ? 0.0f : d_bias[at + j], own = 0.0f;
-        for (int64_t i = 0; i < rows; i++) own += work.logits[j * TILE + i];
-        d_bias[at + j] = sum + own;
+        vfloat own{};
+        for (int64_t c = 0; c < lanes; c += W) own += load(work.logits + j * TILE + c);
+        d_bias[at + j] = (fresh ? 0.0f : d_bias[at + j]) + sum(own);
       }
-    if (d_x)
-      gemm(rows, width, classes, work.logits, 1, TILE, row_major(of.weight + at * width, width),
-           d_x, width, at > begin);
+    if (!d_x) continue;
+    pack(of.weight + at * width, width, 1, classes, width, work.weight);
+    gemm(rows, width, classes, work.logits, 1, TILE, packed(work.weight, classes), d_x, width,
+         at > begin);
   }
 }
 
