@@ -5,7 +5,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo demo-generation study test test-install test-sanitize resources docs lint format clean
+.PHONY: help setup kernels demo demo-generation study test test-slow test-install test-sanitize resources docs lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,8 +40,11 @@ demo-generation: setup  ## fine-tune generators of jets, generate, judge (under 
 study: setup  ## a small grid of trainings end to end, with its report (30 to 45 minutes on 2 cores)
 	$(PY) -m jetkern study studies/small.toml --out study/small
 
-test: setup  ## the test suite (no network, no GPU)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+test: setup  ## the test suite (no network, no GPU), but for its slowest part
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow"
+
+test-slow: setup  ## the slowest part: what GPU launches compile to, long trainings, older CPUs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m slow
 
 test-sanitize: setup  ## the C++ kernels under the address and undefined-behaviour sanitizers
 	$(PY) -m jetkern build --sanitize --into build/sanitize

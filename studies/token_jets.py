@@ -89,10 +89,10 @@ class Study:
         return out
 
     def settings(self, steps: int, **told: Any) -> dict[str, Any]:
-        """Those of every training: AdamW at 1e-3 with a cosine, the best of ten validations."""
+        """Those of every training: AdamW with a cosine, the best of ten validations."""
         optim = OptimSettings(
             optimizer="adamw",
-            lr=1e-3,
+            lr=self.options.lr,
             weight_decay=0.01,
             betas=(0.9, 0.999),
             clip=5.0,
@@ -243,6 +243,7 @@ def main() -> None:
     add("--vq-steps", type=int, default=1500, help="updates of a VQ-VAE, of 128 jets")
     add("--batch-size", type=int, default=64, help="jets of an update of a decoder")
     add("--steps", type=int, default=3000, help="updates of a decoder")
+    add("--lr", type=float, default=1e-3, help="their highest rate")
     add("--tune", type=int, default=500, help="updates of a decoder of few jets")
     add("--sizes", type=int, nargs="+", default=[100, 1000, 10_000], help="numbers of few jets")
     add("--drawn", type=int, default=4000, help="jets drawn, and real ones beside them")

@@ -148,6 +148,7 @@ def test_no_gradient_of_the_bias_when_none_is_asked_for() -> None:
     assert dq.any()
 
 
+@pytest.mark.slow
 def test_registration_and_compilation() -> None:
     leaves = [t.requires_grad_() for t in batch([3, 0, 18], 2, 4, 1)[:3]]
     _, _, _, offsets, _, bias, particles = batch([3, 0, 18], 2, 4, 1)

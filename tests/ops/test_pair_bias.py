@@ -39,7 +39,9 @@ def test_cpu_accuracy(counts: list[int]) -> None:
 
 @pytest.mark.parametrize(("hidden", "heads"), [(1, 1), (16, 2), (70, 3), (256, 8), (1024, 16)])
 def test_cpu_accuracy_for_any_size(hidden: int, heads: int) -> None:
-    check_accuracy(on_weights, *inputs([0, 2, 25], hidden, heads))
+    # The gradient of one weight is one sum, which cancels, and which eager may get right by luck.
+    tiny = 1e-5 if hidden == 1 else 1e-6
+    check_accuracy(on_weights, *inputs([0, 2, 25], hidden, heads), tiny=tiny)
 
 
 def test_cpu_accuracy_for_particles_at_the_same_place_and_nearly_so() -> None:

@@ -44,6 +44,7 @@ warmup_steps = 0
 """
 
 
+@pytest.mark.slow
 def test_generation_goes_through_a_study(tmp_path):
     for seed, split in enumerate(("train", "val", "test")):
         write_toy_shards(tmp_path / "jetclass" / split, ["QCD", "Hbb"], jets=64, seed=seed)

@@ -36,6 +36,7 @@ def report_of(out):
     return {p.name: p.read_bytes() for p in sorted((out / "report").iterdir())}
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_gives_the_same_report(grid, results, tmp_path):
     whole = report_of(results)
     assert {

@@ -36,7 +36,13 @@ def shards(tmp_path_factory):
     return Shards(out)
 
 
-@pytest.mark.parametrize("text", OBJECTIVES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(o, marks=() if o in (OBJECTIVES[0], OBJECTIVES[-1]) else pytest.mark.slow)
+        for o in OBJECTIVES
+    ],
+)
 def test_fifty_steps(shards, text):
     torch.manual_seed(0)
     learner = Objective(PET(model_preset("micro", parse_objective(text))), seed=0)

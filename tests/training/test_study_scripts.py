@@ -18,6 +18,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_tokens_goes_on_where_it_was(jetclass, toptag, tmp_path, monkeypatch, capsys, one_thread):
     data, out = tmp_path / "shards", tmp_path / "out"
     data.mkdir()
@@ -47,6 +48,7 @@ def test_tokens_goes_on_where_it_was(jetclass, toptag, tmp_path, monkeypatch, ca
     assert "go together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys, one_thread):
     pytest.importorskip("fastjet")
     data, out = tmp_path / "shards", tmp_path / "out"
@@ -88,6 +90,7 @@ def options(jetclass, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_masked_makes_each_number_once(options, monkeypatch):
     bodies = {name: masked.BODIES[name] for name in ("regression, identity", "k-means, identity")}
     monkeypatch.setattr(masked, "BODIES", bodies)
@@ -116,6 +119,7 @@ def test_a_cell_says_how_many_seeds_it_lacks(options):
     assert study.cell("probe/a/{}/50", 1) == "2.0 ± 1.4"
 
 
+@pytest.mark.slow
 def test_showers_goes_on_where_it_was(tmp_path, monkeypatch, capsys, one_thread):
     for name, value in {"JUDGED": 20, "BATCH": 2, "MOST": 5, "POOL": 40, "OF_POOL": 4}.items():
         monkeypatch.setattr(showers, name, value)
