@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench import generation
+from bench.machine import memory_of
 from jetkern.model.decoder import Decoder, decoder_preset
 from jetkern.packed import Packed
 
@@ -31,3 +32,13 @@ def test_the_peers_follow_the_law_of_the_ends(monkeypatch: pytest.MonkeyPatch) -
         found = peer(decoder, 2000)
         assert float((found == 0).double().mean()) == pytest.approx(0.5, abs=0.05)
         assert int(found.max()) == 6
+
+
+def test_memory_is_what_a_call_adds_at_its_highest() -> None:
+    def call() -> None:
+        for _ in range(2):
+            torch.ones(80 * 2**18)  # 80 MB, given back
+
+    assert memory_of(call) == pytest.approx(80, abs=15)
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        memory_of(lambda: torch.ones(2)[3])

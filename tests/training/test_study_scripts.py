@@ -55,13 +55,15 @@ def test_token_jets_goes_on_where_it_was(jetclass, tmp_path, monkeypatch, capsys
     for split in ("train", "val", "test"):
         write_toy_shards(data / split, ["QCD", "top"], jets=192, seed=len(split))
     words = f"--data {data} --other {jetclass} --out {out} --codes 8 --vq-steps 2 --steps 2"
-    words += " --tune 2 --sizes 40 --drawn 20 --two-sample 2 --seeds 0"
+    words += " --lr 2e-3 --tune 2 --sizes 40 --drawn 20 --two-sample 2 --seeds 0"
     monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split(), "--parts", "transfers"])
     token_jets.main()  # a part does without those before it
     shared = [*words.split()[:-1], "0", "1", "--parts", "transfers", "--bodies", "1"]
     monkeypatch.setattr(sys, "argv", ["token_jets.py", *shared])
     token_jets.main()
     assert [p.name for p in (out / "decoders").glob("other-*")] == ["other-0"]
+    settings = json.loads((out / "decoders" / "other-0" / "config.json").read_text())
+    assert settings["settings"]["optim"]["lr"] == 2e-3
     assert (out / "decoders" / "tuned-40-1").is_dir()
     monkeypatch.setattr(sys, "argv", ["token_jets.py", *words.split()])
     token_jets.main()
