@@ -11,6 +11,7 @@ from test_readers import everything, run
 
 from jetkern.convert import readers
 from jetkern.convert.readers import InputError, description
+from jetkern.convert.readers.toptagging import pickled_strings
 from jetkern.data import Shards
 
 pytest.importorskip("uproot")
@@ -654,3 +655,15 @@ def test_flipped_bytes_end_in_one_line(tmp_path, kind):
     for error in said:
         assert error.startswith(str(path))
         assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [
+        (b"(lp0\nVE_0\np1\naVPX_0\np2\na.", ("E_0", "PX_0")),
+        (b"(lp1\nS'E_0'\np2\naS'PX_0'\np3\na.", ("E_0", "PX_0")),  # of Python 2
+        (b"\x80\x02]q\x00X\x03\x00\x00\x00E_0q\x01a.", ()),
+    ],
+)
+def test_names_of_pandas_columns_are_read_as_text(kept, found):
+    assert pickled_strings(np.bytes_(kept)) == found
