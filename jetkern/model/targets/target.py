@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jetkern.jets import Jets
 from jetkern.model.config import PETConfig
+from jetkern.model.streams import steady_sigmoid
 from jetkern.packed import true_rows
 from jetkern.random import normal
 from jetkern.tokenizers import Tokenizer
@@ -99,11 +100,11 @@ class Hidden:
 
     def times(self) -> Tensor:
         """(M,) flow-matching times of particles: sigmoid of standard normal ones, as in MPMv2."""
-        return normal(self.seed, TIME, *self.counters).sigmoid()
+        return steady_sigmoid(normal(self.seed, TIME, *self.counters))
 
     def jet_times(self) -> Tensor:
         """(B,) the same, one of each jet."""
-        return normal(self.seed, TIME, self.index).sigmoid()
+        return steady_sigmoid(normal(self.seed, TIME, self.index))
 
     def context(self) -> Tensor:
         """(M, D) of the decoder.
