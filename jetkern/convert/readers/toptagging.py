@@ -2,8 +2,8 @@
 
 The files are pandas' HDF5: ``table`` is either a PyTables table (format "table") or a group of
 blocks ("fixed"), with columns E_0, PX_0, PY_0, PZ_0 ... of the particles, ``is_signal_new`` for the
-label and ``ttv`` for the split (0 train, 1 test, 2 validation). They are read without pandas, and
-names of columns, which PyTables keeps as pickles of text, are matched as text: nothing is unpickled.
+label and ``ttv`` for the split (0 train, 1 test, 2 validation). They are read without pandas.
+Names of columns, which PyTables keeps as pickles in text, are matched as text and never unpickled.
 """
 
 from __future__ import annotations
