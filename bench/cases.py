@@ -20,8 +20,8 @@ from jetkern.random import random_bits
 
 OPS = (
     "knn", "pair_bias", "pair_mlp", "attention", "attention_block", "causal_attention",
-    "decode_attention", "linear_cross_entropy", "sample_linear", "local_block", "mlp",
-    "nearest_code",
+    "decode_attention", "linear_cross_entropy", "linear_cross_entropy_sum", "sample_linear",
+    "local_block", "mlp", "nearest_code",
 )  # fmt: skip
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
@@ -157,6 +157,20 @@ def make(op: str, size: str, jets: Jets) -> Case:
             [torch.randn(len(particles), dim, device=device)],
             1,
             lambda m, t, b, p: ops.linear_cross_entropy(
+                t[0],
+                m.weight,
+                m.bias,
+                torch.arange(len(t[0]), device=device) % CLASSES,
+                precision=p,
+                backend=b,
+            ),
+            (0,),
+        ),
+        "linear_cross_entropy_sum": lambda: Case(
+            nn.Linear(dim, CLASSES),
+            [torch.randn(len(particles), dim, device=device)],
+            1,
+            lambda m, t, b, p: ops.linear_cross_entropy_sum(
                 t[0],
                 m.weight,
                 m.bias,

@@ -8,6 +8,8 @@ namespace jetkern {
 // Rows of q, k and v are `*_row` floats apart. Head g of the group takes columns g * width to
 // (g + 1) * width of q; k and v are one head.
 struct CausalSet {
+  static constexpr int64_t KEYS = 128;  // at a time
+  static constexpr int64_t PANELS = 16;  // of queries, 32 at most, that see them
   int64_t rows, width, group;
   const float *q, *k, *v;
   int64_t q_row, k_row, v_row;
@@ -20,7 +22,9 @@ struct CausalGradients {
 };
 
 // Floats of scratch that either direction needs; nothing grows with the set.
-inline int64_t causal_attention_scratch(int64_t width) { return (2 * 128 + 3 * width + 5) * 32; }
+inline int64_t causal_attention_scratch(int64_t width) {
+  return CausalSet::KEYS * (2 * 32 + 4 * width) + CausalSet::PANELS * (3 * width + 3) * 32;
+}
 
 }  // namespace jetkern
 

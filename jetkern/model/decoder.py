@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from torch.nn.functional import gelu
 from jetkern import ops
 from jetkern.jets import evenly, join_segments, last_rows, taken
 from jetkern.model.config import unknown
-from jetkern.model.delay import delayed
+from jetkern.model.delay import Rows, delayed
 from jetkern.model.layers import MLP, DynamicTanh, Layer, initialise
 from jetkern.model.streams import EndHead, MixtureHead, ValueEmbedding, steady_silu
 from jetkern.ops.checks import check_offsets, check_shape
@@ -409,7 +409,15 @@ class Decoder(Layer):
         Args:
             x: (R, D) what the heads read; targets: as in ``jetkern.model.delay.Rows``.
         """
-        losses: list[Tensor] = []
+        return torch.stack(list(self._losses(x, targets, ops.linear_cross_entropy)), 1)
+
+    def target_totals(self, x: Tensor, targets: Tensor) -> Tensor:
+        """(S,) or (S + 1,) the sums of ``target_losses`` over rows, whose gradient takes less."""
+        found = self._losses(x, targets, ops.linear_cross_entropy_sum)
+        return torch.stack([losses.sum() for losses in found])
+
+    def _losses(self, x: Tensor, targets: Tensor, of_classes: Any) -> Iterator[Tensor]:
+        """Stream by stream -ln p of rows; of classes as that op computes it."""
         columns = list(targets.T)
         classes = self.config.classes
         chained = [c.clamp(min=0) if n else c for c, n in zip(columns, classes, strict=False)]
@@ -418,17 +426,14 @@ class Decoder(Layer):
             if isinstance(head, MixtureHead):
                 scale = self.config.scale[s] if self.config.scale else 1.0
                 known = target.isfinite().to(target.dtype)
-                losses.append(head.losses(read, target) - known * math.log(scale))
+                yield head.losses(read, target) - known * math.log(scale)
                 continue
             layer = cast(nn.Linear, head)
-            losses.append(
-                ops.linear_cross_entropy(
-                    read, layer.weight, layer.bias, target.long(), precision=self.precision
-                )
+            yield of_classes(
+                read, layer.weight, layer.bias, target.long(), precision=self.precision
             )
         if self.end is not None:
-            losses.append(self.end.losses(x, columns[-1]))
-        return torch.stack(losses, 1)
+            yield self.end.losses(x, columns[-1])
 
     def row_losses(
         self,
@@ -440,14 +445,24 @@ class Decoder(Layer):
         """(R, S) -ln p of what each row predicts, in nats, 0 where it predicts nothing, and the
         layout of the rows; (R, S + 1) with the end last where it is apart. Arguments and errors as
         for ``negative_log_likelihood``."""
+        x, rows = self._rows(points, offsets, condition, types)
+        return self.target_losses(x, rows.targets), rows.packed
+
+    def _rows(
+        self,
+        points: Tensor,
+        offsets: Tensor | Packed,
+        condition: Tensor | None,
+        types: Tensor | None,
+    ) -> tuple[Tensor, Rows]:
+        """What heads read, and what comes next."""
         packed = offsets if isinstance(offsets, Packed) else Packed(offsets)
         self.check_points(points, packed)
         config = self.config
         if config.numbers:
             points = self.scaled(points)
         rows = delayed(points, packed, config.delays, config.classes, hazard=self.end is not None)
-        x = self(rows.inputs, rows.packed, self.known(condition, types))
-        return self.target_losses(x, rows.targets), rows.packed
+        return self(rows.inputs, rows.packed, self.known(condition, types)), rows
 
     def negative_log_likelihood(
         self,
@@ -485,8 +500,8 @@ class Decoder(Layer):
         layouts never counts, and a batch without points is divided by 1. Arguments and errors as
         for ``negative_log_likelihood``.
         """
-        losses, _ = self.row_losses(points, offsets, condition, types)
-        return losses.sum() / max(points.shape[0], 1)
+        x, rows = self._rows(points, offsets, condition, types)
+        return self.target_totals(x, rows.targets).sum() / max(points.shape[0], 1)
 
     def scaled(self, points: Tensor) -> Tensor:
         """(T, S) points of the weights' dtype, numbers on the model's scale."""

@@ -48,7 +48,7 @@ class NextToken(Loss):
         found = []
         for view in seen:
             assert view.target is not None
-            found.append(decoder.body.target_losses(view.read()[0], view.target))
+            found.append(decoder.body.target_totals(view.read()[0], view.target))
         return found
 
     def weight(self, jets: Sets) -> Tensor:
@@ -58,7 +58,7 @@ class NextToken(Loss):
         return output.sum()
 
     def apart(self, output: Tensor, view: View) -> Tensor:
-        return output.sum(0)
+        return output
 
     def trivial(self, model: Any, jets: Any) -> float | None:
         """Of how often each code comes, and an end after a particle; of hits, how often each class

@@ -9,6 +9,7 @@ from jetkern.ops.dynamic_tanh import dynamic_tanh
 from jetkern.ops.knn import knn
 from jetkern.ops.linear import linear
 from jetkern.ops.linear_cross_entropy import linear_cross_entropy
+from jetkern.ops.linear_cross_entropy_sum import linear_cross_entropy_sum
 from jetkern.ops.local_block import local_block
 from jetkern.ops.mlp import mlp
 from jetkern.ops.nearest_code import nearest_code
@@ -40,6 +41,7 @@ __all__ = [
     "knn",
     "linear",
     "linear_cross_entropy",
+    "linear_cross_entropy_sum",
     "local_block",
     "mlp",
     "nearest_code",

@@ -67,6 +67,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "linear_cross_entropy": lambda x, **o: ops.linear_cross_entropy(
         x, like(PAIR.fc1_weight.repeat(1, 3)[:, :8], x), None, CLASSES, **o
     ),
+    "linear_cross_entropy_sum": lambda x, **o: ops.linear_cross_entropy_sum(
+        x, like(PAIR.fc1_weight.repeat(1, 3)[:, :8], x), None, CLASSES, **o
+    ),
     "linear": lambda x, **o: ops.linear(x, like(BLOCK.out_weight, x), **o),
     "local_block": lambda x, **o: ops.local_block(
         x[:, :4], NEIGHBOURS, like(EMBED, x), [like(BLOCK, x)], 2, **o
@@ -197,6 +200,9 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear_cross_entropy": lambda x, o: ops.linear_cross_entropy(
         x, BLOCK.out_weight, None, x[:, 0].argsort() % 8
     ),
+    "linear_cross_entropy_sum": lambda x, o: ops.linear_cross_entropy_sum(
+        x, BLOCK.out_weight, None, x[:, 0].argsort() % 8
+    ),
     "local_block": lambda x, o: ops.local_block(x[:, :4], o, EMBED, [BLOCK], 2),
     "mlp": lambda x, o: ops.mlp(x, BLOCK.mlp),
     "nearest_code": lambda x, o: ops.nearest_code(x, EMBED.fc2_weight.T),
@@ -286,6 +292,11 @@ NOT_COVERED: dict[str, tuple[str, Callable[..., Tensor], str]] = {
     "cpu linear_cross_entropy dtype": (
         "cpu",
         lambda b: ops.linear_cross_entropy(X, X.double(), None, torch.arange(11), backend=b),
+        "weight is torch.float64",
+    ),
+    "cpu linear_cross_entropy_sum dtype": (
+        "cpu",
+        lambda b: ops.linear_cross_entropy_sum(X, X.double(), None, torch.arange(11), backend=b),
         "weight is torch.float64",
     ),
     "cpu linear gradient": (

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.accuracy import ROUNDED
-from jetkern.ops import dispatch, linear_cross_entropy
+from jetkern.ops import dispatch, linear_cross_entropy, linear_cross_entropy_sum
 from tests.ops.helpers import (
     check_accuracy,
     generator,
@@ -22,6 +22,9 @@ TRITON = not dispatch.triton_package()
 BACKENDS = ["reference", "cpu", *(["triton"] if TRITON else [])]
 FAST = BACKENDS[1:]
 needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton")
+of_rows_or_their_sum = pytest.mark.parametrize(
+    "op", [linear_cross_entropy, linear_cross_entropy_sum], ids=["rows", "sum"]
+)
 
 
 def batch(rows: int, classes: int, width: int, bias: bool = True) -> tuple[Any, ...]:
@@ -39,43 +42,45 @@ def batch(rows: int, classes: int, width: int, bias: bool = True) -> tuple[Any, 
     [(0, 5, 4), (1, 1, 1), (7, 2, 3), (33, 127, 8), (128, 128, 16), (129, 300, 33), (300, 129, 5)],
 )
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_cpu_accuracy(rows: int, classes: int, width: int, bias: bool) -> None:
-    check_accuracy(linear_cross_entropy, *batch(rows, classes, width, bias))
+@of_rows_or_their_sum
+def test_cpu_accuracy(op: Any, rows: int, classes: int, width: int, bias: bool) -> None:
+    check_accuracy(op, *batch(rows, classes, width, bias))
 
 
-def test_cpu_accuracy_of_many_classes_and_of_several_runs_of_rows() -> None:
-    check_accuracy(linear_cross_entropy, *batch(40, 8194, 24))
-    check_accuracy(linear_cross_entropy, *batch(300, 4100, 1024, bias=False))
+@of_rows_or_their_sum
+def test_cpu_accuracy_of_many_classes_and_of_several_runs_of_rows(op: Any) -> None:
+    check_accuracy(op, *batch(40, 8194, 24))
+    check_accuracy(op, *batch(300, 4100, 1024, bias=False))
+    check_accuracy(op, *batch(1100, 600, 16))
+    check_accuracy(op, *batch(70, 70_000, 8))  # more logits than fit in a run of the fewest rows
 
 
 @needs_triton
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_triton_accuracy(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@of_rows_or_their_sum
+def test_triton_accuracy(op: Any, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from jetkern.ops.linear_cross_entropy import triton
 
     monkeypatch.setattr(triton, "LOGITS", 1100 * 16)  # two runs
-    check_accuracy(linear_cross_entropy, *batch(21, 1100, 9, bias), backend="triton")
-    check_accuracy(linear_cross_entropy, *batch(0, 3, 4, bias), backend="triton")
+    check_accuracy(op, *batch(21, 1100, 9, bias), backend="triton")
+    check_accuracy(op, *batch(0, 3, 4, bias), backend="triton")
 
 
 @needs_triton
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_triton_accuracy_at_a_precision(precision: str) -> None:
-    inputs = batch(9, 40, 16)
-    check_accuracy(linear_cross_entropy, *inputs, backend="triton", precision=precision)
+@of_rows_or_their_sum
+def test_triton_accuracy_at_a_precision(op: Any, precision: str) -> None:
+    check_accuracy(op, *batch(9, 40, 16), backend="triton", precision=precision)
 
 
 @needs_triton
-def test_triton_takes_bfloat16_tensors() -> None:
+@of_rows_or_their_sum
+def test_triton_takes_bfloat16_tensors(op: Any) -> None:
     x, weight, bias, target = batch(9, 40, 16)
     leaves = [t.bfloat16() for t in (x, weight, bias)]
-    found = result_and_gradients(
-        linear_cross_entropy, (*leaves, target), torch.bfloat16, "triton", precision="bf16"
-    )
+    found = result_and_gradients(op, (*leaves, target), torch.bfloat16, "triton", precision="bf16")
     assert [t.dtype for t in found] == [torch.float32] + 3 * [torch.bfloat16]
-    exact = result_and_gradients(
-        linear_cross_entropy, (*leaves, target), torch.float64, "reference"
-    )
+    exact = result_and_gradients(op, (*leaves, target), torch.float64, "reference")
     for have, want in zip(found, exact, strict=True):
         assert (have - want).norm() <= 2 * ROUNDED["bf16"] * want.norm()
 
@@ -88,6 +93,8 @@ def test_it_is_the_cross_entropy_of_pytorch(backend: str) -> None:
     )
     inputs = moved((x, weight, bias, target), triton_device() if backend == "triton" else "cpu")
     torch.testing.assert_close(linear_cross_entropy(*inputs, backend=backend).cpu(), want)
+    total = linear_cross_entropy_sum(*inputs, backend=backend).cpu()
+    torch.testing.assert_close(total, want.sum())
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -102,16 +109,15 @@ def test_small_losses_keep_their_digits(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_a_bias_of_minus_infinity_forbids_classes(backend: str) -> None:
+@of_rows_or_their_sum
+def test_a_bias_of_minus_infinity_forbids_classes(op: Any, backend: str) -> None:
     x, weight, _, target = batch(12, 400, 8)
     bias = torch.zeros(400)
     bias[:300] = -torch.inf
     target = torch.where(target < 0, target, 300 + target % 100)
-    found = result_and_gradients(
-        linear_cross_entropy, (x, weight, bias, target), torch.float32, backend
-    )
+    found = result_and_gradients(op, (x, weight, bias, target), torch.float32, backend)
     want = result_and_gradients(
-        linear_cross_entropy, (x, weight[300:], bias[300:], target.clamp(min=299) - 300),
+        op, (x, weight[300:], bias[300:], target.clamp(min=299) - 300),
         torch.float32, "reference",
     )  # fmt: skip
     torch.testing.assert_close(found[0], want[0])
@@ -121,37 +127,65 @@ def test_a_bias_of_minus_infinity_forbids_classes(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_what_is_not_a_number_stays_with_its_row(backend: str) -> None:
+@of_rows_or_their_sum
+def test_what_is_not_a_number_stays_with_its_row(op: Any, backend: str) -> None:
     x, weight, bias, target = batch(12, 40, 8)
     x[2, 3] = torch.nan
-    found = result_and_gradients(
-        linear_cross_entropy, (x, weight, bias, target), torch.float32, backend
-    )
-    assert found[0][2].isnan()
-    assert found[1][2].isnan().all()
     others = torch.arange(12) != 2
-    assert found[0][others].isfinite().all()
+    found = result_and_gradients(op, (x, weight, bias, target), torch.float32, backend)
+    if op is linear_cross_entropy:
+        assert found[0][2].isnan()
+        assert found[0][others].isfinite().all()
+    else:
+        assert found[0].isnan()
+    assert found[1][2].isnan().all()
     assert found[1][others].isfinite().all()
+    target[2] = -1  # and counts for nothing in a row without a target
+    found = result_and_gradients(op, (x, weight, bias, target), torch.float32, backend)
+    assert found[0].isfinite().all()
+    assert not found[1][2].any()
 
 
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    inputs = batch(300, 700, 40)
+@of_rows_or_their_sum
+def test_any_number_of_threads_gives_the_same_bits(op: Any) -> None:
+    inputs = batch(300, 2700, 40)
     results = []
     for n in (1, 2, 3, 4, 4):
         with threads(n):
-            results.append(result_and_gradients(linear_cross_entropy, inputs, torch.float32, "cpu"))
+            results.append(result_and_gradients(op, inputs, torch.float32, "cpu"))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_no_tensor_of_rows_times_classes_is_made() -> None:
+@of_rows_or_their_sum
+def test_no_tensor_of_rows_times_classes_is_made(op: Any) -> None:
     """The largest allocation of a step is that of the weight's gradient."""
     x, weight, bias, target = batch(1000, 3000, 8)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     with torch.profiler.profile(profile_memory=True) as profile:
-        torch.autograd.grad(linear_cross_entropy(*leaves, target, backend="cpu").sum(), leaves)
+        torch.autograd.grad(op(*leaves, target, backend="cpu").sum(), leaves)
     largest = max(e.self_cpu_memory_usage for e in profile.events())
     assert weight.nbytes <= largest < 1000 * 3000
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_sum_has_the_same_bits_without_its_gradient_and_may_be_differentiated_again(
+    backend: str,
+) -> None:
+    x, weight, bias, target = moved(
+        batch(40, 300, 8), triton_device() if backend == "triton" else "cpu"
+    )
+    without = linear_cross_entropy_sum(x, weight, bias, target, backend=backend)
+    leaf = weight.clone().requires_grad_()
+    total = linear_cross_entropy_sum(x, leaf, bias, target, backend=backend)
+    assert torch.equal(total, without)
+    with torch.no_grad():
+        assert torch.equal(
+            linear_cross_entropy_sum(x, leaf, bias, target, backend=backend), without
+        )
+    (first,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(-2 * total, leaf)
+    assert torch.equal(second, -2 * first)
 
 
 def test_registration_and_strides() -> None:
@@ -163,6 +197,11 @@ def test_registration_and_strides() -> None:
     wide = torch.stack([weight, weight], 2).detach()
     again = linear_cross_entropy(x, wide[..., 0], bias, target, backend="cpu")
     assert torch.equal(again, linear_cross_entropy(*leaves, target, backend="cpu"))
+    summed = torch.ops.jetkern.linear_cross_entropy_sum.default
+    torch.library.opcheck(summed, (*leaves, target, True))
+    torch.library.opcheck(summed, (*leaves[:2], None, target, True))
+    again = linear_cross_entropy_sum(x, wide[..., 0], bias, target, backend="cpu")
+    assert torch.equal(again, linear_cross_entropy_sum(*leaves, target, backend="cpu"))
 
 
 @needs_triton
@@ -170,31 +209,34 @@ def test_triton_registration() -> None:
     x, weight, bias, target = moved(batch(3, 5, 4), triton_device())
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     op = torch.ops.jetkern_triton.linear_cross_entropy.default
-    torch.library.opcheck(
-        op, (*leaves, target, "ieee"), test_utils=("test_schema", "test_faketensor")
-    )
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op, (*leaves, target, "ieee"), test_utils=tests)
+    op = torch.ops.jetkern_triton.linear_cross_entropy_sum.default
+    torch.library.opcheck(op, (*leaves, target, "ieee", True), test_utils=tests)
 
 
-def test_bad_input_is_refused() -> None:
+@of_rows_or_their_sum
+def test_bad_input_is_refused(op: Any) -> None:
     x, weight, bias, target = batch(6, 9, 4)
     with pytest.raises(ValueError, match=r"target must be int64 on cpu, got torch\.int32"):
-        linear_cross_entropy(x, weight, bias, target.int())
+        op(x, weight, bias, target.int())
     with pytest.raises(ValueError, match="weight must have at least one class"):
-        linear_cross_entropy(x, weight[:0], None, target)
+        op(x, weight[:0], None, target)
     with pytest.raises(ValueError, match="bias must have shape"):
-        linear_cross_entropy(x, weight, bias[1:], target)
+        op(x, weight, bias[1:], target)
     target[4] = 9
     for backend in ("reference", "cpu"):
         with pytest.raises((ValueError, RuntimeError), match="target of row 4 is 9, there are 9"):
-            linear_cross_entropy(x, weight, bias, target, backend=backend)
+            op(x, weight, bias, target, backend=backend)
 
 
-def test_double_backward_is_that_of_the_reference() -> None:
+@of_rows_or_their_sum
+def test_double_backward_is_that_of_the_reference(op: Any) -> None:
     x, weight, bias, target = batch(6, 9, 4)
 
     def second(dtype: torch.dtype, backend: str) -> Tensor:
         leaf = x.to(dtype).requires_grad_()
-        loss = linear_cross_entropy(leaf, weight.to(dtype), bias.to(dtype), target, backend=backend)
+        loss = op(leaf, weight.to(dtype), bias.to(dtype), target, backend=backend)
         (first,) = torch.autograd.grad(loss.square().sum(), leaf, create_graph=True)
         return torch.autograd.grad(first.square().sum(), leaf)[0]
 

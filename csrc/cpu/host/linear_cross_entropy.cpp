@@ -1,7 +1,9 @@
 #include "../linear_cross_entropy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -14,6 +16,8 @@ namespace {
 constexpr int64_t TILE = Vocabulary::TILE;
 constexpr int64_t PARTS = 32;               // of the classes, whose shares of d_x are summed
 constexpr int64_t ROOM = int64_t{1} << 20;  // floats that those shares may take
+constexpr int64_t SUM_PARTS = 16;           // the same where the logits of a run of rows are kept,
+constexpr int64_t LOGITS = int64_t{1} << 21;  // floats that these may take
 
 Vocabulary vocabulary(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const Tensor& target) {
@@ -87,9 +91,78 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
   return {d_x, d_weight, d_bias};
 }
 
+// -> the sum of the rows' losses, and its d_x, d_weight, d_bias, which are empty unless wanted
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_sum(
+    const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, const Tensor& target,
+    bool gradients) {
+  const Vocabulary of = vocabulary(x, weight, bias, target);
+  const int64_t rows = x.size(0), width = of.width, classes = of.classes;
+  Tensor total = torch::stable::new_empty(x, {});
+  Tensor d_x = torch::stable::new_empty(x, {gradients ? rows : 0, width});
+  Tensor d_weight = torch::stable::new_empty(weight, {gradients ? classes : 0, width});
+  Tensor d_bias = torch::stable::new_empty(weight, {gradients && bias ? classes : 0});
+  float* to_weight = data<float>(d_weight, "d_weight");
+  float* to_bias = bias ? data<float>(d_bias, "d_bias") : nullptr;
+  if (!rows && gradients) {
+    std::memset(to_weight, 0, classes * width * sizeof(float));
+    if (to_bias) std::memset(to_bias, 0, classes * sizeof(float));
+  }
+  // As in the backward, a part of the classes is one thread's and rows come in order. A run of rows
+  // is as long as its logits take little room: the longer, the less often d_weight goes by.
+  const int64_t part = (tiles(classes) + SUM_PARTS - 1) / SUM_PARTS * TILE;
+  const int64_t parts = part ? (classes + part - 1) / part : 0;
+  const int64_t fit = LOGITS / std::max<int64_t>(classes, 1) / TILE * TILE;
+  const int64_t most = std::min(std::clamp(fit, TILE / 4, 4 * TILE), rows);
+  const int64_t lanes = (most + Vocabulary::LANES - 1) / Vocabulary::LANES * Vocabulary::LANES;
+  Scratch room((classes * lanes + linear_cross_entropy_panels(most, width) +
+                parts * (3 * lanes + (gradients ? most * width : 0)) + 2 * lanes) *
+               int64_t{sizeof(float)});
+  float* logits = room.floats();
+  float* panels = logits + classes * lanes;
+  float* ends = panels + linear_cross_entropy_panels(most, width);  // of each part
+  float *top = ends + 3 * parts * lanes, *inverse = top + lanes, *shares = inverse + lanes;
+  auto pack = JETKERN_SELECT(linear_cross_entropy_panels);
+  auto forward = JETKERN_SELECT(linear_cross_entropy_logits);
+  auto backward = JETKERN_SELECT(linear_cross_entropy_gradient);
+  double sum = 0.0;
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t count = std::min(most, rows - first);
+    const int64_t own = (count + Vocabulary::LANES - 1) / Vocabulary::LANES * Vocabulary::LANES;
+    pack(of, first, count, panels);
+    parallel(parts, 0, [&](int64_t p, float*) {
+      float* end = ends + 3 * p * lanes;
+      forward(of, first, count, p * part, std::min(p * part + part, classes), panels,
+              logits + p * part * own, end, end + lanes, end + 2 * lanes);
+    });
+    for (int64_t i = 0; i < own; i++) {
+      top[i] = -std::numeric_limits<float>::infinity();
+      float denominator = 0.0f, picked = 0.0f;
+      for (int64_t p = 0; p < parts; p++) top[i] = std::max(top[i], ends[3 * p * lanes + i]);
+      for (int64_t p = 0; p < parts; p++) {
+        const float* end = ends + 3 * p * lanes + i;
+        if (end[lanes] != 0.0f) denominator += end[lanes] * std::exp(*end - top[i]);
+        picked += end[2 * lanes];
+      }
+      const bool counts = i < count && of.target[first + i] >= 0;
+      inverse[i] = counts ? 1.0f / denominator : 0.0f;
+      if (counts) sum += std::log(denominator) + (top[i] - picked);
+    }
+    if (!gradients) continue;
+    parallel(parts, linear_cross_entropy_sum_scratch(width), [&](int64_t p, float* scratch) {
+      backward(of, first, count, p * part, std::min(p * part + part, classes), panels,
+               logits + p * part * own, top, inverse, !first, to_weight, to_bias,
+               shares + p * count * width, scratch);
+    });
+    reduce(shares, parts, count * width, data<float>(d_x, "d_x") + first * width);
+  }
+  *data<float>(total, "total") = static_cast<float>(sum);
+  return {total, d_x, d_weight, d_bias};
+}
+
 }  // namespace jetkern
 
 STABLE_TORCH_LIBRARY_IMPL(jetkern, CPU, m) {
   m.impl("linear_cross_entropy", TORCH_BOX(&jetkern::linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&jetkern::linear_cross_entropy_backward));
+  m.impl("linear_cross_entropy_sum", TORCH_BOX(&jetkern::linear_cross_entropy_sum));
 }

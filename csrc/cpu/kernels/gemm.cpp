@@ -1,5 +1,7 @@
 #include "gemm.h"
 
+#include "lanes.h"
+
 namespace jetkern::JETKERN_ISA {
 
 namespace {
@@ -49,31 +51,20 @@ void tile_of(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_c
   tile<R, V, PARTIAL>(K, a, a_row, a_column, b, b_row, c, c_row, last, accumulate);
 }
 
-typedef float quad __attribute__((vector_size(16)));
-typedef float quad_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
-
-// to[k * PANEL + i] = b[k + i * column] for k < K and i < columns.
+// to[k * PANEL + i] = b[k + i * column] for k < K and i < columns, zeros for the other i < PANEL.
 void turn(const float* b, int64_t column, int64_t K, int64_t columns, float* to) {
-  const int64_t whole_k = K / 4 * 4, whole_i = columns / 4 * 4;
-  for (int64_t i = 0; i < whole_i; i += 4)
-    for (int64_t k = 0; k < whole_k; k += 4) {
-      quad r[4];
-      for (int64_t l = 0; l < 4; l++)
-        r[l] = *reinterpret_cast<const quad_unaligned*>(b + k + (i + l) * column);
-      quad low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-      quad high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-      quad low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-      quad high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-      quad turned[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
-                        __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                        __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
-                        __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-      for (int64_t l = 0; l < 4; l++)
-        *reinterpret_cast<quad_unaligned*>(to + (k + l) * PANEL + i) = turned[l];
+  for (int64_t i = 0; i < PANEL; i += W)
+    for (int64_t k = 0; k < K; k += W) {
+      const int64_t left = K - k < W ? K - k : W;
+      vfloat block[W];
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < W; l++)
+        block[l] = i + l < columns ? load_first(b + k + (i + l) * column, left) : vfloat{};
+      transpose(block);
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < W; l++)
+        if (l < left) store(to + (k + l) * PANEL + i, block[l]);
     }
-  for (int64_t k = 0; k < K; k++)
-    for (int64_t i = k < whole_k ? whole_i : 0; i < columns; i++)
-      to[k * PANEL + i] = b[k + i * column];
 }
 
 }  // namespace
@@ -82,9 +73,11 @@ void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, flo
   for (int64_t n = 0; n < N; n += PANEL, to += K * PANEL) {
     const int64_t columns = N - n < PANEL ? N - n : PANEL;
     const float* from = b + n * column;
-    if (row == 1)
+    if (row == 1) {
       turn(from, column, K, columns, to);
-    else if (column == 1 && columns == PANEL)
+      continue;
+    }
+    if (column == 1 && columns == PANEL)
       for (int64_t k = 0; k < K; k++) __builtin_memcpy(to + k * PANEL, from + k * row, 4 * PANEL);
     else
       for (int64_t k = 0; k < K; k++)

@@ -8,7 +8,7 @@ namespace jetkern::JETKERN_ISA {
 
 namespace {
 
-constexpr int64_t TILE = Vocabulary::TILE;
+constexpr int64_t TILE = Vocabulary::TILE, LANES = Vocabulary::LANES;
 constexpr float INFINITE = __builtin_inff();
 
 struct Workspace {
@@ -122,6 +122,80 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
     pack(of.weight + at * width, width, 1, classes, width, work.weight);
     gemm(rows, width, classes, work.logits, 1, TILE, packed(work.weight, classes), d_x, width,
          at > begin);
+  }
+}
+
+void linear_cross_entropy_panels(const Vocabulary& of, int64_t first, int64_t rows, float* panels) {
+  const float* x = of.x + first * of.width;
+  pack(x, 1, of.width, of.width, rows, panels);
+  pack(x, of.width, 1, rows, of.width, panels + packed_size(of.width, rows));
+}
+
+void linear_cross_entropy_logits(const Vocabulary& of, int64_t first, int64_t rows, int64_t begin,
+                                 int64_t end, const float* panels, float* logits, float* top,
+                                 float* total, float* picked) {
+  const int64_t lanes = round_up(rows, LANES);
+  for (int64_t i = 0; i < lanes; i++) {
+    top[i] = -INFINITE;
+    total[i] = picked[i] = 0.0f;
+  }
+  for (int64_t at = begin; at < end; at += TILE, logits += TILE * lanes) {
+    const int64_t classes = end - at < TILE ? end - at : TILE;
+    gemm(classes, lanes, of.width, of.weight + at * of.width, of.width, 1,
+         packed(panels, of.width), logits, lanes, false);
+    for (int64_t c = 0; c < lanes; c += W) {
+      float* column = logits + c;
+      const vfloat before = load(top + c);
+      vfloat highest = before, sums{};
+      for (int64_t j = 0; j < classes; j++) {
+        vfloat logit = load(column + j * lanes);
+        if (of.bias) store(column + j * lanes, logit += splat(of.bias[at + j]));
+        highest = max(highest, logit);
+      }
+      // Classes that cannot be, with logits of -infinity, may fill whole tiles.
+      const vfloat shift = select(highest == -INFINITE, vfloat{}, highest);
+      for (int64_t j = 0; j < classes; j++) sums += exp(load(column + j * lanes) - shift);
+      store(total + c, load(total + c) * exp(before - shift) + sums);
+      store(top + c, highest);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      const int64_t j = of.target[first + i];
+      if (j >= at && j < at + classes) picked[i] = logits[(j - at) * lanes + i];
+    }
+  }
+}
+
+void linear_cross_entropy_gradient(const Vocabulary& of, int64_t first, int64_t rows, int64_t begin,
+                                   int64_t end, const float* panels, float* logits,
+                                   const float* top, const float* inverse, bool fresh,
+                                   float* d_weight, float* d_bias, float* d_x, float* scratch) {
+  const int64_t lanes = round_up(rows, LANES), width = of.width;
+  const float* x = panels + packed_size(width, rows);
+  for (int64_t at = begin; at < end; at += TILE, logits += TILE * lanes) {
+    const int64_t classes = end - at < TILE ? end - at : TILE;
+    for (int64_t c = 0; c < lanes; c += W) {
+      const vfloat highest = load(top + c), share = load(inverse + c);
+      const vint counts = share != 0.0f;  // what is not a number stays with its row
+      for (int64_t j = 0; j < classes; j++) {
+        float* logit = logits + j * lanes + c;
+        store(logit, select(counts, exp(load(logit) - highest) * share, vfloat{}));
+      }
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      const int64_t j = of.target[first + i];
+      if (j >= at && j < at + classes) logits[(j - at) * lanes + i] -= 1.0f;
+    }
+    gemm(classes, width, rows, logits, lanes, 1, packed(x, rows), d_weight + at * width, width,
+         !fresh);
+    if (d_bias)
+      for (int64_t j = 0; j < classes; j++) {
+        vfloat own{};
+        for (int64_t c = 0; c < lanes; c += W) own += load(logits + j * lanes + c);
+        d_bias[at + j] = (fresh ? 0.0f : d_bias[at + j]) + sum(own);
+      }
+    if (!d_x) continue;
+    pack(of.weight + at * width, width, 1, classes, width, scratch);
+    gemm(rows, width, classes, logits, 1, lanes, packed(scratch, classes), d_x, width, at > begin);
   }
 }
 

@@ -35,6 +35,15 @@ def linear_cross_entropy(
     Raises:
         ValueError: for wrong shapes or dtypes, no class, or, on a CPU, a target that is no class.
     """
+    check_inputs(x, weight, bias, target)
+    return run(
+        "linear_cross_entropy", backend, x, weight, bias, target,
+        precision=precision, values=check_values,
+    )  # fmt: skip
+
+
+def check_inputs(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+    """Raises ValueError for wrong shapes or dtypes, and without a class."""
     check_float("x", x)
     check_shape("weight", weight, None, None)
     check_shape("x", x, None, weight.shape[1])
@@ -47,13 +56,10 @@ def linear_cross_entropy(
         raise ValueError(
             f"target must be int64 on {x.device}, got {target.dtype} on {target.device}"
         )
-    return run(
-        "linear_cross_entropy", backend, x, weight, bias, target,
-        precision=precision, values=_check_values,
-    )  # fmt: skip
 
 
-def _check_values(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+def check_values(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+    """Raises ValueError for a target that is no class."""
     if readable(target) and target.numel() and int(target.max()) >= weight.shape[0]:
         row = int((target >= weight.shape[0]).nonzero()[0])
         raise ValueError(

@@ -96,15 +96,38 @@ def _launch(kernel: Any, rows: int, parts: int, logits: Tensor, **others: Any) -
     launch(kernel, grid, logits.device, settings, logits=logits, classes=classes, **others)
 
 
+def forward_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: Tensor,
+    softmax: Tensor,
+    precision: str,
+) -> Tensor:
+    """The logits of a run of rows, without the bias; fills their loss and softmax."""
+    logits = product(x, weight.t(), precision, torch.float32)
+    given = {"target": target, "loss": loss, "softmax": softmax}
+    _launch(linear_cross_entropy_fwd_kernel, len(logits), 0, logits, bias=bias, **given)
+    return logits
+
+
+def backward_in_place(
+    logits: Tensor, bias: Tensor | None, target: Tensor, d_loss: Tensor, softmax: Tensor
+) -> Tensor:
+    """Logits of a run of rows, turned into their gradient."""
+    given = {"target": target, "d_loss": d_loss, "softmax": softmax}
+    _launch(linear_cross_entropy_bwd_kernel, len(logits), 1, logits, bias=bias, **given)
+    return logits
+
+
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     loss = x.new_empty(len(x), dtype=torch.float32)
     softmax = x.new_empty(len(x), 2, dtype=torch.float32)
     for run in runs_of(len(x), len(weight)):
-        logits = product(x[run], weight.t(), precision, torch.float32)
-        given = {"target": target[run], "loss": loss[run], "softmax": softmax[run]}
-        _launch(linear_cross_entropy_fwd_kernel, len(logits), 0, logits, bias=bias, **given)
+        forward_of(x[run], weight, bias, target[run], loss[run], softmax[run], precision)
     return loss, softmax
 
 
@@ -123,8 +146,7 @@ def _backward(
     d_bias = weight.new_zeros(0 if bias is None else len(bias), dtype=torch.float32)
     for run in runs_of(len(x), len(weight)):
         slope = product(x[run], weight.t(), precision, torch.float32)
-        given = {"target": target[run], "d_loss": d_loss[run], "softmax": softmax[run]}
-        _launch(linear_cross_entropy_bwd_kernel, len(slope), 1, slope, bias=bias, **given)
+        backward_in_place(slope, bias, target[run], d_loss[run], softmax[run])
         if want_x:
             d_x[run] = product(slope, weight, precision, x.dtype)
         d_weight += weight_gradient(slope, x[run], precision, torch.float32)
