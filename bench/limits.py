@@ -90,11 +90,7 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         edge[0] + layers * (inside[0] + 8 * edges * dim * dim + 4 * local_square * dim),
         edges * FEATURES + edge[1] + layers * (inside[1] + 2 * edges * dim * TANH),
     )
-    vocabulary = Work(
-        particles * (dim * itemsize + 4),
-        2 * particles * dim * CLASSES,
-        particles * CLASSES * (EXP + 3),
-    )
+    classes = 2 * particles * dim * CLASSES, particles * CLASSES * (EXP + 3)
     forward = {
         "knn": Work(particles * (8 + 8 * k), 0, 6 * pairs),
         "pair_bias": Work(
@@ -115,8 +111,8 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
             4 * float(lengths.sum()) * dim,
             heads * float(lengths.sum()) * (EXP + 4),
         ),
-        "linear_cross_entropy": vocabulary,
-        "linear_cross_entropy_sum": vocabulary,
+        "linear_cross_entropy": Work(particles * (dim * itemsize + 4), *classes),
+        "linear_cross_entropy_sum": Work(particles * dim * itemsize, *classes),
         "sample_linear": Work(
             particles * (dim * itemsize + 16),
             2 * particles * dim * CLASSES,
