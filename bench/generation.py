@@ -43,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="(default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--jets", type=int, default=512, help="jets that we make")
+    parser.add_argument("--jets", type=int, default=1024, help="jets that we make")
     parser.add_argument("--batch", type=int, default=128, help="jets of the cached peer")
     parser.add_argument("--published", type=int, default=8, help="jets of the published way")
     parser.add_argument("--out", type=Path, help="file for the results (JSON)")

@@ -58,10 +58,14 @@ def memory(kind: str) -> float:
 
 
 def memory_of(call: Callable[[], Any]) -> float:
-    """MB by which a call raises the memory of a process at its highest; tried in a fork (Linux)."""
+    """MB by which a call raises the memory of a process at its highest; tried in a fork (Linux).
+
+    Of a second call: the first brings in the code that it runs, which counts, too.
+    """
     ours, theirs = multiprocessing.Pipe(duplex=False)
 
     def measure() -> None:
+        call()
         ctypes.CDLL(None).malloc_trim(0)  # what is free already is not counted as used
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
         before = memory("VmRSS")

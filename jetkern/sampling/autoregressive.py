@@ -29,7 +29,7 @@ from jetkern.sampling.sampler import SamplingError, bar
 # Streams of random numbers, apart from those of a training step and of noise: classes, ends, and
 # of numbers the component and the place in it.
 STREAM, END, COMPONENT, PLACE = 41, 42, 43, 44
-SLOTS = 64
+SLOTS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
