@@ -52,14 +52,22 @@ class TrainingLog:
         path: of metrics.jsonl, or None to say and write nothing.
         total_steps: length of the training.
         step: where it starts; later records in the file, of a run that was killed, are removed.
-        batch_size: jets per step.
+        batch_size: sets per step.
+        sets: what they are, such as jets.
     """
 
     def __init__(
-        self, path: Path | None, *, total_steps: int, step: int = 0, batch_size: int
+        self,
+        path: Path | None,
+        *,
+        total_steps: int,
+        step: int = 0,
+        batch_size: int,
+        sets: str = "jets",
     ) -> None:
         self.total_steps = total_steps
         self.batch_size = batch_size
+        self.sets = sets
         self._file: TextIO | None = None
         if path is not None:
             self._path = path
@@ -68,7 +76,7 @@ class TrainingLog:
         self._bar = tqdm(
             total=total_steps * batch_size,
             initial=step * batch_size,
-            unit="jets",
+            unit=sets,
             unit_scale=True,
             dynamic_ncols=True,
             disable=True if path is None else None,
@@ -125,7 +133,7 @@ class TrainingLog:
             self._last_line = now
             left = (self.total_steps - step) * (now - self._start) / max(step - self._first_step, 1)
             self.say(
-                f"step {step}/{self.total_steps}  {told}  {rate:,.0f} jets/s  "
+                f"step {step}/{self.total_steps}  {told}  {rate:,.0f} {self.sets}/s  "
                 f"{timedelta(seconds=round(left))} left"
             )
 

@@ -125,6 +125,7 @@ class Trainer:
             batch = self.optim.batch_size // world.size
             self.advance = graphed(self.update, per_pass=self._per_pass(), batch=batch)
         config = self.model.config
+        self.sets = train.words[0]
         self.stream = Stream(
             train,
             batch_size=self.optim.batch_size,
@@ -179,6 +180,7 @@ class Trainer:
                 total_steps=self.optim.steps,
                 step=self.step,
                 batch_size=self.optim.batch_size,
+                sets=self.sets,
             )
             stack.callback(log.close)
             log.say(self._summary())
@@ -457,8 +459,8 @@ class Trainer:
         start = f"from step {self.step}" if self.step else "from the start"
         return (
             f"{'+'.join(self.model.config.parts)}: {parameters:,} parameters{of}, "
-            f"{self.stream.num_jets:,} jets, {self.optim.steps:,} steps of {self.optim.batch_size} "
-            f"jets, {self.world.size} x {self.world.device.type}"
+            f"{self.stream.num_jets:,} {self.sets}, {self.optim.steps:,} steps of "
+            f"{self.optim.batch_size} {self.sets}, {self.world.size} x {self.world.device.type}"
             + (f", {passes} passes of {per_pass}" if passes > 1 else "")
             + f"; {self.settings.out}, {start}"
         )
@@ -475,8 +477,8 @@ class Trainer:
             content = {"step": self.step, "first_jet": first, "last_jet": last}
             write_atomically(run.path / "not_finite.json", json.dumps(content).encode())
         return TrainingError(
-            f"no finite gradient in {count} updates in a row, up to step {self.step}: jets "
-            f"{first} to {last} of the training order; {self._kept(run)}"
+            f"no finite gradient in {count} updates in a row, up to step {self.step}: "
+            f"{self.sets} {first} to {last} of the training order; {self._kept(run)}"
         )
 
     def _kept(self, run: Run | None) -> str:

@@ -163,6 +163,10 @@ def test_passes_and_the_average():
     whole(jets, 100)
     expected = 0.9 * start + 0.1 * whole.weights.values
     torch.testing.assert_close(whole.average[1].values, expected)
+    before = whole.average[1].values.clone()
+    whole(jets.replace(particles=jets.particles * torch.nan), 101)
+    assert whole.skipped == 1
+    assert torch.equal(whole.average[1].values, before)
 
 
 def test_weights_without_a_gradient_are_left_alone():

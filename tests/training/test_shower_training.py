@@ -57,6 +57,13 @@ def asked(data, out, *words, preset="micro", **changes):
     return settings(pretrain_defaults, *words, data=data, out=out, **SMALL | changes)
 
 
+def test_a_training_speaks_of_showers(data, tmp_path, capsys):
+    pretrain(asked(data, tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "36 showers, 4 steps of 32 showers, " in said
+    assert "jets" not in said
+
+
 def clouds(showers: Showers) -> Clouds:
     return Clouds(
         points=torch.from_numpy(showers.hits),
