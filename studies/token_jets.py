@@ -88,11 +88,11 @@ class Study:
                 raise SystemExit(SIGNAL)
         return out
 
-    def settings(self, steps: int, **told: Any) -> dict[str, Any]:
+    def settings(self, steps: int, lr: float, **told: Any) -> dict[str, Any]:
         """Those of every training: AdamW with a cosine, the best of ten validations."""
         optim = OptimSettings(
             optimizer="adamw",
-            lr=self.options.lr,
+            lr=lr,
             weight_decay=0.01,
             betas=(0.9, 0.999),
             clip=5.0,
@@ -114,7 +114,8 @@ class Study:
         out: Path = self.out / "decoders" / name
         told |= {"out": out, "tokenizer": tokens}
         defaults = pretrain_defaults(self.options.preset, "next-token")
-        finished(pretrain(replace(defaults, **self.settings(steps, **told))))
+        settings = self.settings(steps, self.options.lr, **told)
+        finished(pretrain(replace(defaults, **settings)))
         return out
 
     def drawn(self, run: Path, seed: int) -> Jets:
@@ -185,8 +186,13 @@ class Study:
         tokens = self.tokenizer("kmeans", 0, self.options.other, other)
         real = self.jets(target)
         first, second = (real.select(slice(i, None, 2)) for i in (0, 1))
+        tokenizer = load_tokenizer(tokens)
+        own = massless(tokenizer.reconstructed(second, tokenizer.tokens(second)))
         found = {
-            "floor": made_once(self.judged / "floor-of-one.json", lambda: distances(first, second))
+            "floor": made_once(self.judged / "floor-of-one.json", lambda: distances(first, second)),
+            "real, by its tokens": made_once(
+                self.judged / "tokens-of-one.json", lambda: distances(first, own)
+            ),
         }
         started = seed % self.options.bodies if self.options.bodies else seed
         told: dict[str, Any] = {"data": self.options.other, "classes": other, "seed": started}
@@ -196,13 +202,18 @@ class Study:
             told["num_jets"] = size
             runs = [self.trained(f"scratch-{size}-{seed}", tokens, self.options.tune, **told)]
             runs.append(self.out / "decoders" / f"tuned-{size}-{seed}")
-            changes = self.settings(self.options.tune, **told, source=body, out=runs[1])
+            lr = self.options.tune_lr or self.options.lr
+            changes = self.settings(self.options.tune, lr, **told, source=body, out=runs[1])
             finished(finetune("next-token", replace(finetune_defaults(), **changes)))
             for start, run in zip(STARTS, runs, strict=True):
                 file = self.judged / f"{run.name}.json"
-                found[f"{size:,} jets, {start}"] = made_once(
-                    file, lambda run=run: distances(first, self.drawn(run, seed))
-                )
+
+                def judge(run: Path = run) -> dict[str, float]:
+                    jets = self.drawn(run, seed)
+                    by_tokens = {f"{k}, tokens": v for k, v in distances(own, jets).items()}
+                    return distances(first, jets) | by_tokens
+
+                found[f"{size:,} jets, {start}"] = made_once(file, judge)
         return found
 
     def rows(self, part: Callable[[int], dict[str, dict[str, float]]]) -> str:
@@ -245,6 +256,7 @@ def main() -> None:
     add("--steps", type=int, default=3000, help="updates of a decoder")
     add("--lr", type=float, default=1e-3, help="their highest rate")
     add("--tune", type=int, default=500, help="updates of a decoder of few jets")
+    add("--tune-lr", type=float, help="highest rate of one that was pre-trained; default: --lr")
     add("--sizes", type=int, nargs="+", default=[100, 1000, 10_000], help="numbers of few jets")
     add("--drawn", type=int, default=4000, help="jets drawn, and real ones beside them")
     add("--two-sample", type=int, default=300, help="updates of a classifier of two samples")
