@@ -6,10 +6,11 @@
 namespace jetkern {
 
 // The `count` first keys and values of a slot, (count, heads, width), each head shared by `group`
-// queries.
+// queries. The next slot has `next_count` keys, 0 if there is none.
 struct CachedSlot {
   int64_t count, heads, width, group;
-  const float *keys, *values;
+  const float *keys, *values, *next;
+  int64_t next_count;
 };
 
 }  // namespace jetkern

@@ -31,7 +31,10 @@ Tensor decode_attention(const Tensor& q, const Tensor& keys, const Tensor& value
   auto run = JETKERN_SELECT(decode_attention);
   parallel(slots, scratch, [&](int64_t s, float* own) {
     const int64_t first = s * capacity * row, mine = s * heads * width;
-    run({counts[s], shared, width, group, k + first, v + first}, queries + mine, to + mine, own);
+    const bool last = s + 1 == slots;
+    run({counts[s], shared, width, group, k + first, v + first, k + first + (last ? 0 : capacity * row),
+         last ? 0 : counts[s + 1]},
+        queries + mine, to + mine, own);
   });
   return out;
 }

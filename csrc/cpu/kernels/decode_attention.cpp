@@ -4,7 +4,7 @@
 #include "math.h"
 
 // Rows of the cache are read once, W of them for all heads before the next ones, which are asked for
-// meanwhile. Scores have keys in the lanes, values have columns there. Each query is alone, so its
+// meanwhile, a share by each head: values after the last keys, and then the next slot's keys. Scores have keys in the lanes, values have columns there. Each query is alone, so its
 // bits do not depend on what else is in the batch.
 namespace jetkern::JETKERN_ISA {
 
@@ -13,9 +13,11 @@ namespace {
 constexpr float MINUS_INFINITY = -__builtin_inff();
 constexpr int64_t LINE = 16;  // floats of a cache line
 
-// Asks for the `floats` numbers at p.
-JETKERN_INLINE void fetch(const float* p, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += LINE) __builtin_prefetch(p + i);
+// Asks for the share of query h, of `queries`, of the first W rows of `rows` at p, none if negative.
+JETKERN_INLINE void fetch(const float* p, int64_t rows, int64_t row, int64_t h, int64_t queries) {
+  const int64_t floats = (rows < W ? rows : W) * row, share = (floats / LINE + queries) / queries;
+  for (int64_t i = h * share; i < (h + 1) * share && i * LINE < floats; i++)
+    __builtin_prefetch(p + i * LINE);
 }
 
 // Products of a query with `some` keys, in the lanes; 0 in the others.
@@ -78,8 +80,11 @@ void decode_attention(const CachedSlot& of, const float* q, float* out, float* s
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(width));
   for (int64_t first = 0; first < of.count; first += W) {
     const int64_t left = of.count - first, some = left < W ? left : W;
-    if (left > W) fetch(of.keys + (first + W) * row, (left < 2 * W ? left - W : W) * row);
     for (int64_t h = 0; h < queries; h++) {
+      if (left > W)
+        fetch(of.keys + (first + W) * row, left - W, row, h, queries);
+      else
+        fetch(of.values, of.count, row, h, queries);
       const float* keys = of.keys + first * row + h / of.group * width;
       vfloat score = products_of(q + h * width, keys, row, width, some) * scale;
       for (int64_t i = some; i < W; i++) score[i] = MINUS_INFINITY;
@@ -102,8 +107,11 @@ void decode_attention(const CachedSlot& of, const float* q, float* out, float* s
   }
   for (int64_t first = 0; first < of.count; first += W) {
     const int64_t left = of.count - first, some = left < W ? left : W;
-    if (left > W) fetch(of.values + (first + W) * row, (left < 2 * W ? left - W : W) * row);
     for (int64_t h = 0; h < queries; h++) {
+      if (left > W)
+        fetch(of.values + (first + W) * row, left - W, row, h, queries);
+      else
+        fetch(of.next, of.next_count, row, h, queries);
       const float* weights = work.scores + h * lanes + first;
       const float* values = of.values + first * row + h / of.group * width;
       float* to = work.sums + h * columns;

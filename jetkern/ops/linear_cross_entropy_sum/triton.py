@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jetkern.ops.gpu.register import gpu_operator
@@ -24,15 +25,15 @@ def _forward(
     _, d_x, d_weight, d_bias = empty_results(x, weight, bias, gradients)
     d_weight.zero_()
     d_bias.zero_()
-    loss, softmax = x.new_empty(len(x), dtype=d_bias.dtype), x.new_empty(len(x), 2).float()
-    ones = loss.new_ones(len(x))
+    ones = x.new_ones(len(x), dtype=torch.float32)
+    loss, softmax = torch.empty_like(ones), ones.new_empty(len(x), 2)
     for run in runs_of(len(x), len(weight)):
         logits = forward_of(x[run], weight, bias, target[run], loss[run], softmax[run], precision)
         if not gradients:
             continue
         slope = backward_in_place(logits, bias, target[run], ones[run], softmax[run])
         d_x[run] = product(slope, weight, precision, x.dtype)
-        d_weight += weight_gradient(slope, x[run], precision, d_weight.dtype)
+        d_weight += weight_gradient(slope, x[run], precision, torch.float32)
         if bias is not None:
             d_bias += slope.sum(0)
     return loss.sum(), d_x, d_weight, d_bias
