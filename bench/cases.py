@@ -21,7 +21,7 @@ from jetkern.random import random_bits
 OPS = (
     "knn", "pair_bias", "pair_mlp", "attention", "attention_block", "causal_attention",
     "decode_attention", "linear_cross_entropy", "linear_cross_entropy_sum", "sample_linear",
-    "local_block", "mlp", "nearest_code",
+    "local_block", "mlp", "nearest_code", "spline",
 )  # fmt: skip
 PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
     "cpu": {"micro": 2400, "small": 1200, "medium": 600},
@@ -29,6 +29,7 @@ PARTICLES = {  # of a batch: so that memory suffices, on a GPU for the peers
 }
 MADE_FOR = {"cpu": ("cpu",), "cuda": ("triton",)}
 CODES = 1024  # of a codebook
+BINS = 8  # of a spline
 CLASSES = 8194  # of a vocabulary
 TINY = 1e-5  # error relative to the largest element that is never held against an op of this size
 
@@ -214,6 +215,15 @@ def make(op: str, size: str, jets: Jets) -> Case:
             [particles],
             0,
             lambda m, t, b, p: ops.nearest_code(t[0], m.matrix, backend=b),
+        ),
+        "spline": lambda: Case(  # two features of each particle, as of a coupling
+            nn.Module(),
+            [
+                torch.randn(len(particles), 2, device=device),
+                torch.randn(len(particles), 2, 3 * BINS - 1, device=device),
+            ],
+            2,
+            lambda _, t, b, p: torch.stack(ops.spline(*t, backend=b), -1),
         ),
     }
     case = cases[op]()

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.cases import CLASSES, CODES
+from bench.cases import BINS, CLASSES, CODES
 from jetkern.model.presets import SIZES, model_preset
 from jetkern.objectives.masking import masked_counts
 
 # Elementwise operations, one for each of a multiplication, an addition or a comparison.
-GELU, TANH, EXP, FEATURES, BITS = 30, 24, 4, 60, 16
+GELU, TANH, EXP, FEATURES, BITS, SPLINE = 30, 24, 4, 60, 16, 60
 
 
 class Work(NamedTuple):
@@ -120,6 +120,11 @@ def work(op: str, size: str, counts: Tensor, itemsize: int) -> dict[str, Work]:
         ),
         "local_block": local,
         "nearest_code": Work(particles * (16 + 8), 0, 13 * CODES * particles),
+        "spline": Work(
+            2 * particles * (1 + 3 * BINS - 1 + 2) * itemsize,
+            0,
+            2 * particles * (2 * BINS * (EXP + 8) + SPLINE),
+        ),
         "mlp": Work(particles * (4 + dim) * itemsize, *_mlp(particles, 4, 2 * dim, dim)),
     }[op]
     first = {  # products whose input needs no gradient

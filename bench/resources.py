@@ -292,6 +292,7 @@ def uses(size: str, precision: str, half: bool) -> dict[str, Callable[[], Any]]:
             precision=precision,
         ),
         "tokens": lambda: ops.nearest_code(particles, rows(1024, 4).detach()) * 0.0,
+        "spline": lambda: torch.stack(ops.spline(rows(total), rows(total, 23))),
         "generation": generation,
         "indices": indices,
         "views and losses": views_and_losses,

@@ -25,6 +25,7 @@ from jetkern.ops.pair_mlp import pair_mlp
 from jetkern.ops.pair_mlp.fold import fold_batch_norms
 from jetkern.ops.parameters import BlockParameters, LinearParameters, MLPParameters
 from jetkern.ops.sample_linear import sample_linear
+from jetkern.ops.spline import spline
 
 register_compiled()
 
@@ -52,6 +53,7 @@ __all__ = [
     "pair_offsets",
     "sample_linear",
     "shared_pair_bias",
+    "spline",
     "unordered_entry",
     "unordered_pairs",
 ]

@@ -11,11 +11,12 @@ from jetkern.jets import Jets
 from jetkern.model.config import PETConfig
 from jetkern.model.pet import PET
 from jetkern.model.targets import Choices, gaussian
-from jetkern.model.targets.spline_flow import BINS, TAIL, SplineFlow, spline
+from jetkern.model.targets.spline_flow import BINS, TAIL, SplineFlow
 from jetkern.model.targets.target import NOISE, Hidden
 from jetkern.objectives import Objective
 from jetkern.objectives.targets import parse_targets, target_losses
 from jetkern.objectives.views import Masked
+from jetkern.ops import spline
 from jetkern.tokenizers import QuantileNormal
 
 FEATURES = ("delta_eta", "delta_phi", "ln_pt", "d0", "dz_error")

@@ -28,7 +28,7 @@ HURTING = {
 for _op in (
     "attention", "attention_block", "causal_attention", "decode_attention", "knn", "linear",
     "linear_cross_entropy", "linear_cross_entropy_sum", "local_block", "mlp", "nearest_code",
-    "pair_bias", "pair_mlp", "sample_linear",
+    "pair_bias", "pair_mlp", "sample_linear", "spline",
 ):  # fmt: skip
     importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
 dispatch.cpu_library()

@@ -78,6 +78,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "pair_bias": lambda x, **o: ops.pair_bias(x[:, :4], OFFSETS, like(PAIR, x), **o),
     "pair_features": lambda x, **o: ops.pair_features(x[:5, :4], x[5:10, :4], **o),
     "pair_mlp": lambda x, **o: ops.pair_mlp(pairs_of(x), OFFSETS, like(LAYERS, x), **o),
+    "spline": lambda x, **o: torch.stack(
+        ops.spline(x[..., :1], 0.5 * x[..., None, :], least=0.05, **o), -1
+    ),
 }
 COMPILED = [  # with a gradient
     op for op in OPS if op != "linear" and "cpu" in dispatch.backends_of(op.split()[0])
@@ -215,6 +218,7 @@ EXPORTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sample_linear": lambda x, o: ops.sample_linear(
         x, BLOCK.out_weight, None, x[:, 0].argsort(), top_k=5
     ),
+    "spline": lambda x, o: torch.stack(ops.spline(x[:, 0], x), -1),
 }
 
 

@@ -7,8 +7,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, softmax, softplus
 
+from jetkern import ops
 from jetkern.model.config import PETConfig
 from jetkern.model.layers import MLP
 from jetkern.model.targets import gaussian
@@ -17,62 +17,7 @@ from jetkern.packed import constant
 from jetkern.tokenizers import TRACKS
 
 CONTEXT, WIDTH, LAYERS, BINS, TAIL = 128, 64, 6, 8, 4.0
-LEAST = 1e-3  # share of a bin, and slope at a knot
 TRACK_NOISE = 0.05  # width of what is added to track features, whose values are discrete
-_SLOPE_1 = math.log(math.expm1(1 - LEAST))  # where softplus gives a slope of 1
-
-
-def spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """A rising function of each entry, the identity beyond +-4, and the log of its slope.
-
-    Args:
-        x: (...) values; raw: (..., 3 K - 1) widths and heights of K bins and the slopes at the
-            knots between them, before they are made positive. Zeros give the identity.
-        inverse: the inverse function, and the log of its slope.
-
-    Returns:
-        (...) and (...).
-    """
-    bins = (raw.shape[-1] + 1) // 3
-    sizes, slopes = raw.split([2 * bins, bins - 1], -1)
-    wide = LEAST + (1 - LEAST * bins) * softmax(sizes.unflatten(-1, (2, bins)), -1)
-    inside_ends = 2 * TAIL * wide[..., :-1].cumsum(-1) - TAIL
-    # The last knot is the end itself, not a rounded sum.
-    places = pad(pad(inside_ends, (1, 0), value=-TAIL), (0, 1), value=TAIL)
-    slopes = pad(LEAST + softplus(slopes + _SLOPE_1), (1, 1), value=1.0)
-    knots = torch.cat([places, slopes[..., None, :]], -2)
-
-    # Beyond the ends the value is put inside first, so that no branch has a bad gradient.
-    inside = (x > -TAIL) & (x < TAIL)
-    at = x.where(inside, 0.0)
-    chosen = (at[..., None] >= inside_ends[..., int(inverse), :]).sum(-1)
-    ends = torch.stack([chosen, chosen + 1], -1)[..., None, :]
-    found = knots.gather(-1, ends.expand(*knots.shape[:-1], 2))
-    x0, x1, y0, y1, d0, d1 = found.flatten(-2).unbind(-1)
-    width, height = x1 - x0, y1 - y0
-    s = height / width
-    bend = d1 + d0 - 2 * s
-    if inverse:
-        # Equations 6 to 8 of that paper.
-        rise = at - y0
-        mixed = rise * bend
-        a = height * (s - d0) + mixed
-        b = height * d0 - mixed
-        c = -s * rise
-        root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
-        share = 2 * c / (-b - root)
-    else:
-        share = (at - x0) / width
-    left = 1 - share
-    squared, rest = share.square(), share * left
-    bottom = s + bend * rest
-    # Equation 4.
-    moved = share * width + x0 if inverse else y0 + height * (s * squared + d0 * rest) / bottom
-    # Equation 5.
-    top = s.square() * (d1 * squared + 2 * s * rest + d0 * left.square())
-    log_slope = top.log() - 2 * bottom.log()
-    log_slope = -log_slope if inverse else log_slope
-    return moved.where(inside, x), log_slope.where(inside, 0.0)
 
 
 class SplineFlow(Target):
@@ -136,7 +81,7 @@ class SplineFlow(Target):
         still[:, others] = x[:, others]
         shown = torch.cat([still, known.to(x.dtype), context], 1)
         raw = self.couplings[number](shown).unflatten(1, (self.features, -1))[:, moving]
-        found, log_slope = spline(x[:, moving], raw, inverse)
+        found, log_slope = ops.spline(x[:, moving], raw, tail=TAIL, inverse=inverse)
         there = known[:, moving]
         out = x.clone()
         out[:, moving] = found.where(there, 0.0)
