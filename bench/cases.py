@@ -88,6 +88,17 @@ def make(op: str, size: str, jets: Jets) -> Case:
     i, j = ops.unordered_pairs(offsets)
     neighbours = ops.knn(particles, offsets, k)
     tokens = torch.randn(3, int(rows[-1]), heads, dim // heads, device=device)
+
+    def vocabulary(op: Callable[..., Tensor]) -> Case:
+        target = torch.arange(len(particles), device=device) % CLASSES
+        return Case(
+            nn.Linear(dim, CLASSES),
+            [torch.randn(len(particles), dim, device=device)],
+            1,
+            lambda m, t, b, p: op(t[0], m.weight, m.bias, target, precision=p, backend=b),
+            (0,),
+        )
+
     cases = {
         "knn": lambda: Case(
             nn.Module(), [particles], 0, lambda _, t, b, p: ops.knn(t[0], offsets, k, backend=b)
@@ -153,34 +164,8 @@ def make(op: str, size: str, jets: Jets) -> Case:
             ),
             (0, 1, 2),
         ),
-        "linear_cross_entropy": lambda: Case(
-            nn.Linear(dim, CLASSES),
-            [torch.randn(len(particles), dim, device=device)],
-            1,
-            lambda m, t, b, p: ops.linear_cross_entropy(
-                t[0],
-                m.weight,
-                m.bias,
-                torch.arange(len(t[0]), device=device) % CLASSES,
-                precision=p,
-                backend=b,
-            ),
-            (0,),
-        ),
-        "linear_cross_entropy_sum": lambda: Case(
-            nn.Linear(dim, CLASSES),
-            [torch.randn(len(particles), dim, device=device)],
-            1,
-            lambda m, t, b, p: ops.linear_cross_entropy_sum(
-                t[0],
-                m.weight,
-                m.bias,
-                torch.arange(len(t[0]), device=device) % CLASSES,
-                precision=p,
-                backend=b,
-            ),
-            (0,),
-        ),
+        "linear_cross_entropy": lambda: vocabulary(ops.linear_cross_entropy),
+        "linear_cross_entropy_sum": lambda: vocabulary(ops.linear_cross_entropy_sum),
         "sample_linear": lambda: Case(
             Fixed(CLASSES, dim),
             [torch.randn(len(particles), dim, device=device)],

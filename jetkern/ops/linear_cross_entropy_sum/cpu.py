@@ -20,10 +20,11 @@ def wants_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def empty_results(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gradients: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum, d_x, d_weight and d_bias, not filled; gradients that are not wanted have no rows."""
-    rows, classes = (x.shape[0], weight.shape[0]) if gradients else (0, 0)
+    """Sum, d_x, d_weight and d_bias, not filled; gradients that are not wanted, as the last of
+    ``others`` says, have no rows."""
+    rows, classes = (x.shape[0], weight.shape[0]) if others[-1] else (0, 0)
     return (
         x.new_empty((), dtype=torch.float32),
         x.new_empty(rows, x.shape[1]),
@@ -32,11 +33,11 @@ def empty_results(
     )
 
 
-def scaled(
-    d_total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kept: tuple[Tensor, ...]
+def backward(
+    d_total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of a sum, times what comes back to it, in the dtypes of x, weight and bias."""
-    d_x, d_weight, d_bias = (t * d_total for t in kept)
+    """The gradients, which are the last of ``others``, times what comes back to the sum."""
+    d_x, d_weight, d_bias = (t * d_total for t in others[-3:])
     return (
         d_x.to(x.dtype),
         d_weight.to(weight.dtype),
@@ -44,25 +45,10 @@ def scaled(
     )
 
 
-def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return empty_results(x, weight, bias, gradients)
-
-
-def _backward(
-    d_total: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    gradients: bool,
-    *kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return scaled(d_total, x, weight, bias, kept)
-
-
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, _: Any) -> Tensor:
+def through_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *_: Any
+) -> Tensor:
+    """The sum, for derivatives of the gradient."""
     return reference.linear_cross_entropy_sum(x, weight, bias, target)
 
 
@@ -70,11 +56,11 @@ _op = operator(
     "jetkern::linear_cross_entropy_sum",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor target, bool gradients)"
     " -> (Tensor total, Tensor d_x, Tensor d_weight, Tensor d_bias)",
-    backward=_backward,
+    backward=backward,
     gradients="x weight bias",
     kept="d_x d_weight d_bias",
-    fake=_fake,
-    reference=_reference,
+    fake=empty_results,
+    reference=through_reference,
 )
 
 

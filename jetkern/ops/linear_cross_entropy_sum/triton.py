@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.linear.triton import product, weight_gradient
 from jetkern.ops.linear_cross_entropy.triton import backward_in_place, forward_of, runs_of
-from jetkern.ops.linear_cross_entropy_sum import reference
-from jetkern.ops.linear_cross_entropy_sum.cpu import empty_results, scaled, wants_gradients
+from jetkern.ops.linear_cross_entropy_sum.cpu import (
+    backward,
+    empty_results,
+    through_reference,
+    wants_gradients,
+)
 
 
 def _forward(
@@ -22,7 +24,7 @@ def _forward(
     precision: str,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, d_x, d_weight, d_bias = empty_results(x, weight, bias, gradients)
+    _, d_x, d_weight, d_bias = empty_results(x, weight, bias, target, gradients)
     d_weight.zero_()
     d_bias.zero_()
     ones = x.new_ones(len(x), dtype=torch.float32)
@@ -39,44 +41,16 @@ def _forward(
     return loss.sum(), d_x, d_weight, d_bias
 
 
-def _backward(
-    d_total: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    precision: str,
-    gradients: bool,
-    *kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return scaled(d_total, x, weight, bias, kept)
-
-
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    precision: str,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return empty_results(x, weight, bias, gradients)
-
-
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *_: Any) -> Tensor:
-    return reference.linear_cross_entropy_sum(x, weight, bias, target)
-
-
 _op = gpu_operator(
     "linear_cross_entropy_sum",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor target, str precision, bool gradients)"
     " -> (Tensor total, Tensor d_x, Tensor d_weight, Tensor d_bias)",
-    fake=_fake,
+    fake=empty_results,
     forward=_forward,
-    backward=_backward,
+    backward=backward,
     gradients="x weight bias",
     kept="d_x d_weight d_bias",
-    reference=_reference,
+    reference=through_reference,
 )
 
 

@@ -19,17 +19,13 @@ _op = operator(
 )
 
 
-def wants_gradient(x: Tensor, raw: Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or raw.requires_grad)
-
-
 def covers(x: Tensor, raw: Tensor, tail: float, least: float, inverse: bool) -> str:
-    """float32, up to 64 bins, and no gradient of the inverse."""
+    """Values and numbers of one dtype, up to 64 bins, and no gradient of the inverse."""
     if raw.dtype != x.dtype:
         return f"raw is {raw.dtype}"
     if raw.shape[1] > 3 * MOST - 1:
         return f"at most {MOST} bins"
-    if inverse and wants_gradient(x, raw):
+    if inverse and torch.is_grad_enabled() and (x.requires_grad or raw.requires_grad):
         return "the inverse needs a gradient"
     return ""
 

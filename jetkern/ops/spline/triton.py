@@ -14,7 +14,7 @@ from torch import Tensor
 from jetkern.ops.gpu.launch import Settings, cdiv, launch, launch_settings
 from jetkern.ops.gpu.register import gpu_operator
 from jetkern.ops.spline import reference
-from jetkern.ops.spline.cpu import MOST, wants_gradient
+from jetkern.ops.spline.cpu import covers as covers
 
 DEFAULT: Settings = {"ROWS": 64, "num_warps": 4, "num_stages": 1}
 CANDIDATES: dict[str, list[Settings]] = {
@@ -219,15 +219,6 @@ _op = gpu_operator(
     gradients="x raw",
     reference=reference.spline,
 )
-
-
-def covers(x: Tensor, raw: Tensor, tail: float, least: float, inverse: bool) -> str:
-    """Up to 64 bins, and no gradient of the inverse."""
-    if raw.shape[1] > 3 * MOST - 1:
-        return f"at most {MOST} bins"
-    if inverse and wants_gradient(x, raw):
-        return "the inverse needs a gradient"
-    return ""
 
 
 def spline(x: Tensor, raw: Tensor, tail: float, least: float, inverse: bool) -> Tensor:
