@@ -108,7 +108,7 @@ class Step:
             for p, value in before:  # no gradient is not a gradient of zero: they do not decay
                 p.copy_(value)
             if self.average is not None:
-                average = self.average[1].values  # no way at all where nothing was applied
+                average = self.average[1].values  # a share of 0 where nothing was applied
                 average.lerp_(self.weights.values, finite.to(average.dtype) * share)
 
     @property

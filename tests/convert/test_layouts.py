@@ -11,7 +11,7 @@ from test_readers import everything, run
 
 from jetkern.convert import readers
 from jetkern.convert.readers import InputError, description
-from jetkern.convert.readers.toptagging import pickled_strings
+from jetkern.convert.readers.toptagging import strings_of_list
 from jetkern.data import Shards
 
 pytest.importorskip("uproot")
@@ -666,4 +666,4 @@ def test_flipped_bytes_end_in_one_line(tmp_path, kind):
     ],
 )
 def test_names_of_pandas_columns_are_read_as_text(kept, found):
-    assert pickled_strings(np.bytes_(kept)) == found
+    assert strings_of_list(np.bytes_(kept)) == found

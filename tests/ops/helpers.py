@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -32,6 +33,11 @@ for _op in (
 ):  # fmt: skip
     importlib.import_module(f"jetkern.ops.{_op}.cpu")  # registers torch.ops.jetkern, for opcheck
 dispatch.cpu_library()
+
+
+TRITON = not dispatch.triton_package()
+BACKENDS = ["reference", "cpu", *(["triton"] if TRITON else [])]
+needs_triton = pytest.mark.skipif(not TRITON, reason=dispatch.triton_package() or "")
 
 
 def triton_device() -> str:

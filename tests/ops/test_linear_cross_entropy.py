@@ -8,20 +8,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.accuracy import ROUNDED
-from jetkern.ops import dispatch, linear_cross_entropy, linear_cross_entropy_sum
+from jetkern.ops import linear_cross_entropy, linear_cross_entropy_sum
 from tests.ops.helpers import (
+    BACKENDS,
     check_accuracy,
     generator,
     moved,
+    needs_triton,
     result_and_gradients,
     threads,
     triton_device,
 )
 
-TRITON = not dispatch.triton_package()
-BACKENDS = ["reference", "cpu", *(["triton"] if TRITON else [])]
 FAST = BACKENDS[1:]
-needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton")
 of_rows_or_their_sum = pytest.mark.parametrize(
     "op", [linear_cross_entropy, linear_cross_entropy_sum], ids=["rows", "sum"]
 )

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from jetkern.ops import dispatch, spline
+from jetkern.ops import spline
 from tests.ops.helpers import (
+    BACKENDS,
     check_accuracy,
     generator,
     moved,
+    needs_triton,
     result_and_gradients,
     threads,
     triton_device,
 )
 
-TRITON = not dispatch.triton_package()
-BACKENDS = ["reference", "cpu", *(["triton"] if TRITON else [])]
 FAST = BACKENDS[1:]
 
 
@@ -41,7 +41,7 @@ def test_cpu_accuracy(n: int, bins: int) -> None:
     check_accuracy(both, *batch(n, bins))
 
 
-@pytest.mark.skipif(not TRITON, reason="needs Triton")
+@needs_triton
 @pytest.mark.parametrize(("n", "bins"), [(0, 8), (70, 1), (33, 2), (131, 8), (90, 5)])
 def test_triton_accuracy(n: int, bins: int) -> None:
     check_accuracy(both, *batch(n, bins), backend="triton")
@@ -141,13 +141,16 @@ def test_more_bins_than_the_kernels_take_and_the_inverse_have_gradients_all_the_
 def test_registration() -> None:
     x, raw = (t.requires_grad_() for t in batch(6, 3))
     torch.library.opcheck(torch.ops.jetkern.spline.default, (x, raw, 4.0, 1e-3, False))
-    if TRITON:
-        both(*on("triton", x.detach(), raw.detach()), backend="triton")
-        torch.library.opcheck(
-            torch.ops.jetkern_triton.spline.default,
-            (*on("triton", x.detach(), raw.detach()), 4.0, 1e-3, False),
-            test_utils=("test_schema", "test_faketensor"),
-        )
+
+
+@needs_triton
+def test_triton_registration() -> None:
+    x, raw = on("triton", *batch(6, 3))
+    both(x, raw, backend="triton")
+    torch.library.opcheck(
+        torch.ops.jetkern_triton.spline.default, (x, raw, 4.0, 1e-3, False),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
 
 
 def test_bad_input_is_refused() -> None:
@@ -164,9 +167,8 @@ def test_bad_input_is_refused() -> None:
         spline(x, raw, least=0.4)
 
 
-def test_the_op_accepts_bfloat16_on_a_gpu() -> None:
-    if not TRITON:
-        pytest.skip("needs Triton")
+@needs_triton
+def test_triton_takes_bfloat16_tensors() -> None:
     x, raw = (t.bfloat16() for t in batch(40, 8))
     found = spline(*on("triton", x, raw), backend="triton")
     exact = spline(x.double(), raw.double(), backend="reference")

@@ -32,9 +32,10 @@ Tensor decode_attention(const Tensor& q, const Tensor& keys, const Tensor& value
   parallel(slots, scratch, [&](int64_t s, float* own) {
     const int64_t first = s * capacity * row, mine = s * heads * width;
     const bool last = s + 1 == slots;
-    run({counts[s], shared, width, group, k + first, v + first, k + first + (last ? 0 : capacity * row),
-         last ? 0 : counts[s + 1]},
-        queries + mine, to + mine, own);
+    const float* next = k + first + (last ? 0 : capacity * row);
+    const int64_t after = last ? 0 : counts[s + 1];
+    run({counts[s], shared, width, group, k + first, v + first, next, after}, queries + mine,
+        to + mine, own);
   });
   return out;
 }

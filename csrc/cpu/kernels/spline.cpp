@@ -109,7 +109,7 @@ Bin bin_of(const Spline& of, vfloat x, const Workspace& work) {
     b.raw0 = select(above, load(slopes + (k - 1) * W), b.raw0);
     b.raw1 = select(above, k + 1 < bins ? load(slopes + k * W) : vfloat{}, b.raw1);
   }
-  // Not as differences of knots, which round narrow bins.
+  // From the bin's share: the knot where it ends need not be chosen, too.
   b.width = (of.least + left * b.width) * (2.0f * of.tail);
   b.height = (of.least + left * b.height) * (2.0f * of.tail);
   const vfloat one = splat(1.0f);

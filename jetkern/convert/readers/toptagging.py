@@ -110,7 +110,7 @@ def blocks(file: h5py.File) -> list[Block]:
             if member == "index" or kind not in "fiub":
                 continue
             names = data.attrs.get(f"{member}_kind")
-            columns = pickled_strings(names) if names is not None else (member,)
+            columns = strings_of_list(names) if names is not None else (member,)
             width = int(np.prod(data.dtype[member].shape, dtype=int))
             if len(columns) != width:
                 raise InputError(
@@ -132,7 +132,7 @@ def blocks(file: h5py.File) -> list[Block]:
     return found
 
 
-def pickled_strings(value: Any) -> tuple[str, ...]:
+def strings_of_list(value: Any) -> tuple[str, ...]:
     """The strings of a list as PyTables keeps it: lines of text, V and one or S and one in quotes.
 
     None, where it is kept otherwise.
