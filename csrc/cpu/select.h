@@ -12,9 +12,11 @@
   namespace jetkern::avx2 { result name parameters; }     \
   namespace jetkern::avx512 { result name parameters; }   \
   namespace jetkern::avx512bf16 { result name parameters; } \
+  namespace jetkern::amx { result name parameters; }      \
   static_assert(true)
 #define JETKERN_SELECT(name)                                                \
-  (jetkern::isa() == jetkern::Isa::avx512bf16 ? &jetkern::avx512bf16::name  \
+  (jetkern::isa() == jetkern::Isa::amx ? &jetkern::amx::name                \
+   : jetkern::isa() == jetkern::Isa::avx512bf16 ? &jetkern::avx512bf16::name  \
    : jetkern::isa() == jetkern::Isa::avx512 ? &jetkern::avx512::name        \
    : jetkern::isa() == jetkern::Isa::avx2 ? &jetkern::avx2::name            \
                                           : &jetkern::portable::name)
@@ -27,7 +29,7 @@
 
 namespace jetkern {
 
-enum class Isa : int64_t { portable, avx2, avx512, avx512bf16 };
+enum class Isa : int64_t { portable, avx2, avx512, avx512bf16, amx };
 
 // The best that the CPU and its operating system offer, or what JETKERN_CPU_ISA says, read once.
 Isa isa();

@@ -75,8 +75,10 @@ def hold_against_eager(op: Any, emulation: Any, *arguments: Any) -> None:
             assert error <= 2 * allowed + 1e-6 * want.abs().max().item(), f"output {i}"
 
 
-@pytest.mark.parametrize("rows_", [1, 33, 200])
-@pytest.mark.parametrize(("inputs_", "hidden", "outputs"), [(4, 64, 32), (130, 33, 17)])
+@pytest.mark.parametrize("rows_", [1, 17, 33, 64, 200])
+@pytest.mark.parametrize(
+    ("inputs_", "hidden", "outputs"), [(4, 64, 32), (130, 33, 17), (48, 16, 100), (560, 520, 31)]
+)
 def test_cpu_accuracy_of_the_perceptron(
     rows_: int, inputs_: int, hidden: int, outputs: int
 ) -> None:

@@ -13,9 +13,22 @@
 #include <stdexcept>
 #include <vector>
 
+#include "../select.h"
 #include "torch.h"
 
+JETKERN_KERNEL(void, open_tiles, ());
+JETKERN_KERNEL(void, close_tiles, ());
+
 namespace jetkern {
+
+// Sets up this thread's tile registers, where there are any, for as long as it lives. Not once for
+// all: other libraries set them up in their own way.
+struct Tiles {
+  Tiles() { JETKERN_SELECT(open_tiles)(); }
+  ~Tiles() { JETKERN_SELECT(close_tiles)(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
 
 // `bytes` of memory aligned to a cache line, not initialised. Large ones come from the system and go
 // back to it at once: in the heap they would leave holes as large, which nothing else fills.
@@ -64,6 +77,7 @@ void parallel(int64_t chunks, int64_t floats, const F& work) {
   run_on_threads(threads < chunks ? threads : chunks, [&] {
     try {
       Scratch scratch(floats * sizeof(float));
+      const Tiles tiles;
       for (int64_t chunk; (chunk = next++) < chunks;) work(chunk, scratch.floats());
     } catch (...) {
       std::lock_guard lock(guard);

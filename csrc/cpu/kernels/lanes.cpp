@@ -1,5 +1,7 @@
 #include "lanes.h"
 
+#include "tiles.h"
+
 namespace jetkern::JETKERN_ISA {
 namespace {
 
@@ -85,10 +87,47 @@ int64_t turned_size(int64_t inputs, int64_t slots) {
 }
 
 // Weights (or lanes of them) of a pass over outputs o0 .. and depth k0 ..
-int64_t block_size(int64_t breadth, int64_t depth) { return round_up(breadth, OUT) * depth; }
+int64_t block_size(int64_t breadth, int64_t depth) { return round_up(breadth, W) * depth; }
+
+// Lanes of n factors, and the depth of a product: of tiles a whole number, filled up with zeros.
+int64_t lanes_of(int64_t n) { return (n + PER_LANE - 1) / PER_LANE; }
+int64_t depth_of(int64_t inputs, bool bf16) {
+  if (!bf16) return inputs;
+  return TILES ? round_up(lanes_of(inputs), TILE_ROWS) : lanes_of(inputs);
+}
+
+// The left tiles of a product: for each W outputs the tiles of depth k0 .. k0 + depth (lanes).
+void pack_tiles(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_t depth, float* to) {
+  for (int64_t o = o0; o < o0 + breadth; o += W)
+    for (int64_t k = 0; k < depth; k += W, to += TILE) {
+      const int64_t outputs = smaller(o0 + breadth - o, W);
+      vfloat v[PER_LANE][W];  // of each output, W inputs
+      for (int64_t h = 0; h < PER_LANE; h++) {
+        const int64_t first = (k0 + k) * PER_LANE + h * W;
+        const int64_t left = smaller(p.inputs - first, W), inputs = left > 0 ? left : 0;
+        const float* from = p.w + o * p.row + first * p.column;
+        const bool turned = p.column != 1;
+        const int64_t vectors = turned ? inputs : outputs, lanes = turned ? outputs : inputs;
+        const int64_t step = turned ? p.column : p.row;
+#pragma GCC unroll 16
+        for (int64_t l = 0; l < W; l++)
+          v[h][l] = l < vectors ? load_first(from + l * step, lanes) : vfloat{};
+        if (turned) transpose(v[h]);
+        const vfloat by_input = p.by_input ? load_first(p.by_input + first, inputs) : splat(1.0f);
+#pragma GCC unroll 16
+        for (int64_t l = 0; l < W; l++) {
+          const float scale = p.by_output && l < outputs ? p.by_output[o + l] : 1.0f;
+          v[h][l] = v[h][l] * scale * by_input;
+        }
+      }
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < W; l++) store(to + l * W, bf16_row(v[0][l], v[PER_LANE - 1][l]));
+    }
+}
 
 // Panels of OUT outputs each: outputs o0 .. o0 + breadth, depth k0 .. k0 + depth (lanes if bf16).
 void pack_block(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_t depth, float* to) {
+  if (TILES && p.bf16) return pack_tiles(p, o0, breadth, k0, depth, to);
   constexpr int64_t EACH = W / OUT;  // panels that a vector of outputs fills
   const int64_t width = p.bf16 ? PER_LANE : 1, step = W / width;
   for (int64_t o = o0; o < o0 + breadth; o += W, to += EACH * OUT * depth) {
@@ -123,19 +162,17 @@ void pack_block(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_
   }
 }
 
-// Lanes of n factors.
-int64_t lanes_of(int64_t n) { return (n + PER_LANE - 1) / PER_LANE; }
-int64_t depth_of(int64_t inputs, bool bf16) { return bf16 ? lanes_of(inputs) : inputs; }
-
 // Vector k of a slot holds features PER_LANE * k and, in pairs, the next one.
 void round_features(const float* x, int64_t x_row, int64_t inputs, int64_t slots, float* to) {
-  const int64_t depth = lanes_of(inputs), row = slot_row(depth);
-  for (int64_t s = 0; s < slots; s++)
+  const int64_t depth = lanes_of(inputs), all = depth_of(inputs, true), row = slot_row(all);
+  for (int64_t s = 0; s < slots; s++) {
     for (int64_t k = 0; k < depth; k++) {
       const float* at = x + (s * x_row + PER_LANE * k) * W;
       const vfloat high = PER_LANE * k + 1 < inputs ? load(at + W) : vfloat{};
       store(to + (s * row + k) * W, bf16_lanes(load(at), high));
     }
+    for (int64_t k = depth; k < all; k++) store(to + (s * row + k) * W, vfloat{});
+  }
 }
 
 // Slot s of the result holds slots PER_LANE * s and, in pairs, the next one.
@@ -146,6 +183,51 @@ void round_slots(const float* x, int64_t x_row, int64_t n, int64_t slots, float*
       const vfloat high = s + 1 < slots ? load(at + x_row * W) : vfloat{};
       store(to + i * W, bf16_lanes(load(at), high));
     }
+}
+
+// M x N tiles of y, of N slots and 16 M outputs of which `outputs` are stored.
+template <int64_t M, int64_t N>
+void tiles_product(const float* w, int64_t depth, const float* x, int64_t x_step, float* y,
+                   int64_t y_step, int64_t outputs, const float* bias, const float* add) {
+  const bool direct = !bias && outputs == M * W;
+  each<M * N>([&](auto number) {
+    constexpr int64_t T = decltype(number)::value;
+    if (direct && add)
+      load_tile<T>(add + T % N * y_step + T / N * TILE, CLOSE);
+    else
+      clear_tile<T>();
+  });
+  add_tiles<M, N>({w, x, depth * W, TILE, CLOSE, x_step, TILE, CLOSE, depth / TILE_ROWS});
+  each<M * N>([&](auto number) {
+    constexpr int64_t T = decltype(number)::value;
+    const int64_t at = T % N * y_step + T / N * TILE;
+    if (direct) return store_tile<T>(y + at, CLOSE);
+    alignas(64) float sums[TILE];
+    store_tile<T>(sums, CLOSE);
+    for (int64_t o = 0; o < smaller(outputs - T / N * W, W); o++) {
+      vfloat value = load(sums + o * W) + (bias ? bias[T / N * W + o] : 0.0f);
+      if (add) value += load(add + at + o * W);
+      store(y + at + o * W, value);
+    }
+  });
+}
+
+// One pass of `blocks_product` over slots, from packed tiles.
+void tile_blocks(const float* block, int64_t breadth, int64_t depth, const float* x, int64_t x_step,
+                 float* y, int64_t y_step, int64_t slots, const float* bias, const float* add) {
+  for (int64_t s = 0; s < slots;) {
+    const int64_t left = slots - s, n = left == 3 ? 3 : left > 1 ? 2 : 1, m = 4 / n;
+    const auto run = n == 3 ? tiles_product<1, 3> : n == 2 ? tiles_product<2, 2> : tiles_product<4, 1>;
+    const auto last = n == 3 ? tiles_product<1, 3> : n == 2 ? tiles_product<1, 2> : tiles_product<1, 1>;
+    for (int64_t o = 0; o < breadth;) {
+      const bool all = (breadth - o + W - 1) / W >= m;
+      (all ? run : last)(block + o * depth, depth, x + s * x_step, x_step, y + s * y_step + o * W,
+                         y_step, smaller(breadth - o, (all ? m : 1) * W), bias ? bias + o : nullptr,
+                         add ? add + s * y_step + o * W : nullptr);
+      o += (all ? m : 1) * W;
+    }
+    s += n;
+  }
 }
 
 template <bool BF16>
@@ -159,7 +241,10 @@ void blocks_product(const Panels& w, const float* x, int64_t x_row, float* y, in
       const int64_t depth = smaller(all - k0, DEPTH);
       const float* start = k0 ? y : add;
       if (!w.packed) pack_block(w, b0, breadth, k0, depth, room);
-      for (int64_t s = 0; s < slots;) {
+      if constexpr (TILES && BF16)
+        tile_blocks(block, breadth, depth, x + k0 * W, x_step, y + b0 * W, y_step, slots,
+                    bias && !k0 ? bias + b0 : nullptr, start ? start + b0 * W : nullptr);
+      for (int64_t s = TILES && BF16 ? slots : 0; s < slots;) {
         const int64_t left = slots - s;
         const int64_t n = left == 4 ? 2 : left < SLOTS ? left : SLOTS;
         const float *panel = block, *from = x + s * x_step + k0 * W;
@@ -204,7 +289,7 @@ void pack_panels(const Panels& panels, float* to) {
 
 int64_t product_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16, bool packed) {
   const int64_t block = packed ? 0 : BLOCK;
-  const int64_t forward = block + (bf16 ? tile_size(slots, lanes_of(inputs)) : 0);
+  const int64_t forward = block + (bf16 ? tile_size(slots, depth_of(inputs, true)) : 0);
   const int64_t weights =
       bf16 ? tile_size(lanes_of(slots), outputs) + turned_size(inputs, lanes_of(slots))
            : turned_size(inputs, slots);
@@ -216,8 +301,8 @@ void product(const Panels& w, const float* x, int64_t x_row, float* y, int64_t y
   if (!w.bf16) return blocks_product<false>(w, x, x_row, y, y_row, slots, bias, add, room);
   float* rounded = room + (w.packed ? 0 : BLOCK);
   round_features(x, x_row, w.inputs, slots, rounded);
-  blocks_product<PER_LANE == 2>(w, rounded, slot_row(lanes_of(w.inputs)), y, y_row, slots, bias, add,
-                                room);
+  blocks_product<PER_LANE == 2>(w, rounded, slot_row(depth_of(w.inputs, true)), y, y_row, slots,
+                                bias, add, room);
 }
 
 void by_token(const float* tokens, int64_t row, int64_t count, int64_t depth, const float* x,
@@ -310,6 +395,40 @@ void outer_rows(int64_t rows, const float* y, int64_t y_step, const float* x, in
   outer_block<R, V, BF16>(y, y_step, x, slots, to, to_row, last);
 }
 
+// M x N tiles of the outer product: 16 outputs and inputs each, of which rows and columns are added.
+template <int64_t M, int64_t N>
+void outer_tiles(const TileFactors& f, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+  each<M * N>([](auto number) { clear_tile<decltype(number)::value>(); });
+  add_tiles<M, N>(f);
+  each<M * N>([&](auto number) {
+    constexpr int64_t T = decltype(number)::value, R = T / N * W, C = T % N * W;
+    alignas(64) float sums[TILE];
+    store_tile<T>(sums, CLOSE);
+    const int64_t count = smaller(columns - C, W);
+    for (int64_t r = 0; r < smaller(rows - R, W); r++) {
+      float* at = to + (R + r) * to_row + C;
+      store_first(at, load_first(at, count) + load(sums + r * W), count);
+    }
+  });
+}
+
+void outer_tile_blocks(const Outer& f, int64_t first, int64_t end, float* to) {
+  constexpr int64_t SLOTS_AT_A_TIME = 2 * TOKENS / W;
+  for (int64_t s = 0; s < f.slots; s += SLOTS_AT_A_TIME) {
+    const int64_t slots = smaller(f.slots - s, SLOTS_AT_A_TIME);
+    const float* x = f.x + s * W * COLUMNS * W;
+    for (int64_t i = 0; i < f.inputs; i += COLUMNS * W, x += f.slots * W * COLUMNS * W)
+      for (int64_t o = first; o < end; o += 2 * W) {
+        const bool tall = end - o > W, wide = f.inputs - i > W;
+        const TileFactors factors{f.y + (s * f.y_row + o) * W, x, TILE, f.y_row * W, CLOSE, W,
+                                  COLUMNS * TILE, COLUMNS * CLOSE, slots};
+        const auto run = tall ? (wide ? outer_tiles<2, 2> : outer_tiles<2, 1>)
+                              : (wide ? outer_tiles<1, 2> : outer_tiles<1, 1>);
+        run(factors, end - o, f.inputs - i, to + o * f.inputs + i, f.inputs);
+      }
+  }
+}
+
 template <bool BF16>
 void outer_blocks(const Outer& f, int64_t first, int64_t end, float* to) {
   for (int64_t s = 0; s < f.slots; s += TOKENS / W) {
@@ -344,7 +463,9 @@ Outer outer(const float* y, int64_t y_row, int64_t outputs, const float* x, int6
 }
 
 void outer_product(const Outer& f, int64_t first, int64_t last, float* to) {
-  if (f.bf16)
+  if (TILES && f.bf16)
+    outer_tile_blocks(f, first, last, to);
+  else if (f.bf16)
     outer_blocks<PER_LANE == 2>(f, first, last, to);
   else
     outer_blocks<false>(f, first, last, to);

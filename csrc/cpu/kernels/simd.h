@@ -161,6 +161,11 @@ JETKERN_INLINE vfloat bf16_lanes(vfloat low, vfloat high) {
   return (vfloat)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
 }
 
+// All of `low`, then all of `high`.
+JETKERN_INLINE vfloat bf16_row(vfloat low, vfloat high) {
+  return (vfloat)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+
 template <bool BF16>
 JETKERN_INLINE vfloat add_product(vfloat sum, vfloat a, vfloat b) {
   if constexpr (BF16)
@@ -172,6 +177,7 @@ JETKERN_INLINE vfloat add_product(vfloat sum, vfloat a, vfloat b) {
 constexpr int64_t PER_LANE = 1;
 
 JETKERN_INLINE vfloat bf16_lanes(vfloat low, vfloat) { return bf16_round(low); }
+JETKERN_INLINE vfloat bf16_row(vfloat low, vfloat) { return bf16_round(low); }
 
 template <bool BF16>
 JETKERN_INLINE vfloat add_product(vfloat sum, vfloat a, vfloat b) {

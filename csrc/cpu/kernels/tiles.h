@@ -1,0 +1,87 @@
+// Products of bfloat16 in the tile registers of Intel's AMX. A tile holds 16 rows of 64 bytes. The
+// left factor has 16 pairs of the summed index in a row, the right one 16 columns of pairs; the sum
+// is a float for each row and column.
+#pragma once
+
+#include "simd.h"
+
+namespace jetkern::JETKERN_ISA {
+
+#if defined(__AMX_BF16__)
+constexpr bool TILES = true;
+#else
+constexpr bool TILES = false;
+#endif
+
+constexpr int64_t TILE_ROWS = 16;                  // and pairs, or floats, of a row
+constexpr int64_t TILE = TILE_ROWS * TILE_ROWS;    // lanes of a tile
+constexpr int64_t CLOSE = TILE_ROWS * sizeof(float);  // bytes between rows without gaps
+
+// Registers are numbers in the instructions. The caller has opened the tiles (host/parallel.h).
+template <int64_t T>
+JETKERN_INLINE void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "n"(T));
+}
+template <int64_t T>
+JETKERN_INLINE void load_tile(const float* from, int64_t row_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(row_bytes), "n"(T) : "memory");
+}
+template <int64_t T>
+JETKERN_INLINE void store_tile(float* to, int64_t row_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(row_bytes), "n"(T) : "memory");
+}
+// sum += left right
+template <int64_t SUM, int64_t LEFT, int64_t RIGHT>
+JETKERN_INLINE void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "n"(SUM), "n"(LEFT), "n"(RIGHT));
+}
+
+// Calls f with the numbers 0 to N - 1, as types whose `value` they are.
+template <int64_t N>
+struct Number {
+  static constexpr int64_t value = N;
+};
+template <int64_t N, class F>
+JETKERN_INLINE void each(const F& f) {
+  if constexpr (N > 1) each<N - 1>(f);
+  f(Number<N - 1>{});
+}
+
+// Where the tiles of a product lie: left tile m of step k at left + m * left_tile + k * left_step, of
+// rows that are left_row bytes apart, in floats; the right ones likewise.
+struct TileFactors {
+  const float *left, *right;
+  int64_t left_tile, left_step, left_row, right_tile, right_step, right_row, depth;
+};
+
+// Sums of M x N tiles in registers m * N + n, M * N at most 4, from what they hold.
+template <int64_t M, int64_t N>
+JETKERN_INLINE void add_tiles(const TileFactors& f) {
+  constexpr int64_t LEFT = 4, RIGHT = LEFT + (M < N ? M : 4 - N);
+  static_assert(M * N <= 4 && (M <= N || N <= 2));
+  const float *left = f.left, *right = f.right;
+  for (int64_t k = 0; k < f.depth; k++, left += f.left_step, right += f.right_step) {
+    load_tile<RIGHT>(right, f.right_row);
+    if constexpr (N > 1) load_tile<RIGHT + 1>(right + f.right_tile, f.right_row);
+    if constexpr (N > 2) load_tile<RIGHT + 2>(right + 2 * f.right_tile, f.right_row);
+    load_tile<LEFT>(left, f.left_row);
+    multiply_tiles<0, LEFT, RIGHT>();
+    if constexpr (N > 1) multiply_tiles<1, LEFT, RIGHT + 1>();
+    if constexpr (N > 2) multiply_tiles<2, LEFT, RIGHT + 2>();
+    if constexpr (M > 1) {
+      load_tile<LEFT + 1>(left + f.left_tile, f.left_row);
+      multiply_tiles<N, LEFT + 1, RIGHT>();
+      if constexpr (N > 1) multiply_tiles<N + 1, LEFT + 1, RIGHT + 1>();
+    }
+    if constexpr (M > 2) {
+      load_tile<LEFT>(left + 2 * f.left_tile, f.left_row);
+      multiply_tiles<2 * N, LEFT, RIGHT>();
+    }
+    if constexpr (M > 3) {
+      load_tile<LEFT + 1>(left + 3 * f.left_tile, f.left_row);
+      multiply_tiles<3 * N, LEFT + 1, RIGHT>();
+    }
+  }
+}
+
+}  // namespace jetkern::JETKERN_ISA
