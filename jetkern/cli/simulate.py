@@ -54,6 +54,13 @@ def parser() -> Parser:
         help="or showers, in all",
     )
     add(
+        "--classes",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="make these alone; the same command for others adds them",
+    )
+    add(
         "--splits",
         type=parse_splits,
         metavar="NAME=F,...",
@@ -95,6 +102,8 @@ def main(arguments: list[str]) -> int:
         )
     if options.data_set == "showers":
         return showers(options)
+    if options.figure is not None and options.classes:
+        raise UsageError("the sanity sheet shows all classes: make it without --classes")
     needed = (*LIBRARIES, *(("matplotlib",) if options.figure else ()))
     if missing := [name for name in needed if find_spec(name) is None]:
         raise UsageError(f"{', '.join(missing)} missing: pip install 'jetkern[simulation]'")
@@ -106,7 +115,9 @@ def main(arguments: list[str]) -> int:
         figure = options.out / "sanity.png" if options.figure == Path() else options.figure
         prepare(figure)
     names = ("data_set", "jets_per_class", "jets_per_shard", "splits", "seed", "mpi", "out")
-    request = Request(**{name: getattr(options, name) for name in names})
+    request = Request(
+        **{name: getattr(options, name) for name in names}, kinds=tuple(options.classes)
+    )
     total, made = simulate(request, options.jobs, progress=not options.quiet)
     print(f"{options.out}: {total} jets, {made} of them made now")
     if options.figure is not None:
@@ -120,8 +131,8 @@ def showers(options: argparse.Namespace) -> int:
     """Makes the files of showers; returns the exit code."""
     from jetkern.simulate.showers import make_showers
 
-    if options.figure is not None or options.mpi is not None:
-        raise UsageError("showers have no sanity sheet and no multi-parton interactions")
+    if options.figure is not None or options.mpi is not None or options.classes:
+        raise UsageError("showers have no sanity sheet, multi-parton interactions or classes")
     number = options.jets_per_class
     made = make_showers(
         options.out, options.calorimeter, number, options.splits,

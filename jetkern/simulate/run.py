@@ -36,13 +36,15 @@ class Request:
     """What to simulate.
 
     Attributes:
-        data_set: "jetclass", "toptag" or "jetnet".
+        data_set: "jetclass", "toptag", "jetnet" or "flavour".
         jets_per_class: jets of each kind, over all splits.
         jets_per_shard: largest number of jets in one file and one unit of work.
         splits: fraction of the jets in each split; empty for JetNet, which has none.
         seed: any non-negative integer.
         mpi: multi-parton interactions; None for the data set's own choice.
         out: output directory.
+        kinds: names of the kinds to make; empty for all. They are the same jets whatever others
+            are made, so that a directory can be filled in parts.
     """
 
     data_set: str
@@ -52,6 +54,7 @@ class Request:
     seed: int
     mpi: bool | None
     out: Path
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("jets_per_class", "jets_per_shard"):
@@ -59,6 +62,11 @@ class Request:
                 raise SimulationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise SimulationError(f"the seed must not be negative, got {self.seed}")
+        names = DATA_SETS[self.data_set].class_names
+        if unknown := [kind for kind in self.kinds if kind not in names]:
+            raise SimulationError(
+                f"{self.data_set} has no {', '.join(unknown)}; there are {', '.join(names)}"
+            )
         if self.splits:
             check_splits(self.splits)
             if self.data_set == "jetnet":
@@ -90,6 +98,8 @@ class Request:
         data_set, mpi = DATA_SETS[self.data_set], self.configuration["mpi"]
         units = []
         for kind in data_set.kinds:
+            if self.kinds and kind.name not in self.kinds:
+                continue
             index = 0
             for split, jets in self._jets_per_split().items():
                 shards = -(-jets // self.jets_per_shard)
@@ -135,7 +145,7 @@ def simulate(request: Request, jobs: int, progress: bool = True) -> tuple[int, i
         if missing:
             _run(missing, total, min(jobs, len(missing)), progress)
         if request.data_set == "jetnet":
-            for kind in DATA_SETS["jetnet"].class_names:
+            for kind in dict.fromkeys(unit.kind for unit in units):
                 _merge_jetnet([u for u in units if u.kind == kind], jetnet_path(request.out, kind))
     return total, made
 

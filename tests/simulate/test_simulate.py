@@ -375,6 +375,7 @@ def test_units_share_the_jets_out_evenly():
         ({"data_set": "jetnet"}, "split when it is converted"),
         ({"jets_per_class": 0}, "jets_per_class must be at least 1"),
         ({"seed": -1}, "must not be negative"),
+        ({"kinds": ("QCD", "top")}, "^jetclass has no top; there are QCD, Hbb, "),
     ],
 )
 def test_impossible_requests_are_refused(changes, message):
@@ -535,6 +536,16 @@ def test_result_does_not_depend_on_the_number_of_processes_and_survives_a_kill(t
     assert contents(tmp_path) == contents(toptag)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in survivors} == stamps
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pythia
+def test_classes_are_the_same_jets_alone_and_with_others(toptag, tmp_path):
+    again = [*TOPTAG.split(), "--jobs", "1", "--out", str(tmp_path)]
+    assert command.main([*again, "--classes", "top"]) == 0
+    tops = contents(tmp_path)
+    assert [name for name in tops if "_QCD_" in name] == []
+    assert command.main([*again, "--classes", "QCD"]) == 0
+    assert contents(tmp_path) == {**contents(toptag), **tops} == contents(toptag)
 
 
 @pythia
