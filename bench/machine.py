@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from jetkern.io import write_atomically
-from jetkern.machine import INSTRUCTION_SETS, cpu_model, environment
+from jetkern.machine import cpu_model, environment
 from jetkern.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def describe(threads: int, clock: Callable[[], float] = time.perf_counter) -> di
     return {
         "cpu": cpu_model(),
         "threads": threads,
-        "kernels": library or INSTRUCTION_SETS[torch.ops.jetkern.cpu_isa()],
+        "kernels": library or dispatch.cpu_kernels(),
         **environment(),
         "matrix_gflops": round(matrix_rate(clock) * 1e-9, 1),
     }

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from jetkern import __version__
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 MAX_THREADS = max(256, os.cpu_count() or 1)  # beyond what a machine has, OpenMP crashes
 
 

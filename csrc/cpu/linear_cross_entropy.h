@@ -13,6 +13,7 @@ struct Vocabulary {
   int64_t classes, width;
   const float *x, *weight, *bias;
   const int64_t* target;
+  bool bf16;  // products may round their factors to bfloat16
 };
 
 // Floats of scratch that either direction needs; panels fill the width up to 64 columns at most.

@@ -18,6 +18,7 @@ struct Draws {
   float temperature;
   const float* cuts;
   const int64_t* lasts;
+  bool bf16;  // products may round their factors to bfloat16
 };
 
 inline int64_t sample_linear_scratch(int64_t width) {

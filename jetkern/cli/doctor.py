@@ -14,7 +14,7 @@ import torch
 from jetkern.build import BuildError, compiler
 from jetkern.cli import command
 from jetkern.cli.parser import Parser
-from jetkern.machine import INSTRUCTION_SETS, cpu_model, environment, version
+from jetkern.machine import cpu_model, environment, version
 from jetkern.ops import dispatch
 from jetkern.tables import show, table
 
@@ -37,7 +37,7 @@ def _compiler() -> str:
 def _cpu_library() -> str:
     if reason := dispatch.cpu_library():
         return reason
-    used = INSTRUCTION_SETS[torch.ops.jetkern.cpu_isa()]
+    used = dispatch.cpu_kernels()
     wished = os.environ.get("JETKERN_CPU_ISA")
     return f"loaded, {used} kernels ({'by JETKERN_CPU_ISA' if wished else 'the best of this CPU'})"
 

@@ -46,6 +46,19 @@ def cpu_library() -> str:
     return ""
 
 
+def cpu_kernels() -> str:
+    """The instruction set of the C++ ops, which are loaded."""
+    return list(build.INSTRUCTION_SETS)[torch.ops.jetkern.cpu_isa()]
+
+
+def multiplies_bf16() -> bool:
+    """Whether the C++ ops of plain rows, too, have products of bfloat16."""
+    return not cpu_library() and cpu_kernels() == "amx"
+
+
+multiplies_bf16._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _load(library: Path) -> str:
     if not library.is_file():
         return "not compiled (jetkern build)"

@@ -3,9 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jetkern.ops import linear
-from tests.ops.helpers import check_accuracy, generator, triton_device
+from bench.accuracy import ROUNDED
+from jetkern.ops import dispatch, linear
+from tests.ops.helpers import check_accuracy, generator, threads, triton_device
 
+needs_tiles = pytest.mark.skipif(
+    not dispatch.multiplies_bf16(), reason="this CPU has no products of bfloat16 tiles (AMX)"
+)
 SHAPES = [(0, 3, 4), (1, 1, 1), (17, 7, 9), (100, 70, 33), (600, 16, 5)]
 
 
@@ -31,6 +35,61 @@ def test_cpu_rows_are_right_and_have_the_same_bits_in_any_batch(shape: tuple[int
         assert torch.equal(linear(x[row : row + 1], weight, bias)[0], have[row])
     strided = x.t().contiguous().t()
     assert torch.equal(linear(strided, weight, None, backend="cpu"), linear(x, weight))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [*SHAPES, (1, 40, 20), (15, 16, 16), (31, 33, 47), (97, 64, 600), (1100, 530, 70)],
+    ids=str,
+)
+def test_cpu_accuracy_in_bfloat16(shape: tuple[int, int, int]) -> None:
+    x, weight, bias = arguments(*shape)
+    check_accuracy(linear, x, weight, bias, precision="bf16")
+    check_accuracy(linear, x, weight, None, precision="bf16")
+    with torch.no_grad():
+        whole = linear(x, weight, bias, precision="bf16", backend="cpu")
+        for row in range(0, len(x), 83):
+            assert torch.equal(
+                linear(x[row : row + 1], weight, bias, precision="bf16")[0], whole[row]
+            )
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_cpu_registration(rounded: bool) -> None:
+    x, weight, bias = (t.requires_grad_() for t in arguments(33, 40, 18))
+    op = torch.ops.jetkern.linear.default
+    torch.library.opcheck(op, (x, weight, bias, rounded))
+    out = op(x, weight, None, rounded)
+    found = torch.autograd.grad(out.square().sum(), (x, weight))
+    want = torch.autograd.grad(linear(x, weight).square().sum(), (x, weight))
+    for have, exact in zip(found, want, strict=True):
+        assert (have - exact).norm() <= (ROUNDED["bf16"] if rounded else 1e-6) * exact.norm()
+
+
+@needs_tiles
+def test_cpu_rounds_the_factors_of_tiles() -> None:
+    """1 + 2^-9 becomes 1, in the product and in its gradients."""
+    eye, fine = torch.eye(32), 1 + 2**-9
+    x, weight = (eye * fine).requires_grad_(), (8 * eye).requires_grad_()
+    out = linear(x, weight, precision="bf16")
+    assert out.equal(8 * eye)
+    d_x, d_weight = torch.autograd.grad(out, (x, weight), fine * eye)
+    assert d_x.equal(8 * eye)
+    assert d_weight.equal(eye)
+    narrow = linear(x[:, :15], weight[:, :15], precision="bf16")  # too few inputs to be rounded
+    assert narrow.equal((8 * fine * eye).index_fill(1, torch.arange(15, 32), 0.0))
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_cpu_gradients_do_not_depend_on_threads(rounded: bool) -> None:
+    leaves = [t.requires_grad_() for t in arguments(1100, 64, 200)]
+    results = []
+    for number in (1, 2, 4):
+        with threads(number):
+            out = torch.ops.jetkern.linear(*leaves, rounded)
+            results.append(torch.autograd.grad(out.square().sum(), leaves))
+    for result in results[1:]:
+        assert all(a.equal(b) for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("number", [7, 8, 33, 150])

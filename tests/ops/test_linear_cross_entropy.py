@@ -54,6 +54,16 @@ def test_cpu_accuracy_of_many_classes_and_of_several_runs_of_rows(op: Any) -> No
     check_accuracy(op, *batch(70, 70_000, 8))  # more logits than fit in a run of the fewest rows
 
 
+@pytest.mark.parametrize(
+    ("rows", "classes", "width"),
+    [(1, 5, 16), (15, 127, 40), (33, 200, 64), (129, 300, 100), (600, 2500, 33), (70, 8194, 256)],
+)
+@of_rows_or_their_sum
+def test_cpu_accuracy_in_bfloat16(op: Any, rows: int, classes: int, width: int) -> None:
+    x, *others = batch(rows, classes, width)
+    check_accuracy(op, x / width**0.5, *others, precision="bf16")
+
+
 @needs_triton
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @of_rows_or_their_sum
@@ -191,14 +201,14 @@ def test_registration_and_strides() -> None:
     x, weight, bias, target = batch(6, 9, 4)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     op = torch.ops.jetkern.linear_cross_entropy.default
-    torch.library.opcheck(op, (*leaves, target))
-    torch.library.opcheck(op, (*leaves[:2], None, target))
+    torch.library.opcheck(op, (*leaves, target, False))
+    torch.library.opcheck(op, (*leaves[:2], None, target, True))
     wide = torch.stack([weight, weight], 2).detach()
     again = linear_cross_entropy(x, wide[..., 0], bias, target, backend="cpu")
     assert torch.equal(again, linear_cross_entropy(*leaves, target, backend="cpu"))
     summed = torch.ops.jetkern.linear_cross_entropy_sum.default
-    torch.library.opcheck(summed, (*leaves, target, True))
-    torch.library.opcheck(summed, (*leaves[:2], None, target, True))
+    torch.library.opcheck(summed, (*leaves, target, False, True))
+    torch.library.opcheck(summed, (*leaves[:2], None, target, True, True))
     again = linear_cross_entropy_sum(x, wide[..., 0], bias, target, backend="cpu")
     assert torch.equal(again, linear_cross_entropy_sum(*leaves, target, backend="cpu"))
 

@@ -110,7 +110,7 @@ def traps(drawn: Callable[..., list[int]]) -> None:
 
 def test_registration() -> None:
     x, weight, bias, keys = layer(5, 7, 3)
-    given = (x, weight, bias, keys, bias > 5, 1.0, 2, 0.5)
+    given = (x, weight, bias, keys, bias > 5, 1.0, 2, 0.5, True)
     torch.library.opcheck(torch.ops.jetkern.sample_linear.default, given)
 
 

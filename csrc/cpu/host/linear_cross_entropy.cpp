@@ -20,7 +20,7 @@ constexpr int64_t SUM_PARTS = 16;           // the same where the logits of a ru
 constexpr int64_t LOGITS = int64_t{1} << 21;  // floats that these may take
 
 Vocabulary vocabulary(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const Tensor& target) {
+                      const Tensor& target, bool bf16) {
   const int64_t classes = weight.size(0), width = weight.size(1);
   if (x.size(1) != width || target.size(0) != x.size(0) || (bias && bias->size(0) != classes))
     throw std::runtime_error("x, weight, bias and target do not fit each other");
@@ -31,7 +31,7 @@ Vocabulary vocabulary(const Tensor& x, const Tensor& weight, const std::optional
                                std::to_string(wanted[i]) + ", there are " +
                                std::to_string(classes) + " classes");
   return {classes, width, data<float>(x, "x"), data<float>(weight, "weight"),
-          bias ? data<float>(*bias, "bias") : nullptr, wanted};
+          bias ? data<float>(*bias, "bias") : nullptr, wanted, bf16};
 }
 
 int64_t tiles(int64_t n) { return (n + TILE - 1) / TILE; }
@@ -40,8 +40,9 @@ int64_t tiles(int64_t n) { return (n + TILE - 1) / TILE; }
 
 // -> loss (T), softmax (T, 2)
 std::tuple<Tensor, Tensor> linear_cross_entropy(const Tensor& x, const Tensor& weight,
-                                                std::optional<Tensor> bias, const Tensor& target) {
-  const Vocabulary of = vocabulary(x, weight, bias, target);
+                                                std::optional<Tensor> bias, const Tensor& target,
+                                                bool bf16) {
+  const Vocabulary of = vocabulary(x, weight, bias, target, bf16);
   const int64_t rows = x.size(0);
   Tensor loss = torch::stable::new_empty(x, {rows});
   Tensor softmax = torch::stable::new_empty(x, {rows, 2});
@@ -56,8 +57,8 @@ std::tuple<Tensor, Tensor> linear_cross_entropy(const Tensor& x, const Tensor& w
 // -> d_x (empty unless wanted), d_weight, d_bias (empty without a bias)
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
     const Tensor& d_loss, const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
-    const Tensor& target, const Tensor& softmax, bool want_x) {
-  const Vocabulary of = vocabulary(x, weight, bias, target);
+    const Tensor& target, bool bf16, const Tensor& softmax, bool want_x) {
+  const Vocabulary of = vocabulary(x, weight, bias, target, bf16);
   const int64_t rows = x.size(0), width = of.width;
   Tensor d_x = torch::stable::new_empty(x, {want_x ? rows : 0, width});
   Tensor d_weight = torch::stable::new_empty(weight, {of.classes, width});
@@ -94,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
 // -> the sum of the rows' losses, and its d_x, d_weight, d_bias, which are empty unless wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_sum(
     const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, const Tensor& target,
-    bool gradients) {
-  const Vocabulary of = vocabulary(x, weight, bias, target);
+    bool bf16, bool gradients) {
+  const Vocabulary of = vocabulary(x, weight, bias, target, bf16);
   const int64_t rows = x.size(0), width = of.width, classes = of.classes;
   Tensor total = torch::stable::new_empty(x, {});
   Tensor d_x = torch::stable::new_empty(x, {gradients ? rows : 0, width});

@@ -52,7 +52,7 @@ Choice last_kept(std::vector<Choice>& all, int64_t top_k, double top_p, double t
 // x (T, width), weight (V, width), bias (V), keys (T), forbidden (V) bool -> (T)
 Tensor sample_linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
                      const Tensor& keys, std::optional<Tensor> forbidden, double temperature,
-                     int64_t top_k, double top_p) {
+                     int64_t top_k, double top_p, bool bf16) {
   const int64_t rows = x.size(0), classes = weight.size(0), width = weight.size(1);
   if (x.size(1) != width || keys.size(0) != rows || (bias && bias->size(0) != classes) ||
       (forbidden && forbidden->size(0) != classes) || classes > INT32_MAX)
@@ -66,6 +66,7 @@ Tensor sample_linear(const Tensor& x, const Tensor& weight, std::optional<Tensor
   of.forbidden = forbidden ? data<bool>(*forbidden, "forbidden") : nullptr;
   of.keys = data<int64_t>(keys, "keys");
   of.temperature = static_cast<float>(temperature);
+  of.bf16 = bf16;
   Tensor out = torch::stable::new_empty(keys, {rows});
   int64_t* to = data<int64_t>(out, "out");
   std::vector<float> cuts;

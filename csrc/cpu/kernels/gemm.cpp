@@ -67,9 +67,51 @@ void turn(const float* b, int64_t column, int64_t K, int64_t columns, float* to)
     }
 }
 
+constexpr int64_t STEP = 2 * TILE_ROWS;  // of the summed index in a tile
+constexpr int64_t PAIR = 2 * TILE_SIZE;       // floats of two tiles
+constexpr int64_t STEPS = 16;            // of a pass, whose left tiles stay in the first-level cache
+
+JETKERN_INLINE int64_t steps_of(int64_t K) { return (K + STEP - 1) / STEP; }
+JETKERN_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
+
+// Panels of two columns of tiles: step after step of K, both tiles of it. They begin where those of
+// floats do, which are no smaller.
+void pack_tiles(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, float* to) {
+  const bool across = row != 1;
+  for (int64_t n = 0; n < N; n += PANEL)
+    for (int64_t k = 0; k < K; k += STEP)
+      for (int64_t half = 0; half < PANEL; half += W)
+        make_tile(b + k * row + (n + half) * column, across ? row : column, across,
+                  N - n - half < 0 ? 0 : at_most(N - n - half, W), at_most(K - k, STEP), false,
+                  to + n * K + k / STEP * PAIR + half / W * TILE_SIZE);
+}
+
+void gemm_tiles(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_column,
+                Right b, float* c, int64_t c_row, bool accumulate) {
+  alignas(64) float left[STEPS * PAIR];
+  const bool across = a_column != 1;
+  for (int64_t k = 0; k < K; k += STEPS * STEP, accumulate = true) {
+    const int64_t steps = at_most(steps_of(K - k), STEPS);
+    for (int64_t m = 0; m < M; m += 2 * W) {
+      for (int64_t half = 0; half < 2 * W && m + half < M; half += W)
+        for (int64_t s = 0; s < steps; s++)
+          make_tile(a + (m + half) * a_row + (k + s * STEP) * a_column, across ? a_column : a_row,
+                    across, at_most(M - m - half, W), at_most(K - k - s * STEP, STEP), true,
+                    left + half / W * steps * TILE_SIZE + s * TILE_SIZE);
+      for (int64_t n = 0; n < N; n += PANEL) {
+        const float* right = b.data + n / PANEL * b.panel + k / STEP * PAIR;
+        tile_sums({left, right, steps * TILE_SIZE, TILE_SIZE, CLOSE, TILE_SIZE, PAIR, CLOSE, steps}, M - m, N - n,
+                  c + m * c_row + n, c_row, accumulate);
+      }
+    }
+  }
+}
+
 }  // namespace
 
-void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, float* to) {
+void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, float* to, bool bf16) {
+  if constexpr (TILES)
+    if (in_tiles(K, bf16)) return pack_tiles(b, row, column, K, N, to);
   for (int64_t n = 0; n < N; n += PANEL, to += K * PANEL) {
     const int64_t columns = N - n < PANEL ? N - n : PANEL;
     const float* from = b + n * column;
@@ -91,6 +133,8 @@ void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, flo
 void gemm(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_column, Right b,
           float* c, int64_t c_row, bool accumulate) {
   if (M <= 0 || N <= 0) return;
+  if constexpr (TILES)
+    if (b.tiles) return gemm_tiles(M, N, K, a, a_row, a_column, b, c, c_row, accumulate);
   int64_t k = 0;
   do {
     int64_t depth = K - k < DEPTH ? K - k : DEPTH;

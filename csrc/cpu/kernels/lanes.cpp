@@ -99,7 +99,7 @@ int64_t depth_of(int64_t inputs, bool bf16) {
 // The left tiles of a product: for each W outputs the tiles of depth k0 .. k0 + depth (lanes).
 void pack_tiles(const Panels& p, int64_t o0, int64_t breadth, int64_t k0, int64_t depth, float* to) {
   for (int64_t o = o0; o < o0 + breadth; o += W)
-    for (int64_t k = 0; k < depth; k += W, to += TILE) {
+    for (int64_t k = 0; k < depth; k += W, to += TILE_SIZE) {
       const int64_t outputs = smaller(o0 + breadth - o, W);
       vfloat v[PER_LANE][W];  // of each output, W inputs
       for (int64_t h = 0; h < PER_LANE; h++) {
@@ -193,16 +193,16 @@ void tiles_product(const float* w, int64_t depth, const float* x, int64_t x_step
   each<M * N>([&](auto number) {
     constexpr int64_t T = decltype(number)::value;
     if (direct && add)
-      load_tile<T>(add + T % N * y_step + T / N * TILE, CLOSE);
+      load_tile<T>(add + T % N * y_step + T / N * TILE_SIZE, CLOSE);
     else
       clear_tile<T>();
   });
-  add_tiles<M, N>({w, x, depth * W, TILE, CLOSE, x_step, TILE, CLOSE, depth / TILE_ROWS});
+  add_tiles<M, N>({w, x, depth * W, TILE_SIZE, CLOSE, x_step, TILE_SIZE, CLOSE, depth / TILE_ROWS});
   each<M * N>([&](auto number) {
     constexpr int64_t T = decltype(number)::value;
-    const int64_t at = T % N * y_step + T / N * TILE;
+    const int64_t at = T % N * y_step + T / N * TILE_SIZE;
     if (direct) return store_tile<T>(y + at, CLOSE);
-    alignas(64) float sums[TILE];
+    alignas(64) float sums[TILE_SIZE];
     store_tile<T>(sums, CLOSE);
     for (int64_t o = 0; o < smaller(outputs - T / N * W, W); o++) {
       vfloat value = load(sums + o * W) + (bias ? bias[T / N * W + o] : 0.0f);
@@ -395,23 +395,6 @@ void outer_rows(int64_t rows, const float* y, int64_t y_step, const float* x, in
   outer_block<R, V, BF16>(y, y_step, x, slots, to, to_row, last);
 }
 
-// M x N tiles of the outer product: 16 outputs and inputs each, of which rows and columns are added.
-template <int64_t M, int64_t N>
-void outer_tiles(const TileFactors& f, int64_t rows, int64_t columns, float* to, int64_t to_row) {
-  each<M * N>([](auto number) { clear_tile<decltype(number)::value>(); });
-  add_tiles<M, N>(f);
-  each<M * N>([&](auto number) {
-    constexpr int64_t T = decltype(number)::value, R = T / N * W, C = T % N * W;
-    alignas(64) float sums[TILE];
-    store_tile<T>(sums, CLOSE);
-    const int64_t count = smaller(columns - C, W);
-    for (int64_t r = 0; r < smaller(rows - R, W); r++) {
-      float* at = to + (R + r) * to_row + C;
-      store_first(at, load_first(at, count) + load(sums + r * W), count);
-    }
-  });
-}
-
 void outer_tile_blocks(const Outer& f, int64_t first, int64_t end, float* to) {
   constexpr int64_t SLOTS_AT_A_TIME = 2 * TOKENS / W;
   for (int64_t s = 0; s < f.slots; s += SLOTS_AT_A_TIME) {
@@ -419,12 +402,9 @@ void outer_tile_blocks(const Outer& f, int64_t first, int64_t end, float* to) {
     const float* x = f.x + s * W * COLUMNS * W;
     for (int64_t i = 0; i < f.inputs; i += COLUMNS * W, x += f.slots * W * COLUMNS * W)
       for (int64_t o = first; o < end; o += 2 * W) {
-        const bool tall = end - o > W, wide = f.inputs - i > W;
-        const TileFactors factors{f.y + (s * f.y_row + o) * W, x, TILE, f.y_row * W, CLOSE, W,
-                                  COLUMNS * TILE, COLUMNS * CLOSE, slots};
-        const auto run = tall ? (wide ? outer_tiles<2, 2> : outer_tiles<2, 1>)
-                              : (wide ? outer_tiles<1, 2> : outer_tiles<1, 1>);
-        run(factors, end - o, f.inputs - i, to + o * f.inputs + i, f.inputs);
+        const TileFactors factors{f.y + (s * f.y_row + o) * W, x, TILE_SIZE, f.y_row * W, CLOSE, W,
+                                  COLUMNS * TILE_SIZE, COLUMNS * CLOSE, slots};
+        tile_sums(factors, end - o, f.inputs - i, to + o * f.inputs + i, f.inputs, true);
       }
   }
 }

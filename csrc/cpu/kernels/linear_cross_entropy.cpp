@@ -30,7 +30,7 @@ struct Workspace {
 void logits_of(const Vocabulary& of, const Workspace& work, int64_t lanes, int64_t begin,
                int64_t classes) {
   gemm(classes, lanes, of.width, of.weight + begin * of.width, of.width, 1,
-       packed(work.x, of.width), work.logits, TILE, false);
+       packed(work.x, of.width, of.bf16), work.logits, TILE, false);
   if (!of.bias) return;
   for (int64_t j = 0; j < classes; j++) {
     const vfloat bias = splat(of.bias[begin + j]);
@@ -45,7 +45,7 @@ void linear_cross_entropy_forward(const Vocabulary& of, int64_t first, int64_t r
                                   float* softmax, float* scratch) {
   const Workspace work(scratch, of.width);
   const int64_t lanes = round_up(rows, W);
-  pack(of.x + first * of.width, 1, of.width, of.width, rows, work.x);
+  pack(of.x + first * of.width, 1, of.width, of.width, rows, work.x, of.bf16);
   for (int64_t i = 0; i < TILE; i++) {
     work.top[i] = -INFINITE;
     work.total[i] = work.picked[i] = 0.0f;
@@ -85,8 +85,8 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
   const Workspace work(scratch, of.width);
   const int64_t lanes = round_up(rows, W), width = of.width;
   const float* x = of.x + first * width;
-  pack(x, 1, width, width, rows, work.x);
-  pack(x, width, 1, rows, width, work.rows);
+  pack(x, 1, width, width, rows, work.x, of.bf16);
+  pack(x, width, 1, rows, width, work.rows, of.bf16);
   for (int64_t i = 0; i < lanes; i++) {
     const bool counts = i < rows && of.target[first + i] >= 0;
     work.top[i] = i < rows ? softmax[2 * (first + i)] : 0.0f;
@@ -110,7 +110,7 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
       const int64_t j = of.target[first + i];
       if (j >= at && j < at + classes) work.logits[(j - at) * TILE + i] -= work.slope[i];
     }
-    gemm(classes, width, rows, work.logits, TILE, 1, packed(work.rows, rows), d_weight + at * width,
+    gemm(classes, width, rows, work.logits, TILE, 1, packed(work.rows, rows, of.bf16), d_weight + at * width,
          width, !fresh);
     if (d_bias)
       for (int64_t j = 0; j < classes; j++) {
@@ -119,16 +119,16 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
         d_bias[at + j] = (fresh ? 0.0f : d_bias[at + j]) + sum(own);
       }
     if (!d_x) continue;
-    pack(of.weight + at * width, width, 1, classes, width, work.weight);
-    gemm(rows, width, classes, work.logits, 1, TILE, packed(work.weight, classes), d_x, width,
+    pack(of.weight + at * width, width, 1, classes, width, work.weight, of.bf16);
+    gemm(rows, width, classes, work.logits, 1, TILE, packed(work.weight, classes, of.bf16), d_x, width,
          at > begin);
   }
 }
 
 void linear_cross_entropy_panels(const Vocabulary& of, int64_t first, int64_t rows, float* panels) {
   const float* x = of.x + first * of.width;
-  pack(x, 1, of.width, of.width, rows, panels);
-  pack(x, of.width, 1, rows, of.width, panels + packed_size(of.width, rows));
+  pack(x, 1, of.width, of.width, rows, panels, of.bf16);
+  pack(x, of.width, 1, rows, of.width, panels + packed_size(of.width, rows), of.bf16);
 }
 
 void linear_cross_entropy_logits(const Vocabulary& of, int64_t first, int64_t rows, int64_t begin,
@@ -142,7 +142,7 @@ void linear_cross_entropy_logits(const Vocabulary& of, int64_t first, int64_t ro
   for (int64_t at = begin; at < end; at += TILE, logits += TILE * lanes) {
     const int64_t classes = end - at < TILE ? end - at : TILE;
     gemm(classes, lanes, of.width, of.weight + at * of.width, of.width, 1,
-         packed(panels, of.width), logits, lanes, false);
+         packed(panels, of.width, of.bf16), logits, lanes, false);
     for (int64_t c = 0; c < lanes; c += W) {
       float* column = logits + c;
       const vfloat before = load(top + c);
@@ -185,7 +185,7 @@ void linear_cross_entropy_gradient(const Vocabulary& of, int64_t first, int64_t 
       const int64_t j = of.target[first + i];
       if (j >= at && j < at + classes) logits[(j - at) * lanes + i] -= 1.0f;
     }
-    gemm(classes, width, rows, logits, lanes, 1, packed(x, rows), d_weight + at * width, width,
+    gemm(classes, width, rows, logits, lanes, 1, packed(x, rows, of.bf16), d_weight + at * width, width,
          !fresh);
     if (d_bias)
       for (int64_t j = 0; j < classes; j++) {
@@ -194,8 +194,8 @@ void linear_cross_entropy_gradient(const Vocabulary& of, int64_t first, int64_t 
         d_bias[at + j] = (fresh ? 0.0f : d_bias[at + j]) + sum(own);
       }
     if (!d_x) continue;
-    pack(of.weight + at * width, width, 1, classes, width, scratch);
-    gemm(rows, width, classes, logits, 1, lanes, packed(scratch, classes), d_x, width, at > begin);
+    pack(of.weight + at * width, width, 1, classes, width, scratch, of.bf16);
+    gemm(rows, width, classes, logits, 1, lanes, packed(scratch, classes, of.bf16), d_x, width, at > begin);
   }
 }
 

@@ -31,7 +31,7 @@ JETKERN_INLINE bool any_above(vfloat a, vfloat b) {
 // Logits of `classes` classes from `begin` on, (classes, row).
 void logits_of(const Draws& of, const float* x, int64_t lanes, int64_t begin, int64_t classes,
                float* to, int64_t row) {
-  gemm(classes, lanes, of.width, of.weight + begin * of.width, of.width, 1, packed(x, of.width), to,
+  gemm(classes, lanes, of.width, of.weight + begin * of.width, of.width, 1, packed(x, of.width, of.bf16), to,
        row, false);
   if (!of.bias) return;
   for (int64_t j = 0; j < classes; j++) {
@@ -82,7 +82,7 @@ JETKERN_INLINE void offer(const Draws& of, Rows& rows, vfloat logit, int64_t j) 
 void sample_linear(const Draws& of, int64_t first, int64_t rows, int64_t* out, float* scratch) {
   float *x = scratch, *logits = x + of.width * TILE;
   const int64_t lanes = round_up(rows, W);
-  pack(of.x + first * of.width, 1, of.width, of.width, rows, x);
+  pack(of.x + first * of.width, 1, of.width, of.width, rows, x, of.bf16);
   Rows drawing[TILE / W];
   for (int64_t i = 0; i < lanes; i++) {
     const int64_t row = first + (i < rows ? i : 0);
@@ -120,7 +120,7 @@ void sample_linear(const Draws& of, int64_t first, int64_t rows, int64_t* out, f
 }
 
 void sample_linear_logits(const Draws& of, int64_t first, int64_t rows, float* to, float* scratch) {
-  pack(of.x + first * of.width, 1, of.width, of.width, rows, scratch);
+  pack(of.x + first * of.width, 1, of.width, of.width, rows, scratch, of.bf16);
   logits_of(of, scratch, round_up(rows, W), 0, of.classes, to, Draws::FEW);
 }
 

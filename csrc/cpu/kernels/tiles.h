@@ -3,7 +3,7 @@
 // is a float for each row and column.
 #pragma once
 
-#include "simd.h"
+#include "lanes.h"
 
 namespace jetkern::JETKERN_ISA {
 
@@ -14,7 +14,7 @@ constexpr bool TILES = false;
 #endif
 
 constexpr int64_t TILE_ROWS = 16;                  // and pairs, or floats, of a row
-constexpr int64_t TILE = TILE_ROWS * TILE_ROWS;    // lanes of a tile
+constexpr int64_t TILE_SIZE = TILE_ROWS * TILE_ROWS;    // lanes of a tile
 constexpr int64_t CLOSE = TILE_ROWS * sizeof(float);  // bytes between rows without gaps
 
 // Registers are numbers in the instructions. The caller has opened the tiles (host/parallel.h).
@@ -45,6 +45,28 @@ template <int64_t N, class F>
 JETKERN_INLINE void each(const F& f) {
   if constexpr (N > 1) each<N - 1>(f);
   f(Number<N - 1>{});
+}
+
+// Makes a tile of floats, k < depth (at most 32) of one index n < count (at most 16), zeros beyond:
+// of n k is from[n * step + k], or with `across` from[k * step + n]. A left tile has n in rows, a
+// right one in columns.
+JETKERN_INLINE void make_tile(const float* from, int64_t step, bool across, int64_t count,
+                              int64_t depth, bool left, float* to) {
+  vfloat v[W];
+  const auto first = [](int64_t n) { return n < 0 ? 0 : n < W ? n : W; };
+#pragma GCC unroll 16
+  for (int64_t l = 0; l < W; l++) {
+    const float* at = from + (across ? 2 * l : l) * step;
+    if (across)
+      v[l] = bf16_lanes(2 * l < depth ? load_first(at, count) : vfloat{},
+                        2 * l + 1 < depth ? load_first(at + step, count) : vfloat{});
+    else
+      v[l] = l < count ? bf16_row(load_first(at, first(depth)), load_first(at + W, first(depth - W)))
+                       : vfloat{};
+  }
+  if (across == left) transpose(v);
+#pragma GCC unroll 16
+  for (int64_t l = 0; l < W; l++) store(to + l * W, v[l]);
 }
 
 // Where the tiles of a product lie: left tile m of step k at left + m * left_tile + k * left_step, of
@@ -82,6 +104,36 @@ JETKERN_INLINE void add_tiles(const TileFactors& f) {
       multiply_tiles<3 * N, LEFT + 1, RIGHT>();
     }
   }
+}
+
+// M x N tiles of a product to a row-major matrix, of which rows and columns are there: written, or
+// added to what is there, in one sum for all of the depth.
+template <int64_t M, int64_t N>
+void tile_sums(const TileFactors& f, int64_t rows, int64_t columns, float* to, int64_t to_row,
+               bool accumulate) {
+  each<M * N>([](auto number) { clear_tile<decltype(number)::value>(); });
+  add_tiles<M, N>(f);
+  each<M * N>([&](auto number) {
+    constexpr int64_t T = decltype(number)::value, R = T / N * W, C = T % N * W;
+    float* own = to + R * to_row + C;
+    const int64_t high = rows - R < W ? rows - R : W, wide = columns - C < W ? columns - C : W;
+    if (!accumulate && high == W && wide == W)
+      return store_tile<T>(own, to_row * static_cast<int64_t>(sizeof(float)));
+    alignas(64) float sums[TILE_SIZE];
+    store_tile<T>(sums, CLOSE);
+    for (int64_t r = 0; r < high; r++, own += to_row) {
+      const vfloat sum = load(sums + r * W);
+      store_first(own, accumulate ? load_first(own, wide) + sum : sum, wide);
+    }
+  });
+}
+
+// The same for up to 32 rows and columns.
+JETKERN_INLINE void tile_sums(const TileFactors& f, int64_t rows, int64_t columns, float* to,
+                              int64_t to_row, bool accumulate) {
+  const auto run = rows > W ? (columns > W ? tile_sums<2, 2> : tile_sums<2, 1>)
+                            : (columns > W ? tile_sums<1, 2> : tile_sums<1, 1>);
+  run(f, rows, columns, to, to_row, accumulate);
 }
 
 }  // namespace jetkern::JETKERN_ISA

@@ -1,34 +1,40 @@
-"""The compiled C++ op, ``torch.ops.jetkern.linear``: for inference."""
+"""The compiled C++ op, ``torch.ops.jetkern.linear``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from jetkern.ops.dispatch import multiplies_bf16
+from jetkern.ops.linear import reference
 from jetkern.ops.register import operator
 
 _op = operator(
     "jetkern::linear",
-    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    fake=lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+    "(Tensor x, Tensor weight, Tensor? bias, bool bf16) -> Tensor",
+    gradients="x? weight bias",
+    fake=lambda x, weight, bias, bf16: x.new_empty(x.shape[0], weight.shape[0]),
+    reference=lambda x, weight, bias, bf16: reference.linear(x, weight, bias),
 )
 
 
 def covers(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """float32 without a gradient: PyTorch's product has one."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype != x.dtype:
+    """float32."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
             return f"{name} is {tensor.dtype}"
-        if tensor.requires_grad and torch.is_grad_enabled():
-            return f"{name} needs a gradient"
     return ""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str = "ieee") -> Tensor:
+    """With a gradient in float32 PyTorch's products, which have one and are as fast."""
+    bf16 = precision == "bf16" and multiplies_bf16()
+    if not bf16 and torch.is_grad_enabled():
+        if any(t is not None and t.requires_grad for t in (x, weight, bias)):
+            return reference.linear(x, weight, bias)
     return _op(
-        x.detach().contiguous(),
-        weight.detach().contiguous(),
-        None if bias is None else bias.detach().contiguous(),
+        x.contiguous(),
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        bf16,
     )

@@ -16,11 +16,14 @@ def _fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 _op = operator(
     "jetkern::linear_cross_entropy",
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor target) -> (Tensor loss, Tensor softmax)",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor target, bool bf16)"
+    " -> (Tensor loss, Tensor softmax)",
     gradients="x? weight bias",
     kept="softmax",
     fake=_fake,
-    reference=reference.linear_cross_entropy,
+    reference=lambda x, weight, bias, target, bf16: reference.linear_cross_entropy(
+        x, weight, bias, target
+    ),
 )
 
 
@@ -40,5 +43,6 @@ def linear_cross_entropy(
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
         target.contiguous(),
+        precision == "bf16",
     )
     return loss

@@ -54,7 +54,7 @@ def through_reference(
 
 _op = operator(
     "jetkern::linear_cross_entropy_sum",
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor target, bool gradients)"
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor target, bool bf16, bool gradients)"
     " -> (Tensor total, Tensor d_x, Tensor d_weight, Tensor d_bias)",
     backward=backward,
     gradients="x weight bias",
@@ -72,6 +72,7 @@ def linear_cross_entropy_sum(
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
         target.contiguous(),
+        precision == "bf16",
         wants_gradients(x, weight, bias),
     )
     return total

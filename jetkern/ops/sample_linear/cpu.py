@@ -12,7 +12,7 @@ from jetkern.ops.register import operator
 _op = operator(
     "jetkern::sample_linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor keys, Tensor? forbidden, float temperature, "
-    "int top_k, float top_p) -> Tensor",
+    "int top_k, float top_p, bool bf16) -> Tensor",
     fake=lambda x, *_: x.new_empty(x.shape[0], dtype=torch.int64),
 )
 
@@ -45,4 +45,5 @@ def sample_linear(
         temperature,
         top_k,
         top_p,
+        precision == "bf16",
     )
