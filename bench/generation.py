@@ -1,6 +1,7 @@
 """Sets from a decoder, and its training step and attention, beside plain PyTorch.
 
-    python -m bench.generation [--rounds 3] [--only jets attention showers step] [--out FILE]
+    python -m bench.generation [--rounds 3] [--only jets attention showers step]
+        [--precision bf16] [--out FILE]
 
 The model is OmniJet-alpha's (preset ``omnijet``, 8192 codes) with random weights and a bias that
 ends a jet with probability 1/46 a row, so lengths are geometric, mean 45 before the cut at 128. The
@@ -10,6 +11,8 @@ the head on each row, as the authors' code does. Attention and the training step
 scaled_dot_product_attention and cross_entropy on padded batches of lengths as of JetClass (normal,
 46 +- 18, 1 to 128) and of showers (100 to 1,700). Times are CPU seconds of one thread, the best of
 rounds in which contenders take turns. Memory is what a step adds at its highest, gradients too.
+With ``--precision bf16`` our products round their factors to bfloat16 and sum in float32, and the
+peers run under PyTorch's autocast to bfloat16; attention is the same as without for ours.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch.nn import functional
 from bench.machine import command, describe, memory_of, write_results
 from jetkern import ops
 from jetkern.model.decoder import CausalBlock, Decoder, decoder_preset
+from jetkern.model.layers import set_precision
 from jetkern.packed import Packed, offsets_from_counts
 from jetkern.sampling import generate
 from jetkern.tables import table
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--jets", type=int, default=1024, help="jets that we make")
     parser.add_argument("--batch", type=int, default=128, help="jets of the cached peer")
     parser.add_argument("--published", type=int, default=8, help="jets of the published way")
+    parser.add_argument("--precision", choices=("ieee", "bf16"), default="ieee")
     parser.add_argument("--out", type=Path, help="file for the results (JSON)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,7 +66,17 @@ def main() -> None:
     write_results(options.out, result)
 
 
-def model() -> Decoder:
+def rounded(options: argparse.Namespace, peer: Callable[..., Any]) -> Callable[..., Any]:
+    """The peer at the precision asked for."""
+
+    def run(*arguments: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+            return peer(*arguments)
+
+    return run
+
+
+def model(precision: str = "ieee") -> Decoder:
     """OmniJet-alpha's decoder, which ends a set with probability ``ENDING`` a row."""
     decoder = Decoder(decoder_preset("omnijet"))
     head = cast(nn.Linear, decoder.heads[0])
@@ -71,6 +86,7 @@ def model() -> Decoder:
         rows = decoder(torch.randint(8192, (200, 1)), Packed(torch.tensor([0, 200])))
         others = functional.linear(rows, head.weight[:-1], head.bias[:-1]).logsumexp(1).mean()
         head.bias[-1] = others + torch.tensor(ENDING / (1 - ENDING)).log()
+    set_precision(decoder, precision)
     return decoder
 
 
@@ -88,7 +104,7 @@ def fastest(contenders: Contenders, rounds: int) -> tuple[dict[str, float], dict
 
 def jets(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Jets per CPU second."""
-    decoder = model()
+    decoder = model(options.precision)
     numbers = {"ours": options.jets, "cached": options.batch, "published": options.published}
     seconds, made = fastest(
         {
@@ -97,8 +113,8 @@ def jets(options: argparse.Namespace) -> dict[str, dict[str, float]]:
                     decoder, torch.arange(options.jets), seed=1, max_points=POINTS
                 ).packed.counts
             ),
-            "cached": lambda: cached(decoder, options.batch),
-            "published": lambda: published(decoder, options.published),
+            "cached": lambda: rounded(options, cached)(decoder, options.batch),
+            "published": lambda: rounded(options, published)(decoder, options.published),
         },
         options.rounds,
     )
@@ -193,10 +209,14 @@ def _attention(
     q, k, v = (torch.randn(int(counts.sum()), 8, 32, requires_grad=True) for _ in range(3))
     slope = torch.randn(int(counts.sum()), 8, 32)
 
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+
     def padded(n: int) -> Callable[[], Any]:
-        like = [torch.randn(len(counts), 8, n, 32, requires_grad=True) for _ in range(3)]
+        like = [torch.randn(len(counts), 8, n, 32) for _ in range(3)]
         back = torch.randn(len(counts), 8, n, 32)
-        return lambda: torch.autograd.grad(_causal(*like), like, back)
+        leaves = [t.to(dtype).requires_grad_() for t in like]
+        slopes = back.to(dtype)
+        return lambda: torch.autograd.grad(_causal(*leaves), leaves, slopes)
 
     contenders: Contenders = {
         "ours": lambda: torch.autograd.grad(ops.causal_attention(q, k, v, packed), (q, k, v), slope)
@@ -212,7 +232,7 @@ def _attention(
 
 def step(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """CPU milliseconds and memory of loss and gradients of 64 jets."""
-    decoder, counts = model(), lengths("jets", 64)
+    decoder, counts = model(options.precision), lengths("jets", 64)
     points, packed = (
         torch.randint(8192, (int(counts.sum()), 1)),
         Packed(offsets_from_counts(counts)),
@@ -236,7 +256,7 @@ def step(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     contenders: Contenders = {
         "ours": lambda: torch.autograd.grad(decoder.loss(points, packed), weights),
-        "padded to 128, logits kept": eager,
+        "padded to 128, logits kept": rounded(options, eager),
     }
     memory = {name: memory_of(run) for name, run in contenders.items()}
     seconds, _ = fastest(contenders, options.rounds)
