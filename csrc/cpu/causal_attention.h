@@ -13,6 +13,7 @@ struct CausalSet {
   int64_t rows, width, group;
   const float *q, *k, *v;
   int64_t q_row, k_row, v_row;
+  bool bf16;  // products may round their factors to bfloat16
 };
 
 // Where the gradients go, laid out like q, k and v with their own row distances.
@@ -23,7 +24,8 @@ struct CausalGradients {
 
 // Floats of scratch that either direction needs; nothing grows with the set.
 inline int64_t causal_attention_scratch(int64_t width) {
-  return CausalSet::KEYS * (2 * 32 + 4 * width) + CausalSet::PANELS * (3 * width + 3) * 32;
+  return CausalSet::KEYS * (3 * 32 + 4 * width) + 32 * (width + 32) +
+         CausalSet::PANELS * (3 * width + 3) * 32;
 }
 
 }  // namespace jetkern

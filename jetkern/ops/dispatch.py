@@ -52,7 +52,7 @@ def cpu_kernels() -> str:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the C++ ops of plain rows, too, have products of bfloat16."""
+    """Whether the C++ ops on rows, ``linear`` and others, have products of bfloat16."""
     return not cpu_library() and cpu_kernels() == "amx"
 
 

@@ -35,6 +35,12 @@ def test_cpu_accuracy_for_heads_of_any_width_and_sharing(
     check_accuracy(causal_attention, *batch([0, 1, 21, 40], heads, width, kv_heads))
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 32), (4, 1, 20), (1, 1, 150)])
+def test_cpu_accuracy_in_bfloat16(heads: int, kv_heads: int, width: int) -> None:
+    counts = [0, 1, 15, 16, 17, 33, 130, 161, 700]
+    check_accuracy(causal_attention, *batch(counts, heads, width, kv_heads), precision="bf16")
+
+
 @pytest.mark.parametrize("count", [31, 32, 33, 127, 128, 129, 160, 161, 257])
 def test_cpu_accuracy_where_panels_and_blocks_end(count: int) -> None:
     check_accuracy(causal_attention, *batch([count, 3], 2, 4, 1))
@@ -60,10 +66,13 @@ def test_each_set_is_what_pytorch_computes(backend: str) -> None:
         torch.testing.assert_close(out[start:end], want[0].transpose(0, 1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "precision"), [*((backend, "ieee") for backend in BACKENDS), ("cpu", "bf16")]
+)
 @pytest.mark.parametrize("at", [0, 5, 33, 139])
-def test_later_rows_and_other_sets_change_nothing(backend: str, at: int) -> None:
-    q, k, v, offsets = batch([7, 140, 5], 2, 8, 1)
+def test_later_rows_and_other_sets_change_nothing(backend: str, precision: str, at: int) -> None:
+    q, k, v, offsets = batch([7, 140, 5], 2, 32, 1)
+    how: Any = {"backend": backend, "precision": precision}
     first, last = int(offsets[1]), int(offsets[2])
     row = first + at
     upstream = torch.randn(q.shape, generator=generator(7))
@@ -72,7 +81,7 @@ def test_later_rows_and_other_sets_change_nothing(backend: str, at: int) -> None
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-        out = causal_attention(*leaves, offsets, backend=backend)
+        out = causal_attention(*leaves, offsets, **how)
         found = torch.autograd.grad(out[first : row + 1], leaves, upstream[first : row + 1])
         assert not any(g[row + 1 :].any() for g in found)
         return [t[first : row + 1] for t in (out, *found)]
@@ -85,7 +94,7 @@ def test_later_rows_and_other_sets_change_nothing(backend: str, at: int) -> None
         torch.testing.assert_close(a, b, atol=0.0, rtol=0.0)
     for t in poisoned:
         t[:first] = t[last:] = torch.nan
-    out = causal_attention(*poisoned, offsets, backend=backend)
+    out = causal_attention(*poisoned, offsets, **how)
     assert torch.equal(out[first : row + 1], want[0])
 
 
@@ -139,7 +148,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 def test_registration_and_compilation() -> None:
     q, k, v, offsets = batch([3, 0, 18], 4, 4, 2)
     leaves = [t.requires_grad_() for t in (q, k, v)]
-    torch.library.opcheck(torch.ops.jetkern.causal_attention.default, (*leaves, offsets))
+    torch.library.opcheck(torch.ops.jetkern.causal_attention.default, (*leaves, offsets, True))
     compiled = torch.compile(
         lambda *inputs: causal_attention(*inputs, backend="cpu").square(), fullgraph=True
     )

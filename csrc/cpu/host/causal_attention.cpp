@@ -10,13 +10,14 @@ namespace {
 
 // A batch's sets, from tensors q (T, H, d), k and v (T, G, d) whose last two dimensions are dense.
 struct Batch {
-  Batch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets)
+  Batch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets, bool bf16)
       : starts(data<int64_t>(offsets, "offsets")), sets(offsets.size(0) - 1), heads(k.size(1)) {
     if (!heads || q.size(1) % heads || v.size(1) != heads || v.size(2) != q.size(2) ||
         k.size(2) != q.size(2) || k.size(0) != q.size(0) || v.size(0) != q.size(0))
       throw std::runtime_error("q, k and v do not fit each other");
     all = {};
     all.width = q.size(2);
+    all.bf16 = bf16;
     all.group = q.size(1) / heads;
     all.q = rows<float>(q, "q", all.q_row);
     all.k = rows<float>(k, "k", all.k_row);
@@ -53,8 +54,8 @@ struct Batch {
 
 // -> out (T, H, d), softmax (T, H, 2)
 std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                            const Tensor& offsets) {
-  const Batch batch(q, k, v, offsets);
+                                            const Tensor& offsets, bool bf16) {
+  const Batch batch(q, k, v, offsets, bf16);
   const int64_t heads = q.size(1), row = heads * q.size(2);
   const int64_t group = batch.all.group, width = batch.all.width;
   Tensor out = torch::stable::new_empty(q, {q.size(0), heads, q.size(2)});
@@ -71,8 +72,8 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
 // -> dq, dk, dv as q, k, v but contiguous
 std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
-    const Tensor& out, const Tensor& softmax) {
-  const Batch batch(q, k, v, offsets);
+    bool bf16, const Tensor& out, const Tensor& softmax) {
+  const Batch batch(q, k, v, offsets, bf16);
   const int64_t heads = q.size(1), width = q.size(2), row = heads * width;
   const int64_t group = batch.all.group, kv_row = batch.heads * width;
   Tensor dq = torch::stable::new_empty(q, {q.size(0), heads, width});

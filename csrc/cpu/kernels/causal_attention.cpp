@@ -70,6 +70,14 @@ void copy_rows(const float* from, int64_t row, int64_t rows, int64_t width, floa
     }
 }
 
+// Rows that lie `row` floats apart as a right factor: as they are, or rounded to tiles.
+Right right_rows(const float* from, int64_t row, int64_t rows, int64_t columns, bool bf16,
+                 float* tiles) {
+  if (!in_tiles(rows, bf16)) return row_major(from, row);
+  pack(from, row, 1, rows, columns, tiles, true);
+  return packed(tiles, rows, true);
+}
+
 // What is kept of a panel while its keys go by.
 struct Kept {
   Kept(float* at, int64_t width) : q(at) {
@@ -89,10 +97,12 @@ struct Workspace {
     slopes = scores + KEYS * PANEL;
     k = slopes + KEYS * PANEL;
     v = k + KEYS * width;
-    panels = v + KEYS * width;
+    tiles = v + KEYS * width;
+    panels = tiles + KEYS * PANEL + PANEL * (width + PANEL);  // whichever is the larger
   }
   float *scores, *slopes;  // (keys, queries)
   float *k, *v;            // (keys, width)
+  float* tiles;            // a right factor, rounded
   float* panels;           // what is kept of each
 
   Kept kept(int64_t panel, int64_t width) const {
@@ -150,7 +160,8 @@ void causal_attention_forward(const CausalSet& set, float* out, int64_t out_row,
       const int64_t end = smaller(set.rows, start + QUERIES);
       for (int64_t first = start; first < end; first += PANEL) {
         const Kept kept = work.kept((first - start) / PANEL, d);
-        pack(set.q + first * set.q_row + g * d, 1, set.q_row, d, Panel(end, first).rows, kept.q);
+        pack(set.q + first * set.q_row + g * d, 1, set.q_row, d, Panel(end, first).rows, kept.q,
+             set.bf16);
       }
       for (int64_t block = 0; block < end; block += KEYS) {
         const int64_t all = take_keys(set, block, end, work);
@@ -159,10 +170,11 @@ void causal_attention_forward(const CausalSet& set, float* out, int64_t out_row,
           const int64_t keys = smaller(all, panel.end - block);
           if (keys <= 0) continue;
           const Kept kept = work.kept((first - start) / PANEL, d);
-          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d), work.scores, PANEL, false);
+          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d, set.bf16), work.scores, PANEL, false);
           softmax_of(panel, block, keys, d, scale, work.scores, kept);
-          gemm(d, panel.lanes, keys, work.v, 1, d, row_major(work.scores, PANEL), kept.mixed, PANEL,
-               block > 0);
+          gemm(d, panel.lanes, keys, work.v, 1, d,
+               right_rows(work.scores, PANEL, keys, panel.lanes, set.bf16, work.tiles), kept.mixed,
+               PANEL, block > 0);
         }
       }
       for (int64_t first = start; first < end; first += PANEL) {
@@ -194,8 +206,9 @@ void causal_attention_backward(const CausalSet& set, const float* out, int64_t o
       for (int64_t first = start; first < end; first += PANEL) {
         const Panel panel(end, first);
         const Kept kept = work.kept((first - start) / PANEL, d);
-        pack(set.q + first * set.q_row + g * d, 1, set.q_row, d, panel.rows, kept.q);
-        pack(dout + first * out_row + g * d, 1, out_row, d, panel.rows, kept.dout);
+        const float* back = dout + first * out_row + g * d;
+        pack(set.q + first * set.q_row + g * d, 1, set.q_row, d, panel.rows, kept.q, set.bf16);
+        pack(back, 1, out_row, d, panel.rows, kept.dout);
         pack(out + first * out_row + g * d, 1, out_row, d, panel.rows, kept.mixed);
         for (int64_t c = 0; c < panel.lanes; c += W) {
           vfloat share{};  // in the order of the products: the first row's slopes vanish exactly
@@ -203,6 +216,7 @@ void causal_attention_backward(const CausalSet& set, const float* out, int64_t o
             share += load(kept.dout + i) * load(kept.mixed + i);
           store(kept.share + c, share);
         }
+        if (in_tiles(d, set.bf16)) pack(back, 1, out_row, d, panel.rows, kept.dout, true);
         for (int64_t i = 0; i < panel.lanes; i++) {
           const float* ends = softmax + (first + i) * softmax_row + 2 * g;
           kept.top[i] = i < panel.rows ? ends[0] : 0.0f;
@@ -220,8 +234,8 @@ void causal_attention_backward(const CausalSet& set, const float* out, int64_t o
           const int64_t keys = smaller(all, panel.end - block);
           if (keys <= 0) break;
           const Kept kept = work.kept((first - start) / PANEL, d);
-          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d), work.scores, PANEL, false);
-          gemm(keys, panel.lanes, d, work.v, d, 1, packed(kept.dout, d), work.slopes, PANEL, false);
+          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d, set.bf16), work.scores, PANEL, false);
+          gemm(keys, panel.lanes, d, work.v, d, 1, packed(kept.dout, d, set.bf16), work.slopes, PANEL, false);
           for (int64_t c = 0; c < panel.lanes; c += W) {
             const vfloat top = load(kept.top + c), inverse = load(kept.total + c);
             const vfloat share = load(kept.share + c);
@@ -234,13 +248,16 @@ void causal_attention_backward(const CausalSet& set, const float* out, int64_t o
             }
           }
           gemm(keys, d, panel.rows, work.scores, PANEL, 1,
-               row_major(dout + first * out_row + g * d, out_row), to.dv + block * to.dv_row,
+               right_rows(dout + first * out_row + g * d, out_row, panel.rows, d, set.bf16,
+                          work.tiles), to.dv + block * to.dv_row,
                to.dv_row, add);
           gemm(keys, d, panel.rows, work.slopes, PANEL, 1,
-               row_major(set.q + first * set.q_row + g * d, set.q_row), to.dk + block * to.dk_row,
+               right_rows(set.q + first * set.q_row + g * d, set.q_row, panel.rows, d, set.bf16,
+                          work.tiles), to.dk + block * to.dk_row,
                to.dk_row, add);
-          gemm(d, panel.lanes, keys, work.k, 1, d, row_major(work.slopes, PANEL), kept.mixed, PANEL,
-               block > 0);
+          gemm(d, panel.lanes, keys, work.k, 1, d,
+               right_rows(work.slopes, PANEL, keys, panel.lanes, set.bf16, work.tiles), kept.mixed,
+               PANEL, block > 0);
           add = true;
         }
       }

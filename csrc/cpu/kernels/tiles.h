@@ -107,25 +107,35 @@ JETKERN_INLINE void add_tiles(const TileFactors& f) {
 }
 
 // M x N tiles of a product to a row-major matrix, of which rows and columns are there: written, or
-// added to what is there, in one sum for all of the depth.
+// added to what is there.
 template <int64_t M, int64_t N>
 void tile_sums(const TileFactors& f, int64_t rows, int64_t columns, float* to, int64_t to_row,
                bool accumulate) {
-  each<M * N>([](auto number) { clear_tile<decltype(number)::value>(); });
+  constexpr int64_t HIGH = M * W, WIDE = N * W;
+  const bool whole = rows >= HIGH && columns >= WIDE;
+  alignas(64) float room[HIGH * WIDE];
+  float* sums = whole ? to : room;
+  const int64_t row = whole ? to_row : WIDE, bytes = row * static_cast<int64_t>(sizeof(float));
+  each<M * N>([&](auto number) {
+    constexpr int64_t T = decltype(number)::value;
+    if (whole && accumulate)
+      load_tile<T>(sums + T / N * W * row + T % N * W, bytes);
+    else
+      clear_tile<T>();
+  });
   add_tiles<M, N>(f);
   each<M * N>([&](auto number) {
-    constexpr int64_t T = decltype(number)::value, R = T / N * W, C = T % N * W;
-    float* own = to + R * to_row + C;
-    const int64_t high = rows - R < W ? rows - R : W, wide = columns - C < W ? columns - C : W;
-    if (!accumulate && high == W && wide == W)
-      return store_tile<T>(own, to_row * static_cast<int64_t>(sizeof(float)));
-    alignas(64) float sums[TILE_SIZE];
-    store_tile<T>(sums, CLOSE);
-    for (int64_t r = 0; r < high; r++, own += to_row) {
-      const vfloat sum = load(sums + r * W);
-      store_first(own, accumulate ? load_first(own, wide) + sum : sum, wide);
-    }
+    constexpr int64_t T = decltype(number)::value;
+    store_tile<T>(sums + T / N * W * row + T % N * W, bytes);
   });
+  if (whole) return;
+  for (int64_t r = 0; r < HIGH && r < rows; r++)
+    for (int64_t c = 0; c < WIDE && c < columns; c += W) {
+      const int64_t count = columns - c < W ? columns - c : W;
+      float* at = to + r * to_row + c;
+      const vfloat sum = load(sums + r * row + c);
+      store_first(at, accumulate ? load_first(at, count) + sum : sum, count);
+    }
 }
 
 // The same for up to 32 rows and columns.

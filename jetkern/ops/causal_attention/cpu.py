@@ -17,11 +17,11 @@ def _fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 _op = operator(
     "jetkern::causal_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor offsets) -> (Tensor out, Tensor softmax)",
+    "(Tensor q, Tensor k, Tensor v, Tensor offsets, bool bf16) -> (Tensor out, Tensor softmax)",
     gradients="q k v",
     kept="out softmax",
     fake=_fake,
-    reference=reference.causal_attention,
+    reference=lambda q, k, v, offsets, bf16: reference.causal_attention(q, k, v, offsets),
 )
 
 
@@ -33,5 +33,6 @@ def causal_attention(
         dense_rows(k.to(q.dtype)),
         dense_rows(v.to(q.dtype)),
         offsets.contiguous(),
+        precision == "bf16",
     )
     return out
