@@ -8,7 +8,8 @@ Contenders of one case run in turn, step by step, each in a process of its own: 
 ops, jetkern's reference ops, and eager omnilearned 0.2.0 (skipped if it cannot be imported; install
 it with its einops and torchdiffeq, ``--no-deps --target DIR``). The peer gets its batch trimmed to
 the longest jet. A train step is forward, backward, gradient clipping and Lion. "cpu bf16" rounds
-the factors of products to bfloat16; the others compute in float32.
+the factors of products to bfloat16, "omnilearned bf16" runs under PyTorch's autocast; the others
+compute in float32.
 
 Inference is the loss of the batch without gradients, and of one jet. Rates are medians; behind each
 is (slowest - fastest) / median of its repeats.
@@ -70,6 +71,7 @@ CONTENDERS = {  # backend and precision
     "jetkern cpu bf16": ("auto", "bf16"),
     "jetkern reference": ("reference", "ieee"),
     "omnilearned": ("auto", "ieee"),
+    "omnilearned bf16": ("auto", "bf16"),
 }
 MEASURES = ("train", "inference", "latency")
 
@@ -134,14 +136,23 @@ def without_gradients(model: Any, loss: Callable[[Any], Any]) -> Callable[[Any],
     return inference
 
 
-def peer_steps(size: str, objective: str) -> Steps:
-    """The same with omnilearned; raises ImportError without it, KeyError for no such mode."""
+def peer_steps(size: str, objective: str, precision: str) -> Steps:
+    """The same with omnilearned, in bfloat16 by autocast.
+
+    Raises:
+        ImportError: without it. KeyError: if it has no such mode.
+    """
     if objective in CASES:
         raise KeyError(objective)
     torch.manual_seed(0)
     parts = parse_objective(objective)
     model = omnilearned(PET(model_preset(size, parts)))
-    loss = omnilearned_loss(model, parts)
+    in_float = omnilearned_loss(model, parts)
+
+    def loss(batch: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return in_float(batch)
+
     optimiser = Lion(model.parameters(), lr=LR, weight_decay=DECAY)
 
     def train(batch: Any) -> None:
@@ -179,8 +190,11 @@ def contender(pipe: Connection, name: str, case: tuple[str, str], settings: Any)
         pipe.send(f"skipped: {reason}")
         return
     try:
-        ours = name != "omnilearned"
-        steps = our_steps(size, objective, precision, jets) if ours else peer_steps(size, objective)
+        ours = not name.startswith("omnilearned")
+        if ours:
+            steps = our_steps(size, objective, precision, jets)
+        else:
+            steps = peer_steps(size, objective, precision)
     except (ImportError, KeyError) as error:
         reason = f"no mode for {error}" if isinstance(error, KeyError) else str(error)
         pipe.send(f"skipped: {reason}")

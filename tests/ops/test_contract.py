@@ -303,10 +303,10 @@ NOT_COVERED: dict[str, tuple[str, Callable[..., Tensor], str]] = {
         lambda b: ops.linear_cross_entropy_sum(X, X.double(), None, torch.arange(11), backend=b),
         "weight is torch.float64",
     ),
-    "cpu linear gradient": (
+    "cpu linear dtype": (
         "cpu",
-        lambda b: ops.linear(X.clone().requires_grad_(), BLOCK.out_weight, backend=b),
-        "x needs a gradient",
+        lambda b: ops.linear(X, BLOCK.out_weight.double(), backend=b),
+        "weight is torch.float64",
     ),
     "cpu sample_linear dtype": (
         "cpu",

@@ -42,16 +42,16 @@ def test_cpu_rows_are_right_and_have_the_same_bits_in_any_batch(shape: tuple[int
     [*SHAPES, (1, 40, 20), (15, 16, 16), (31, 33, 47), (97, 64, 600), (1100, 530, 70)],
     ids=str,
 )
-def test_cpu_accuracy_in_bfloat16(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_cpu_accuracy(shape: tuple[int, int, int], precision: str) -> None:
     x, weight, bias = arguments(*shape)
-    check_accuracy(linear, x, weight, bias, precision="bf16")
-    check_accuracy(linear, x, weight, None, precision="bf16")
+    check_accuracy(linear, x, weight, bias, precision=precision)
+    check_accuracy(linear, x, weight, None, precision=precision)
     with torch.no_grad():
-        whole = linear(x, weight, bias, precision="bf16", backend="cpu")
+        whole = linear(x, weight, bias, precision=precision, backend="cpu")
         for row in range(0, len(x), 83):
-            assert torch.equal(
-                linear(x[row : row + 1], weight, bias, precision="bf16")[0], whole[row]
-            )
+            own = linear(x[row : row + 1], weight, bias, precision=precision)
+            assert torch.equal(own[0], whole[row])
 
 
 @pytest.mark.parametrize("rounded", [False, True])

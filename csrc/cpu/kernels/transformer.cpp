@@ -1,6 +1,7 @@
 #include "transformer.h"
 
 #include "math.h"
+#include "tiles.h"
 
 namespace jetkern::JETKERN_ISA {
 namespace {
@@ -11,8 +12,11 @@ constexpr int64_t NARROW = 16;         // with fewer inputs bfloat16 would cost 
 
 JETKERN_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
-bool is_packed(int64_t outputs, int64_t inputs) { return outputs * inputs < LARGE; }
 bool is_bf16(bool wanted, int64_t inputs) { return wanted && inputs >= NARROW; }
+// Products in tiles are so fast that packing again for each tile of tokens would take as long.
+bool is_packed(int64_t outputs, int64_t inputs, bool bf16) {
+  return outputs * inputs < (TILES && bf16 ? 8 * LARGE : LARGE);
+}
 
 void place(Panels& panels, Layout& layout) {
   float* to = layout.panels.take(panels_size(panels.outputs, panels.inputs, panels.bf16));
@@ -29,17 +33,17 @@ Weight make_weight(int64_t outputs, int64_t inputs, bool bf16, const Part& gamma
   const float* w = weight.part.data;
   weight.forward = {w, nullptr, gamma.data, inputs, 1, outputs, inputs, bf16, nullptr};
   weight.backward = {w, gamma.data, nullptr, 1, inputs, inputs, outputs, bf16, nullptr};
-  if (!is_packed(outputs, inputs)) return weight;
+  if (!is_packed(outputs, inputs, bf16)) return weight;
   place(weight.forward, layout);
   if (layout.backward) place(weight.backward, layout);
   return weight;
 }
 
 int64_t weight_room(int64_t outputs, int64_t inputs, int64_t slots, bool bf16) {
-  const int64_t forward = product_room(outputs, inputs, slots, is_bf16(bf16, inputs),
-                                       is_packed(outputs, inputs));
-  const int64_t backward = product_room(inputs, outputs, slots, is_bf16(bf16, inputs),
-                                        is_packed(outputs, inputs));
+  bf16 = is_bf16(bf16, inputs);
+  const bool packed = is_packed(outputs, inputs, bf16);
+  const int64_t forward = product_room(outputs, inputs, slots, bf16, packed);
+  const int64_t backward = product_room(inputs, outputs, slots, bf16, packed);
   return forward > backward ? forward : backward;
 }
 

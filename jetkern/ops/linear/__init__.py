@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from jetkern.ops.checks import check_float, check_shape
-from jetkern.ops.dispatch import run
+from jetkern.ops.dispatch import asked, multiplies_bf16, run
 
 
 def linear(
@@ -36,4 +37,15 @@ def linear(
     check_shape("x", x, None, weight.shape[1])
     if bias is not None:
         check_shape("bias", bias, weight.shape[0])
+    wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if wanted and torch.is_grad_enabled() and x.is_cpu and _left_to_pytorch(backend, precision):
+        backend = "reference"
     return run("linear", backend, x, weight, bias, precision=precision)
+
+
+def _left_to_pytorch(backend: str, precision: str) -> bool:
+    """Whether a product with a gradient is PyTorch's on a CPU: in float32 its are as fast."""
+    return asked(backend) == "auto" and not (precision == "bf16" and multiplies_bf16())
+
+
+_left_to_pytorch._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from jetkern.ops.dispatch import multiplies_bf16
@@ -27,14 +26,9 @@ def covers(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str = "ieee") -> Tensor:
-    """With a gradient in float32 PyTorch's products, which have one and are as fast."""
-    bf16 = precision == "bf16" and multiplies_bf16()
-    wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if wanted and torch.is_grad_enabled() and not bf16:
-        return reference.linear(x, weight, bias)
     return _op(
         x.contiguous(),
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
-        bf16,
+        precision == "bf16" and multiplies_bf16(),
     )
