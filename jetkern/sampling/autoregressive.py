@@ -22,6 +22,7 @@ from jetkern import ops
 from jetkern.model.decoder import CausalBlock, Decoder
 from jetkern.model.streams import MixtureHead, steady_sigmoid
 from jetkern.ops.checks import check_drawing, check_shape
+from jetkern.ops.linear.cpu import constant_weights
 from jetkern.packed import Packed, constant, offsets_from_counts
 from jetkern.random import normal, random_bits, uniform
 from jetkern.sampling.sampler import SamplingError, bar
@@ -171,7 +172,7 @@ def generate(
         raise ValueError(f"conditions of {len(known)} sets for {len(index)}")
     number = min(slots, len(index))
     making = _Slots(decoder, index.to(device), first, known, number, max_points, end_above)
-    with bar(len(index), progress, " sets") as shown:
+    with bar(len(index), progress, " sets") as shown, constant_weights():
         while making.busy:
             making.step(seed, drawings)
             shown.update(making.refill())

@@ -5,6 +5,7 @@ import torch
 
 from bench.accuracy import ROUNDED
 from jetkern.ops import dispatch, linear
+from jetkern.ops.linear.cpu import constant_weights
 from tests.ops.helpers import check_accuracy, generator, threads, triton_device
 
 needs_tiles = pytest.mark.skipif(
@@ -98,6 +99,29 @@ def test_cpu_has_the_same_bits_whichever_of_rows_and_weights_is_turned(number: i
     whole = linear(x, weight, bias, backend="cpu")
     assert torch.equal(linear(x[100 : 100 + number], weight, bias), whole[100 : 100 + number])
     assert torch.equal(linear(x[:number], weight), linear(x, weight)[:number])
+
+
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_cpu_packs_constant_weights_once(precision: str) -> None:
+    x, weight, bias = arguments(40, 70, 90)
+    layer = torch.nn.Parameter(weight.clone())
+    with torch.no_grad():
+        want = linear(x, layer, bias, precision=precision)
+        with constant_weights():
+            assert torch.equal(linear(x, layer, bias, precision=precision), want)
+            layer.zero_()  # against the rule: only so can it be seen
+            assert torch.equal(linear(x, layer, bias, precision=precision), want)
+            assert torch.equal(linear(x, weight, bias, precision=precision), want)
+        assert torch.equal(linear(x, layer, bias, precision=precision), bias.expand(40, 90))
+
+
+def test_cpu_registration_of_packed_products() -> None:
+    x, weight, bias = arguments(9, 20, 33)
+    panels = torch.ops.jetkern.linear_panels(weight, False)
+    torch.library.opcheck(torch.ops.jetkern.linear_panels.default, (weight, False))
+    torch.library.opcheck(torch.ops.jetkern.linear_packed.default, (x, panels, bias, 33, False))
+    with pytest.raises(RuntimeError, match="x, panels and bias do not fit each other"):
+        torch.ops.jetkern.linear_packed(x, panels, bias, 330, False)
 
 
 def test_wrong_shapes_and_precisions_are_errors() -> None:

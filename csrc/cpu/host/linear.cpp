@@ -40,6 +40,25 @@ bool is_few(int64_t rows, int64_t inputs, int64_t outputs) {
   return rows >= 8 && rows * (inputs + outputs) <= inputs * outputs;
 }
 
+void pack(const float* weight, int64_t inputs, int64_t outputs, bool bf16, float* panels) {
+  auto run = JETKERN_SELECT(linear_panels);
+  parallel((outputs + COLUMNS - 1) / COLUMNS, 0, [&](int64_t c, float*) {
+    const int64_t first = c * COLUMNS;  // a whole number of panels
+    run(weight + first * inputs, inputs, std::min(COLUMNS, outputs - first), bf16,
+        panels + first * inputs);
+  });
+}
+
+void multiply(const float* x, const float* panels, const float* bias, int64_t rows, int64_t inputs,
+              int64_t outputs, bool bf16, float* to) {
+  auto run = JETKERN_SELECT(linear);
+  parallel((rows + TILE - 1) / TILE, 0, [&](int64_t i, float*) {
+    const int64_t first = i * TILE;
+    run(x + first * inputs, panels, bias, std::min(TILE, rows - first), inputs, outputs, bf16,
+        to + first * outputs);
+  });
+}
+
 }  // namespace
 
 // x (T, I), weight (O, I), bias (O) -> (T, O)
@@ -66,18 +85,31 @@ Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
     return out;
   }
   Scratch panels(panels_bytes(inputs, outputs));
-  auto pack = JETKERN_SELECT(linear_panels);
-  parallel((outputs + COLUMNS - 1) / COLUMNS, 0, [&](int64_t c, float*) {
-    const int64_t first = c * COLUMNS;  // a whole number of panels
-    pack(w + first * inputs, inputs, std::min(COLUMNS, outputs - first), bf16,
-         panels.floats() + first * inputs);
-  });
-  auto run = JETKERN_SELECT(linear);
-  parallel((rows + TILE - 1) / TILE, 0, [&](int64_t i, float*) {
-    const int64_t first = i * TILE;
-    run(from + first * inputs, panels.floats(), b, std::min(TILE, rows - first), inputs, outputs,
-        bf16, to + first * outputs);
-  });
+  pack(w, inputs, outputs, bf16, panels.floats());
+  multiply(from, panels.floats(), b, rows, inputs, outputs, bf16, to);
+  return out;
+}
+
+// weight (O, I) -> what `linear_packed` multiplies with
+Tensor linear_panels(const Tensor& weight, bool bf16) {
+  const int64_t outputs = weight.size(0), inputs = weight.size(1);
+  Tensor panels = torch::stable::new_empty(
+      weight, {panels_bytes(inputs, outputs) / int64_t{sizeof(float)}});
+  pack(data<float>(weight, "weight"), inputs, outputs, bf16, data<float>(panels, "panels"));
+  return panels;
+}
+
+// `linear` with a weight that was packed before, to the bit.
+Tensor linear_packed(const Tensor& x, const Tensor& panels, std::optional<Tensor> bias,
+                     int64_t outputs, bool bf16) {
+  const int64_t rows = x.size(0), inputs = x.size(1);
+  if (panels.size(0) * int64_t{sizeof(float)} != panels_bytes(inputs, outputs) ||
+      (bias && bias->size(0) != outputs))
+    throw std::runtime_error("x, panels and bias do not fit each other");
+  Tensor out = torch::stable::new_empty(x, {rows, outputs});
+  multiply(data<float>(x, "x"), data<float>(panels, "panels"),
+           bias ? data<float>(*bias, "bias") : nullptr, rows, inputs, outputs, bf16,
+           data<float>(out, "out"));
   return out;
 }
 
@@ -130,5 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& d_out, const Te
 
 STABLE_TORCH_LIBRARY_IMPL(jetkern, CPU, m) {
   m.impl("linear", TORCH_BOX(&jetkern::linear));
+  m.impl("linear_panels", TORCH_BOX(&jetkern::linear_panels));
+  m.impl("linear_packed", TORCH_BOX(&jetkern::linear_packed));
   m.impl("linear_backward", TORCH_BOX(&jetkern::linear_backward));
 }
