@@ -87,7 +87,7 @@ void pack_tiles(const float* b, int64_t row, int64_t column, int64_t K, int64_t 
 }
 
 void gemm_tiles(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_column,
-                Right b, float* c, int64_t c_row, bool accumulate) {
+                Right b, float* c, int64_t c_row, bool accumulate, const float* bias) {
   alignas(64) float left[STEPS * PAIR];
   const bool across = a_column != 1;
   for (int64_t k = 0; k < K; k += STEPS * STEP, accumulate = true) {
@@ -100,8 +100,10 @@ void gemm_tiles(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, 
                     left + half / W * steps * TILE_SIZE + s * TILE_SIZE);
       for (int64_t n = 0; n < N; n += PANEL) {
         const float* right = b.data + n / PANEL * b.panel + k / STEP * PAIR;
-        tile_sums({left, right, steps * TILE_SIZE, TILE_SIZE, CLOSE, TILE_SIZE, PAIR, CLOSE, steps}, M - m, N - n,
-                  c + m * c_row + n, c_row, accumulate);
+        const TileFactors factors{left,      right, steps * TILE_SIZE, TILE_SIZE, CLOSE,
+                                  TILE_SIZE, PAIR,  CLOSE,             steps};
+        tile_sums(factors, M - m, N - n, c + m * c_row + n, c_row, accumulate,
+                  bias ? bias + n : nullptr);
       }
     }
   }
@@ -131,10 +133,10 @@ void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, flo
 }
 
 void gemm(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_column, Right b,
-          float* c, int64_t c_row, bool accumulate) {
+          float* c, int64_t c_row, bool accumulate, const float* bias) {
   if (M <= 0 || N <= 0) return;
   if constexpr (TILES)
-    if (b.tiles) return gemm_tiles(M, N, K, a, a_row, a_column, b, c, c_row, accumulate);
+    if (b.tiles) return gemm_tiles(M, N, K, a, a_row, a_column, b, c, c_row, accumulate, bias);
   int64_t k = 0;
   do {
     int64_t depth = K - k < DEPTH ? K - k : DEPTH;

@@ -34,8 +34,8 @@ void pack(const float* b, int64_t row, int64_t column, int64_t K, int64_t N, flo
 
 // C (M, N) = A B, or C += A B if accumulate. A(m, k) = a[m * a_row + k * a_column], so that
 // a_row = 1 gives the product with A's transpose, as for the gradient of a weight; with tiles one of
-// a_row and a_column is 1.
+// a_row and a_column is 1. Tiles begin with `bias`, N numbers, in each row; elsewhere it must be null.
 void gemm(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row, int64_t a_column, Right b,
-          float* c, int64_t c_row, bool accumulate);
+          float* c, int64_t c_row, bool accumulate, const float* bias = nullptr);
 
 }  // namespace jetkern::JETKERN_ISA

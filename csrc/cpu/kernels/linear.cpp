@@ -12,8 +12,9 @@ void linear_panels(const float* weight, int64_t inputs, int64_t outputs, bool bf
 // the order of the inputs: its bits do not depend on the other rows.
 void linear(const float* x, const float* panels, const float* bias, int64_t rows, int64_t inputs,
             int64_t outputs, bool bf16, float* y) {
-  gemm(rows, outputs, inputs, x, inputs, 1, packed(panels, inputs, bf16), y, outputs, false);
-  if (!bias) return;
+  const Right right = packed(panels, inputs, bf16);
+  gemm(rows, outputs, inputs, x, inputs, 1, right, y, outputs, false, right.tiles ? bias : nullptr);
+  if (!bias || right.tiles) return;
   for (int64_t i = 0; i < rows; i++)
     for (int64_t c = 0; c < outputs; c += W) {
       const int64_t columns = outputs - c < W ? outputs - c : W;

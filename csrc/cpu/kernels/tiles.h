@@ -106,20 +106,32 @@ JETKERN_INLINE void add_tiles(const TileFactors& f) {
   }
 }
 
-// M x N tiles of a product to a row-major matrix, of which rows and columns are there: written, or
-// added to what is there.
+// M x N tiles of a product to a row-major matrix, of which rows and columns are there: written, with
+// `bias` (null for none) in each row, or added to what is there. Sums begin with either, in whole
+// tiles and at the edges: the same bits.
 template <int64_t M, int64_t N>
 void tile_sums(const TileFactors& f, int64_t rows, int64_t columns, float* to, int64_t to_row,
-               bool accumulate) {
+               bool accumulate, const float* bias) {
   constexpr int64_t HIGH = M * W, WIDE = N * W;
   const bool whole = rows >= HIGH && columns >= WIDE;
   alignas(64) float room[HIGH * WIDE];
+  const auto each_edge = [&](auto work) {
+    for (int64_t r = 0; r < HIGH && r < rows; r++)
+      for (int64_t c = 0; c < WIDE && c < columns; c += W)
+        work(room + r * WIDE + c, r, c, columns - c < W ? columns - c : W);
+  };
+  if (!whole && (accumulate || bias))
+    each_edge([&](float* own, int64_t r, int64_t c, int64_t count) {
+      store(own, load_first(accumulate ? to + r * to_row + c : bias + c, count));
+    });
   float* sums = whole ? to : room;
   const int64_t row = whole ? to_row : WIDE, bytes = row * static_cast<int64_t>(sizeof(float));
   each<M * N>([&](auto number) {
     constexpr int64_t T = decltype(number)::value;
-    if (whole && accumulate)
+    if (accumulate || (bias && !whole))
       load_tile<T>(sums + T / N * W * row + T % N * W, bytes);
+    else if (bias)
+      load_tile<T>(bias + T % N * W, 0);
     else
       clear_tile<T>();
   });
@@ -128,22 +140,18 @@ void tile_sums(const TileFactors& f, int64_t rows, int64_t columns, float* to, i
     constexpr int64_t T = decltype(number)::value;
     store_tile<T>(sums + T / N * W * row + T % N * W, bytes);
   });
-  if (whole) return;
-  for (int64_t r = 0; r < HIGH && r < rows; r++)
-    for (int64_t c = 0; c < WIDE && c < columns; c += W) {
-      const int64_t count = columns - c < W ? columns - c : W;
-      float* at = to + r * to_row + c;
-      const vfloat sum = load(sums + r * row + c);
-      store_first(at, accumulate ? load_first(at, count) + sum : sum, count);
-    }
+  if (!whole)
+    each_edge([&](float* own, int64_t r, int64_t c, int64_t count) {
+      store_first(to + r * to_row + c, load(own), count);
+    });
 }
 
 // The same for up to 32 rows and columns.
 JETKERN_INLINE void tile_sums(const TileFactors& f, int64_t rows, int64_t columns, float* to,
-                              int64_t to_row, bool accumulate) {
+                              int64_t to_row, bool accumulate, const float* bias = nullptr) {
   const auto run = rows > W ? (columns > W ? tile_sums<2, 2> : tile_sums<2, 1>)
                             : (columns > W ? tile_sums<1, 2> : tile_sums<1, 1>);
-  run(f, rows, columns, to, to_row, accumulate);
+  run(f, rows, columns, to, to_row, accumulate, bias);
 }
 
 }  // namespace jetkern::JETKERN_ISA
