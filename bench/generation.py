@@ -12,7 +12,7 @@ scaled_dot_product_attention and cross_entropy on padded batches of lengths as o
 46 +- 18, 1 to 128) and of showers (100 to 1,700). Times are CPU seconds of one thread, the best of
 rounds in which contenders take turns. Memory is what a step adds at its highest, gradients too.
 With ``--precision bf16`` our products round their factors to bfloat16 and sum in float32, and the
-peers run under PyTorch's autocast to bfloat16; attention is the same as without for ours.
+peers run under PyTorch's autocast to bfloat16, or on tensors of it.
 """
 
 from __future__ import annotations
@@ -218,9 +218,11 @@ def _attention(
         slopes = back.to(dtype)
         return lambda: torch.autograd.grad(_causal(*leaves), leaves, slopes)
 
-    contenders: Contenders = {
-        "ours": lambda: torch.autograd.grad(ops.causal_attention(q, k, v, packed), (q, k, v), slope)
-    }
+    def ours() -> Any:
+        out = ops.causal_attention(q, k, v, packed, precision=options.precision)
+        return torch.autograd.grad(out, (q, k, v), slope)
+
+    contenders: Contenders = {"ours": ours}
     for name, n in padding.items():
         contenders[f"padded to {name}"] = padded(n or int(counts.max()))
     seconds, _ = fastest(contenders, 2 * options.rounds)

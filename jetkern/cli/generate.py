@@ -26,6 +26,7 @@ from jetkern.cli import command
 from jetkern.cli.parser import Parser, positive, seed
 from jetkern.data.shards import MAX_PARTICLES
 from jetkern.evaluation.generate import BATCH_SIZE, GenerateSettings, generate, remarks
+from jetkern.ops.dispatch import PRECISIONS
 from jetkern.sampling import FLOW_MAP, SLOTS, SOLVERS
 from jetkern.training.distributed import join_world
 
@@ -39,6 +40,8 @@ def parser() -> Parser:
     of_field = "the first N of the jets to imitate; all by default"
     add("--num-jets", type=positive, metavar="N", help=f"of a decoder; or {of_field}")
     add("--seed", type=seed, default=0, metavar="N", help="of the noise")
+    precision = "factors of products may be rounded to this, see finetune (default: ieee)"
+    add("--precision", choices=PRECISIONS, default="ieee", help=precision)
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1")
     add = p.add_argument_group("velocity fields").add_argument
     imitated = "jets, or showers, to imitate, or model; needed"

@@ -48,6 +48,7 @@ from jetkern.model.columns import track_scale, without_columns
 from jetkern.model.config import PETConfig, fields_of, noise_of
 from jetkern.model.epic import EPiC, EPiCConfig
 from jetkern.model.jet_decoder import JetDecoder
+from jetkern.model.layers import set_precision
 from jetkern.model.pet import PET
 from jetkern.sampling import (
     FLOW_MAP,
@@ -112,6 +113,7 @@ class GenerateSettings:
     slots: int | None = None
     energies: str | None = None
     seed: int = 0
+    precision: str = "ieee"
     device: str = "auto"
 
     @property
@@ -210,6 +212,7 @@ class _Field(_OfJets):
 
     def __init__(self, settings: GenerateSettings, weights: Weights, world: World) -> None:
         model = _generator_of(weights)
+        set_precision(model, settings.precision)
         velocity = field_of(model.to(world.device))
         self.request = _request(settings, weights)
         if world.is_main:
@@ -232,6 +235,7 @@ class _Field(_OfJets):
             "scheme": self.scheme.as_json(),
             "guidance": guidance,
             "seed": settings.seed,
+            "precision": settings.precision,
             "batch_size": self.batch_size,
         }
 
@@ -271,6 +275,7 @@ class _Decoder(_OfJets):
             raise SamplingError(f"{weights.path}: {error}") from error
         if settings.num_jets is None:
             raise ValueError("a decoder of tokens needs --num-jets: it imitates no jets")
+        set_precision(model, settings.precision)
         self.model, self.jets = model.to(world.device).eval(), settings.num_jets
         self.drawing = settings.drawing
         self.most = settings.max_particles or MAX_PARTICLES
@@ -284,6 +289,7 @@ class _Decoder(_OfJets):
             **self.drawing.as_json(),
             "max_particles": self.most,
             "seed": settings.seed,
+            "precision": settings.precision,
         }
 
     def make(self, numbers: range, progress: bool) -> Made:
@@ -538,7 +544,7 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
     """Makes the folder, or makes sure that it is of the same jets."""
     path = out / "request.json"
     if path.exists():
-        old = json.loads(path.read_text())
+        old = {"precision": "ieee"} | json.loads(path.read_text())
         changes = [k for k in identity if old.get(k) != identity[k]]
         if changes:
             raise FileError(

@@ -16,6 +16,7 @@ from jetkern.convert.readers.showers import CLASSES, SIZES, read_energies
 from jetkern.data import Shards
 from jetkern.data.blocks import BlockReader
 from jetkern.evaluation.files import Made, write_sets
+from jetkern.model.layers import set_precision
 from jetkern.model.shower_decoder import ShowerDecoder
 from jetkern.packed import offsets_from_counts
 from jetkern.random import uniform
@@ -46,6 +47,7 @@ class ShowerMaker:
     def __init__(self, settings: GenerateSettings, weights: Weights, world: World) -> None:
         model = load_model(weights)
         assert isinstance(model, ShowerDecoder)
+        set_precision(model, settings.precision)
         self.model = model.to(world.device).eval()
         self.energies = asked_energies(settings)
         self.jets, self.seed = len(self.energies), settings.seed
@@ -61,6 +63,7 @@ class ShowerMaker:
             **self.drawing.as_json(),
             "max_particles": self.most,
             "seed": settings.seed,
+            "precision": settings.precision,
         }
 
     @property

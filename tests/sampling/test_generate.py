@@ -106,6 +106,25 @@ def test_killed_anywhere_it_continues_to_the_same_bytes(inputs, whole, tmp_path,
     assert digests(out) == digests(whole)
 
 
+def test_products_are_rounded_if_asked(inputs, whole, tmp_path):
+    assert run(inputs, tmp_path / "out", "--precision", "bf16") == 0
+    made, exact = (
+        module.first_jets(Shards(folder / "shards")).particles
+        for folder in (tmp_path / "out", whole)
+    )
+    assert 0 < (made - exact).abs().median() < 0.01  # particles of nearly the same pT may swap
+
+
+def test_folders_without_a_precision_go_on_in_float32(inputs, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    request = json.loads((out / "request.json").read_text())
+    assert request.pop("precision") == "ieee"
+    (out / "request.json").write_text(json.dumps(request))
+    assert run(inputs, out) == 0
+    assert run(inputs, out, "--precision", "bf16") == 1
+
+
 def test_finished_jets_are_not_made_again(inputs, whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -129,6 +148,7 @@ def test_a_fitted_scheme_is_kept_with_the_model(inputs, tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--seed", "1"], "made with another seed"),
+        (["--precision", "bf16"], "made with another precision"),
         (["--evaluations", "3"], "made with another scheme"),
         (["--num-jets", "11"], "has 10 jets, 11 are asked for"),
         (["--solver", "rk4", "--evaluations", "6"], "no multiple"),

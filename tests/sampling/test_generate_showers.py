@@ -155,6 +155,7 @@ def test_energies_of_a_file_or_evenly_spread(run, whole, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--seed", "1"], "made with another seed"),
+        (["--precision", "bf16"], "made with another precision"),
         (["--max-particles", "11"], "made with another max_particles"),
         (["--solver", "ab2"], "--solver is for velocity fields"),
         (["--batch-size", "256"], "--batch-size is for velocity fields"),

@@ -115,6 +115,7 @@ def test_a_longer_request_begins_with_the_same_jets(run, whole, tmp_path):
     ("flags", "message"),
     [
         (["--seed", "1"], "made with another seed"),
+        (["--precision", "bf16"], "made with another precision"),
         (["--top-k", "3"], "made with another top_k"),
         (["--solver", "ab2"], "--solver is for velocity fields"),
         (["--jets-per-type", "5"], "--jets-per-type is for velocity fields"),
