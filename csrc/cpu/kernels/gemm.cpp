@@ -68,7 +68,7 @@ void turn(const float* b, int64_t column, int64_t K, int64_t columns, float* to)
 }
 
 constexpr int64_t STEP = 2 * TILE_ROWS;  // of the summed index in a tile
-constexpr int64_t PAIR = 2 * TILE_SIZE;       // floats of two tiles
+constexpr int64_t PAIR = 2 * TILE_SIZE;  // floats that two tiles take
 constexpr int64_t STEPS = 16;            // of a pass, whose left tiles stay in the first-level cache
 
 JETKERN_INLINE int64_t steps_of(int64_t K) { return (K + STEP - 1) / STEP; }

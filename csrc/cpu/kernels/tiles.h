@@ -13,8 +13,8 @@ constexpr bool TILES = true;
 constexpr bool TILES = false;
 #endif
 
-constexpr int64_t TILE_ROWS = 16;                  // and pairs, or floats, of a row
-constexpr int64_t TILE_SIZE = TILE_ROWS * TILE_ROWS;    // lanes of a tile
+constexpr int64_t TILE_ROWS = 16;                     // and pairs, or floats, of a row
+constexpr int64_t TILE_SIZE = TILE_ROWS * TILE_ROWS;  // pairs, or floats, of a tile
 constexpr int64_t CLOSE = TILE_ROWS * sizeof(float);  // bytes between rows without gaps
 
 // Registers are numbers in the instructions. The caller has opened the tiles (host/parallel.h).
