@@ -75,6 +75,7 @@ def same_after_faults(command, arguments, result, tmp_path, capsys, number, ever
     assert failed > 0.6 * (case + 1)  # what only tidies up may fail without a word
 
 
+@pytest.mark.slow
 def test_pretraining(jetclass, tmp_path, capsys):
     def arguments(out):
         return flags(PRETRAIN, data=jetclass, out=out, **TINY, objective="classifier")
@@ -121,6 +122,7 @@ def test_generation(tmp_path, capsys, monkeypatch):
     same_after_faults(generate, arguments, contents, tmp_path, capsys, 6)
 
 
+@pytest.mark.slow
 def test_evaluation(jetclass, tmp_path, capsys):
     run = tmp_path / "run"
     assert pretrain.main(flags(PRETRAIN, data=jetclass, out=run, **TINY)) == 0

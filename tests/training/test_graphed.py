@@ -172,6 +172,7 @@ def test_what_is_hidden_is_known_before_a_step_if_there_is_one_masked_view():
     assert made(("classifier",)).objective.prepared(jets) is jets
 
 
+@pytest.mark.slow
 def test_two_processes_that_record_make_the_updates_of_two_plain_ones():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     run = subprocess.run(

@@ -78,6 +78,7 @@ def test_a_signal_saves_and_ends_with_code_0(jetclass, uninterrupted, tmp_path):
     assert digest(out) == digest(uninterrupted)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(jetclass, uninterrupted, tmp_path):
     out = tmp_path / "run"
     command = flags(PRETRAIN, data=jetclass, out=out, save_every=1000, micro_batch=8)

@@ -37,6 +37,7 @@ def wait_for(condition, seconds=90):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["all at once", "validation", "launcher is killed"])
 def test_below_torchrun(what, tmp_path):
     for split, jets in (("train", 256), ("val", 2048)):
