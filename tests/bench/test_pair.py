@@ -6,6 +6,7 @@ from bench.machine import ROOT
 from bench.pair import compare
 
 
+@pytest.mark.slow
 def test_steps_of_two_checkouts_are_timed_in_turn() -> None:
     old, new = compare([ROOT, ROOT], 3, "micro", "classifier", "ieee", "4")
     assert len(old) == len(new) == 3

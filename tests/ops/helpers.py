@@ -37,7 +37,7 @@ dispatch.cpu_library()
 
 TRITON = not dispatch.triton_package()
 BACKENDS = ["reference", "cpu", *(["triton"] if TRITON else [])]
-needs_triton = pytest.mark.skipif(not TRITON, reason=dispatch.triton_package() or "")
+needs_triton = pytest.mark.skipif(not TRITON, reason=dispatch.triton_package())
 
 
 def triton_device() -> str:

@@ -73,6 +73,7 @@ def test_accuracy_at_a_precision(precision: str) -> None:
     [("ieee", "local_embed_fwd"), ("tf32", "local_block_fwd"), ("bf16", "local_block_fwd")],
 )
 @pytest.mark.parametrize("k", [10, 17])
+@pytest.mark.slow
 def test_accuracy_of_the_widest(k: int, precision: str, kernel: str) -> None:
     """The fused kernels take width 128 but in "ieee", where they would spill."""
     values = inputs([4, 1], 128, 32, k, 1)

@@ -45,6 +45,7 @@ def test_accuracy_far_from_zero(inputs: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.slow
 def test_the_same_bits_twice(shape: tuple[int, int, int]) -> None:
     weights = moved(random_mlp(*shape), triton_device())
     x = torch.randn(300, shape[0], generator=generator(3)).to(triton_device())

@@ -108,6 +108,7 @@ def test_every_kind_of_value_in_every_place_of_a_checkpoint(run, jetclass, tmp_p
     assert refused > 2
 
 
+@pytest.mark.slow
 def test_every_kind_of_value_in_every_place_of_a_manifest(run, toptag, tmp_path, capfd):
     (best,) = (run / "checkpoints").glob("best-*")
     manifest = json.loads((best / "MANIFEST.json").read_text())

@@ -60,6 +60,7 @@ def test_a_killed_run_continues_to_the_same_bits(jetclass, uninterrupted, tmp_pa
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_ends_with_code_0(jetclass, uninterrupted, tmp_path):
     out = tmp_path / "run"
     command = flags(PRETRAIN, data=jetclass, out=out, save_every=1000)
@@ -107,6 +108,7 @@ def test_two_processes_train_as_one(jetclass, uninterrupted, tmp_path):
     assert positions[0]["position"] == 24 * 32
 
 
+@pytest.mark.slow
 def test_an_error_of_the_run_folder_reaches_every_process(jetclass, uninterrupted):
     command = flags(PRETRAIN, data=jetclass, out=uninterrupted, lr="2e-3")
     code, _, stderr = drive("pretrain", *command, processes=2)

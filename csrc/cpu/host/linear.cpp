@@ -139,8 +139,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& d_out, const Te
     auto run = JETKERN_SELECT(linear_backward_x);
     parallel((rows + TILE - 1) / TILE, 0, [&](int64_t i, float*) {
       const int64_t first = i * TILE;
-      run(dy + first * outputs, panels.floats(), std::min(TILE, rows - first), inputs, outputs, bf16,
-          to_x + first * inputs);
+      run(dy + first * outputs, panels.floats(), std::min(TILE, rows - first), inputs, outputs,
+          bf16, to_x + first * inputs);
     });
   }
   auto run = JETKERN_SELECT(linear_backward_weight);

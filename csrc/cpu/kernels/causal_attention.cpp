@@ -98,7 +98,7 @@ struct Workspace {
     k = slopes + KEYS * PANEL;
     v = k + KEYS * width;
     tiles = v + KEYS * width;
-    panels = tiles + KEYS * PANEL + PANEL * (width + PANEL);  // whichever is the larger
+    panels = tiles + KEYS * PANEL + PANEL * (width + PANEL);  // of either shape
   }
   float *scores, *slopes;  // (keys, queries)
   float *k, *v;            // (keys, width)
@@ -170,7 +170,8 @@ void causal_attention_forward(const CausalSet& set, float* out, int64_t out_row,
           const int64_t keys = smaller(all, panel.end - block);
           if (keys <= 0) continue;
           const Kept kept = work.kept((first - start) / PANEL, d);
-          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d, set.bf16), work.scores, PANEL, false);
+          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d, set.bf16), work.scores, PANEL,
+               false);
           softmax_of(panel, block, keys, d, scale, work.scores, kept);
           gemm(d, panel.lanes, keys, work.v, 1, d,
                right_rows(work.scores, PANEL, keys, panel.lanes, set.bf16, work.tiles), kept.mixed,
@@ -234,8 +235,10 @@ void causal_attention_backward(const CausalSet& set, const float* out, int64_t o
           const int64_t keys = smaller(all, panel.end - block);
           if (keys <= 0) break;
           const Kept kept = work.kept((first - start) / PANEL, d);
-          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d, set.bf16), work.scores, PANEL, false);
-          gemm(keys, panel.lanes, d, work.v, d, 1, packed(kept.dout, d, set.bf16), work.slopes, PANEL, false);
+          gemm(keys, panel.lanes, d, work.k, d, 1, packed(kept.q, d, set.bf16), work.scores, PANEL,
+               false);
+          gemm(keys, panel.lanes, d, work.v, d, 1, packed(kept.dout, d, set.bf16), work.slopes,
+               PANEL, false);
           for (int64_t c = 0; c < panel.lanes; c += W) {
             const vfloat top = load(kept.top + c), inverse = load(kept.total + c);
             const vfloat share = load(kept.share + c);

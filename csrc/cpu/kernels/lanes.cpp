@@ -216,15 +216,20 @@ void tiles_product(const float* w, int64_t depth, const float* x, int64_t x_step
 void tile_blocks(const float* block, int64_t breadth, int64_t depth, const float* x, int64_t x_step,
                  float* y, int64_t y_step, int64_t slots, const float* bias, const float* add) {
   for (int64_t s = 0; s < slots;) {
-    const int64_t left = slots - s, n = left == 3 ? 3 : left > 1 ? 2 : 1, m = 4 / n;
-    const auto run = n == 3 ? tiles_product<1, 3> : n == 2 ? tiles_product<2, 2> : tiles_product<4, 1>;
-    const auto last = n == 3 ? tiles_product<1, 3> : n == 2 ? tiles_product<1, 2> : tiles_product<1, 1>;
-    for (int64_t o = 0; o < breadth;) {
-      const bool all = (breadth - o + W - 1) / W >= m;
-      (all ? run : last)(block + o * depth, depth, x + s * x_step, x_step, y + s * y_step + o * W,
-                         y_step, smaller(breadth - o, (all ? m : 1) * W), bias ? bias + o : nullptr,
-                         add ? add + s * y_step + o * W : nullptr);
-      o += (all ? m : 1) * W;
+    const int64_t left = slots - s, n = left == 3 ? 3 : left > 1 ? 2 : 1;
+    const auto run = n == 3   ? tiles_product<1, 3>
+                     : n == 2 ? tiles_product<2, 2>
+                              : tiles_product<4, 1>;
+    const auto last = n == 3   ? tiles_product<1, 3>
+                      : n == 2 ? tiles_product<1, 2>
+                               : tiles_product<1, 1>;
+    for (int64_t o = 0, m; o < breadth; o += m * W) {
+      const bool all = (breadth - o + W - 1) / W >= 4 / n;
+      m = all ? 4 / n : 1;  // vectors of outputs
+      const int64_t at = s * y_step + o * W;
+      (all ? run : last)(block + o * depth, depth, x + s * x_step, x_step, y + at, y_step,
+                         smaller(breadth - o, m * W), bias ? bias + o : nullptr,
+                         add ? add + at : nullptr);
     }
     s += n;
   }

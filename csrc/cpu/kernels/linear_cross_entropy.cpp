@@ -110,8 +110,8 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
       const int64_t j = of.target[first + i];
       if (j >= at && j < at + classes) work.logits[(j - at) * TILE + i] -= work.slope[i];
     }
-    gemm(classes, width, rows, work.logits, TILE, 1, packed(work.rows, rows, of.bf16), d_weight + at * width,
-         width, !fresh);
+    gemm(classes, width, rows, work.logits, TILE, 1, packed(work.rows, rows, of.bf16),
+         d_weight + at * width, width, !fresh);
     if (d_bias)
       for (int64_t j = 0; j < classes; j++) {
         vfloat own{};
@@ -120,8 +120,8 @@ void linear_cross_entropy_backward(const Vocabulary& of, int64_t first, int64_t 
       }
     if (!d_x) continue;
     pack(of.weight + at * width, width, 1, classes, width, work.weight, of.bf16);
-    gemm(rows, width, classes, work.logits, 1, TILE, packed(work.weight, classes, of.bf16), d_x, width,
-         at > begin);
+    gemm(rows, width, classes, work.logits, 1, TILE, packed(work.weight, classes, of.bf16), d_x,
+         width, at > begin);
   }
 }
 
@@ -185,8 +185,8 @@ void linear_cross_entropy_gradient(const Vocabulary& of, int64_t first, int64_t 
       const int64_t j = of.target[first + i];
       if (j >= at && j < at + classes) logits[(j - at) * lanes + i] -= 1.0f;
     }
-    gemm(classes, width, rows, logits, lanes, 1, packed(x, rows, of.bf16), d_weight + at * width, width,
-         !fresh);
+    gemm(classes, width, rows, logits, lanes, 1, packed(x, rows, of.bf16), d_weight + at * width,
+         width, !fresh);
     if (d_bias)
       for (int64_t j = 0; j < classes; j++) {
         vfloat own{};
@@ -195,7 +195,8 @@ void linear_cross_entropy_gradient(const Vocabulary& of, int64_t first, int64_t 
       }
     if (!d_x) continue;
     pack(of.weight + at * width, width, 1, classes, width, scratch, of.bf16);
-    gemm(rows, width, classes, logits, 1, lanes, packed(scratch, classes, of.bf16), d_x, width, at > begin);
+    gemm(rows, width, classes, logits, 1, lanes, packed(scratch, classes, of.bf16), d_x, width,
+         at > begin);
   }
 }
 

@@ -31,8 +31,8 @@ JETKERN_INLINE bool any_above(vfloat a, vfloat b) {
 // Logits of `classes` classes from `begin` on, (classes, row).
 void logits_of(const Draws& of, const float* x, int64_t lanes, int64_t begin, int64_t classes,
                float* to, int64_t row) {
-  gemm(classes, lanes, of.width, of.weight + begin * of.width, of.width, 1, packed(x, of.width, of.bf16), to,
-       row, false);
+  gemm(classes, lanes, of.width, of.weight + begin * of.width, of.width, 1,
+       packed(x, of.width, of.bf16), to, row, false);
   if (!of.bias) return;
   for (int64_t j = 0; j < classes; j++) {
     const vfloat bias = splat(of.bias[begin + j]);
